@@ -1,0 +1,1 @@
+"""From a dataset's annotation and video files to batches: readers, video decoding, preprocessing."""

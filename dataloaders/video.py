@@ -1,0 +1,228 @@
+"""Which frames of a video a model sees, and how they are decoded.
+
+decord decodes; OpenCV takes over where decord cannot be imported or fails on a file. Both read a clip from
+its first frame to its last: what they return is then the same, and a clip that is damaged anywhere is damaged
+whichever frames are asked for. Seeking is faster on long clips only, and decord's seek returns other frames
+than the ones asked for wherever key frames and presentation order differ (open groups of pictures, MPEG-4
+with B-frames, trimmed MP4 files), without an error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+# Read when OpenCV opens its first video: BadVideoError reports a damaged clip, libav need not do so as well.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+import cv2
+import numpy as np
+
+try:
+    import decord
+except (ImportError, OSError):  # no wheel for this platform, or one that it cannot load
+    decord = None
+else:
+    decord.logging.set_level(decord.logging.QUIET)
+
+# Every worker of a data loader is a process of its own; threads inside them would only compete.
+cv2.setNumThreads(0)
+
+Sampler = Callable[[int, int], np.ndarray]
+
+# Containers whose header counts frames. The others know a duration, of their longest track, and a frame rate.
+COUNTING_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi"})
+DURATION_TOLERANCE = 0.05
+
+
+class BadVideoError(RuntimeError):
+    """A video that cannot be decoded from beginning to end. `path` and `reason` say which and why."""
+
+    # `reason` is optional because a DataLoader raises a worker's error anew with its message alone.
+    def __init__(self, path: str | Path, reason: str = ""):
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" if self.reason else str(self.path)
+
+
+class DecodingError(RuntimeError):
+    """One library cannot read a file; another may."""
+
+
+class _Header(NamedTuple):
+    """What a file's header announces, by OpenCV's reading; `frames` is not positive where nothing is."""
+
+    frames: int
+    fps: float
+
+
+def sample_frame_indices(total: int, num_frames: int, rng: np.random.Generator | None = None) -> np.ndarray:
+    """The frames to read of a clip of `total` frames: (min(total, num_frames),) int64, strictly increasing.
+
+    The clip is divided into T = `num_frames` equal segments [i*total/T, (i+1)*total/T). Without `rng`
+    (evaluation) the frame at the middle of each segment; with `rng` (training) one frame of each segment,
+    uniformly, as in temporal segment networks (Wang et al., 2016). A clip of at most T frames gives all of
+    them, unpadded.
+
+    Raises ValueError where either number is below one.
+    """
+    if total < 1 or num_frames < 1:
+        raise ValueError(f"cannot sample {num_frames} of {total} frames")
+    if total <= num_frames:
+        return np.arange(total)
+    segments = np.arange(num_frames + 1)
+    if rng is None:
+        return (2 * segments[:-1] + 1) * total // (2 * num_frames)
+    bounds = -(-segments * total // num_frames)  # rounded up: the first whole frame of each segment
+    return rng.integers(bounds[:-1], bounds[1:])
+
+
+def read_video(
+    path: str | Path, num_frames: int, sample: Sampler = sample_frame_indices
+) -> tuple[np.ndarray, int]:
+    """Decodes the sampled frames of a video, turned upright as its rotation tag says.
+
+    sample: (total, num_frames) -> increasing frame indices, at most `num_frames`. It is asked a second time
+    where the header proves to have miscounted, or where OpenCV takes over from decord; a sampler that draws
+    from a generator should make it anew in each call if its frames are not to depend on that.
+
+    Returns frames (num_frames, H, W, 3) uint8 RGB, and how many of them are real; the others are zeros. Only
+    sampled frames are kept, so memory does not grow with the clip.
+
+    Raises BadVideoError where the file is missing or neither library decodes it to its end. One frame fewer
+    than the header counts is its end too. OpenCV alone cannot tell a losslessly trimmed MP4, whose header
+    also counts the hidden frames, from a broken one, and rejects it.
+    """
+    if not Path(path).is_file():
+        raise BadVideoError(path, "is a directory" if Path(path).is_dir() else "no such file")
+    failures = []
+    if decord is not None:
+        try:
+            return _pad(_read_with_decord(path, num_frames, sample), num_frames)
+        except DecodingError as error:
+            failures.append(f"decord: {error}")
+    try:
+        return _pad(_read_with_opencv(path, num_frames, sample), num_frames)
+    except DecodingError as error:
+        failures.append(f"OpenCV: {error}")
+    raise BadVideoError(path, "; ".join(failures))
+
+
+def _read_with_decord(path: str | Path, num_frames: int, sample: Sampler) -> list[np.ndarray]:
+    """The sampled frames, each (H, W, 3) uint8 RGB. Raises DecodingError."""
+    if _is_transport_stream(path):
+        raise DecodingError("starts MPEG transport streams at a later frame than the first")
+    try:
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        times = reader.get_frame_timestamp(
+            range(len(reader))
+        )  # (packets, 2) seconds, in order of presentation
+        key_frames = set(reader.get_key_indices())
+    except Exception as error:  # decord also raises RuntimeError, AssertionError and its own DECORDError
+        raise DecodingError(_first_line(error)) from error
+    starts = times[:, 0]
+    # decord finds frames by their times; some files have none (B-frames in AVI).
+    if not (np.diff(starts) > 0).all():
+        raise DecodingError("has no increasing timestamps for this file")
+    _check_complete(path, _read_header(path), len(starts), starts[-1])
+    total = len(starts)
+    if Path(path).suffix.lower() in COUNTING_SUFFIXES:
+        # A trimmed MP4 begins with packets that are decoded but not shown; their times are negative.
+        total = int((starts >= 0).sum())
+    if total == 0:
+        raise DecodingError("no frame is shown")
+    wanted = set(sample(total, num_frames).tolist())
+    frames = []
+    try:
+        for index in range(total):
+            if index in wanted:
+                frames.append(reader.next().asnumpy())
+            elif index + 1 in key_frames:
+                reader.next()  # skip_frames would seek to the key frame
+            else:
+                reader.skip_frames(1)  # decodes without converting
+    except Exception as error:  # as above, and ValueError for a frame that did not come
+        raise DecodingError(_first_line(error)) from error
+    return frames
+
+
+def _read_with_opencv(path: str | Path, num_frames: int, sample: Sampler) -> list[np.ndarray]:
+    """The sampled frames, each (H, W, 3) uint8 RGB. Raises DecodingError."""
+    header = _read_header(path)
+    wanted = sample(header.frames, num_frames).tolist() if header.frames > 0 else []
+    frames, total, last = _grab(path, wanted)
+    if total == 0:
+        raise DecodingError("no frame can be decoded")
+    _check_complete(path, header, total, last)
+    if total != header.frames:
+        frames, _, _ = _grab(path, sample(total, num_frames).tolist())
+    return frames
+
+
+def _grab(path: str | Path, wanted: list[int]) -> tuple[list[np.ndarray], int, float]:
+    """Decodes a whole file: its wanted frames, the number of all, and the time of the last in seconds."""
+    capture = _open_capture(path)
+    wanted = set(wanted)
+    frames, total, last = [], 0, 0.0
+    while capture.grab():
+        if total in wanted:
+            read, frame = capture.retrieve()
+            if not read:
+                raise DecodingError(f"frame {total} cannot be converted")
+            frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+        total += 1
+        last = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+    return frames, total, last
+
+
+def _check_complete(path: str | Path, header: _Header, total: int, last: float) -> None:
+    """Raises DecodingError where `total` frames, the last at `last` seconds, are fewer than announced.
+
+    Both libraries take the end of a truncated AVI, MKV or WebM for the end of the clip, and OpenCV any
+    failure. A count that falls short while the times reach the end is a variable frame rate, or an AVI that
+    repeats frames by leaving them out.
+    """
+    reached = max(total, round(last * header.fps) + 1)
+    tolerance = 1
+    if Path(path).suffix.lower() not in COUNTING_SUFFIXES:
+        tolerance = max(1, round(DURATION_TOLERANCE * header.frames))
+    if reached < header.frames - tolerance:
+        raise DecodingError(f"breaks off after {total} of {header.frames} frames")
+
+
+def _read_header(path: str | Path) -> _Header:
+    capture = _open_capture(path)
+    return _Header(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS))
+
+
+def _open_capture(path: str | Path) -> cv2.VideoCapture:
+    return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+
+
+def _is_transport_stream(path: str | Path) -> bool:
+    """MPEG-TS is a row of 188-byte packets that each begin with the letter G."""
+    with open(path, "rb") as file:
+        head = file.read(189)
+    return head[:1] == b"G" == head[188:]
+
+
+def _pad(frames: list[np.ndarray], num_frames: int) -> tuple[np.ndarray, int]:
+    """(num_frames, H, W, 3) uint8 with zeros behind the given frames, and their number."""
+    shapes = {frame.shape for frame in frames}
+    if len(shapes) != 1 or any(frame.dtype != np.uint8 or frame.shape[2:] != (3,) for frame in frames):
+        raise DecodingError(f"frames of the shapes {sorted(shapes)}")
+    clip = np.zeros((num_frames, *frames[0].shape), dtype=np.uint8)
+    clip[: len(frames)] = frames
+    return clip, len(frames)
+
+
+def _first_line(error: Exception) -> str:
+    """A decoder's message without the source positions before it and the C++ stack trace behind it."""
+    lines = re.sub(r"\[\d\d:\d\d:\d\d\] \S+: ", "", str(error)).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,71 @@
+"""Text–video retrieval: train and evaluate STOP, or evaluate the frozen CLIP, on MSR-VTT.
+
+On the CPU or one GPU:
+  python main_task_retrieval.py --do_train --train_csv MSRVTT_train.9k.csv --val_csv MSRVTT_JSFUSION_test.csv \\
+      --data_path MSRVTT_data.json --features_path videos --expand_msrvtt_sentences --output_dir runs/msrvtt
+On four GPUs of one machine (--batch_size is the global batch: the result is the same):
+  torchrun --nproc_per_node=4 main_task_retrieval.py --do_train …
+On two machines of four GPUs, the same line on both:
+  torchrun --nnodes=2 --nproc_per_node=4 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 main_task_retrieval.py …
+The same command again continues an interrupted run. Evaluation of a checkpoint, and of the frozen CLIP:
+  python main_task_retrieval.py --do_eval --init_model runs/msrvtt/best.pt --save_features features …
+  python main_task_retrieval.py --do_eval --method zero_shot …
+
+`--method` and `--datatype` decide which further flags there are; --help shows those of the ones chosen.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataloaders import msrvtt
+from dataloaders.dataset import EvaluationDataset, TrainingDataset, VideoSettings
+from modules.program import Arguments, parse_arguments, run_program
+from modules.retrieval import RetrievalTask
+from modules.settings import setting
+
+DATASETS = {"msrvtt": msrvtt.DATASET}
+
+
+@dataclass(frozen=True)
+class RetrievalSettings:
+    """Flags of retrieval."""
+
+    mask_same_video: bool = setting(False, "pairs of one video, and equal captions, are no negatives [ours]")
+    save_features: Path | None = setting(
+        None, "write the evaluation set's embeddings to this folder", affects_results=False
+    )
+
+
+def build_task(arguments: Arguments, image_size: int) -> RetrievalTask:
+    """Read the annotation files and put the task together.
+
+    Raises:
+        AnnotationError: listing everything that is wrong with the files.
+    """
+    dataset = DATASETS[arguments.datatype]
+    common, train = arguments.common, arguments.train
+    video = VideoSettings(common.max_frames, image_size, train.seed)
+    training_set = None
+    if common.do_train:
+        samples = dataset.read_train(arguments.data)
+        training_set = TrainingDataset(samples, video, replace_bad=train.on_bad_video == "skip")
+    return RetrievalTask(
+        training_set,
+        EvaluationDataset(dataset.read_eval(arguments.data), video, common.eval_frame_order),
+        arguments.task.mask_same_video,
+        common.batch_size_val,
+        train.num_thread_reader,
+        arguments.task.save_features,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit status."""
+    arguments = parse_arguments(argv, __doc__, DATASETS, RetrievalSettings)
+    return run_program(arguments, build_task)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

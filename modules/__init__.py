@@ -1,0 +1,1 @@
+"""The model, its losses and metrics, and the trainer."""

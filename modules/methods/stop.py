@@ -1,0 +1,188 @@
+"""``--method stop``: STOP, integrated spatial-temporal dynamic prompting (Liu et al., CVPR 2025).
+
+At a prompted layer the intra-frame prompter adds prompts to the discriminative regions of each frame, then the
+inter-frame prompter inserts tokens between frames where much changes. One pair of prompters serves all layers. What the
+paper leaves open and was decided here is marked [ours] where it is built.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from modules.clip_loader import LoadedCLIP
+from modules.clip_vision import ClipVisionTower
+from modules.errors import UserError
+from modules.inter_frame import InterFramePrompting, TemporalPrompter
+from modules.intra_frame import IntraFramePrompting, SpatialPrompter
+from modules.methods.base import Method
+from modules.randomness import fold_in
+from modules.scopes import SCOPES
+from modules.settings import setting
+from modules.text_encoder import FrozenTextEncoder
+from modules.video_encoder import PromptedTokens, VideoEncoder
+from modules.video_text_model import VideoTextModel
+
+INTRA, INTER = 0, 1  # what the two prompters' dropout keys are told apart by
+
+
+@dataclass(frozen=True)
+class StopSettings:
+    """Everything that can be set about STOP."""
+
+    attention_scope: str = setting("joint", "one sequence a video, or one a frame [ours]", ("joint", "frame"))
+    prompting: str = setting("per_layer", "prompt before every block, or once", ("per_layer", "once"))
+    num_regions: int = setting(6, "N_s, patches prompted in each frame; 0 for no intra-frame prompts")
+    alpha: float = setting(0.5, "α, weight of attention against temporal dynamics in W^s")
+    beta: float = setting(1.0, "β, extra weight of discriminative regions in W^t")
+    eta: float = setting(4.0, "η, tokens for the gap that varies most; 0 for no inter-frame prompts")
+    epsilon: float = setting(0.01, "ε, share of the tokens' mean square below which a gap counts as still")
+    dynamics_norm: str = setting("frame", "divide M_i by its sum over the frame, or not", ("frame", "none"))
+    selection_gradient: str = setting(
+        "straight_through", "how the choice of regions passes a gradient to N^s", ("straight_through", "none")
+    )
+    time_embedding: bool = setting(False, "add a learned embedding a frame and gap; ties the model to its T")
+    spatial_width: int = setting(64, "channels of the convolutions in P^s")
+    spatial_hidden: int = setting(256, "width between the Linears of P^s")
+    temporal_width: int = setting(96, "bottleneck width of P^t")
+    prompt_dropout: float = setting(0.1, "dropout at the end of P^s and P^t")
+
+
+class TimeEmbedding(nn.Module):
+    """A learned, zero-initialised embedding of each frame and each gap [ours]."""
+
+    def __init__(self, num_frames: int, width: int):
+        super().__init__()
+        self.frames = nn.Parameter(torch.zeros(num_frames, width))
+        self.gaps = nn.Parameter(torch.zeros(max(num_frames - 1, 0), width))
+
+    def check_length(self, length: int) -> None:
+        """Refuse videos of another T than the embedding was made for.
+
+        Raises:
+            UserError: saying both.
+        """
+        if length != len(self.frames):
+            raise UserError(
+                f"with --time_embedding a model works at the number of frames it was made for: "
+                f"expected T = {len(self.frames)}, found {length}"
+            )
+
+
+class StopPrompting(nn.Module):
+    """Both prompters at one layer; a `modules.video_encoder.Prompting`."""
+
+    def __init__(
+        self,
+        intra_frame: IntraFramePrompting | None,
+        inter_frame: InterFramePrompting | None,
+        time_embedding: TimeEmbedding | None,
+    ):
+        """intra_frame: None with N_s = 0. inter_frame: None with η = 0. time_embedding: None if not wanted."""
+        super().__init__()
+        self.intra_frame = intra_frame
+        self.inter_frame = inter_frame
+        self.time_embedding = time_embedding
+
+    def begin(self, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the frames' time embedding: to the patches, and to the class token where every frame has its own."""
+        if self.time_embedding is None:
+            return cls, patches
+        self.time_embedding.check_length(patches.shape[1])
+        frames = self.time_embedding.frames
+        if cls.shape[1] == len(frames):
+            cls = cls + frames
+        return cls, patches + frames[:, None]
+
+    def forward(
+        self, tower: ClipVisionTower, layer: int, cls: Tensor, patches: Tensor, real: Tensor, keys: Tensor | None
+    ) -> PromptedTokens:
+        """Prompt the input of block `layer`; shapes as in `PromptedTokens`."""
+        regions = torch.zeros(patches.shape[:3], dtype=patches.dtype, device=patches.device)
+        details = {}
+        if self.intra_frame is not None:
+            read = tower.read(layer, patches)
+            attention_map = tower.class_attention(layer, tower.read(layer, cls), read)
+            intra = self.intra_frame(patches, read, attention_map, real, _keys(keys, INTRA))
+            patches, regions = intra.patches, intra.region_weights
+            details |= {
+                "attention_map": attention_map,
+                "temporal_dynamics": intra.temporal_dynamics,
+                "region_scores": intra.region_scores,
+                "discriminative_regions": regions,
+            }
+        if self.inter_frame is None or patches.shape[1] < 2:
+            return PromptedTokens(patches, None, None, details)
+        inter = self.inter_frame(tower.read(layer, patches), regions, real, _keys(keys, INTER))
+        tokens = inter.tokens
+        if self.time_embedding is not None:
+            tokens = tokens + self.time_embedding.gaps[:, None]
+        details |= {
+            "frame_variation": inter.frame_variation,
+            "num_temporal_prompts": inter.num_temporal_prompts,
+            "temporal_prompts": tokens,
+        }
+        return PromptedTokens(patches, tokens, inter.mask, details)
+
+
+def _keys(keys: Tensor | None, use: int) -> Tensor | None:
+    return None if keys is None else fold_in(keys, use)
+
+
+def build_prompting(tower: ClipVisionTower, settings: StopSettings, num_frames: int) -> StopPrompting:
+    """The prompters of one model.
+
+    Args:
+        tower: whose tokens are prompted.
+        settings: see `StopSettings`.
+        num_frames: T; only the time embedding depends on it.
+
+    Raises:
+        UserError: naming a setting that is out of range.
+    """
+    width, grid = tower.width, tower.grid
+    intra_frame = inter_frame = None
+    if settings.num_regions != 0:
+        intra_frame = IntraFramePrompting(
+            width,
+            grid,
+            settings.num_regions,
+            settings.alpha,
+            normalize_dynamics=settings.dynamics_norm == "frame",
+            straight_through=settings.selection_gradient == "straight_through",
+            prompter=SpatialPrompter(
+                width, grid, settings.spatial_width, settings.spatial_hidden, settings.prompt_dropout
+            ),
+        )
+    if settings.eta != 0:
+        inter_frame = InterFramePrompting(
+            width,
+            grid,
+            settings.eta,
+            settings.beta,
+            settings.epsilon,
+            prompter=TemporalPrompter(
+                width,
+                grid,
+                InterFramePrompting.max_tokens(settings.eta),
+                settings.temporal_width,
+                settings.prompt_dropout,
+            ),
+        )
+    time_embedding = TimeEmbedding(num_frames, width) if settings.time_embedding else None
+    return StopPrompting(intra_frame, inter_frame, time_embedding)
+
+
+def build(clip: LoadedCLIP, settings: StopSettings, num_frames: int, max_words: int) -> VideoTextModel:
+    """STOP around a frozen CLIP."""
+    tower = clip.vision_tower()
+    encoder = VideoEncoder(
+        tower,
+        SCOPES[settings.attention_scope](),
+        build_prompting(tower, settings, num_frames),
+        per_layer=settings.prompting == "per_layer",
+    )
+    return VideoTextModel(FrozenTextEncoder(clip.model, clip.tokenizer, max_words), encoder, clip.logit_scale)
+
+
+METHOD = Method("intra-frame spatial and inter-frame temporal prompts (CVPR 2025)", StopSettings, build, trains=True)

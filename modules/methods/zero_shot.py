@@ -1,0 +1,30 @@
+"""``--method zero_shot``: the frozen CLIP with mean pooling over frames; nothing trains.
+
+CLIP4Clip's meanP without its fine-tuning: each real frame's unit-length embedding, their mean, made unit length.
+"""
+
+from dataclasses import dataclass
+
+from modules.clip_loader import LoadedCLIP
+from modules.methods.base import Method
+from modules.scopes import FrameScope
+from modules.text_encoder import FrozenTextEncoder
+from modules.video_encoder import VideoEncoder
+from modules.video_text_model import VideoTextModel
+
+
+@dataclass(frozen=True)
+class ZeroShotSettings:
+    """It has none."""
+
+
+def build(clip: LoadedCLIP, settings: ZeroShotSettings, num_frames: int, max_words: int) -> VideoTextModel:
+    """The frozen CLIP in the frame scope, without prompts."""
+    return VideoTextModel(
+        FrozenTextEncoder(clip.model, clip.tokenizer, max_words),
+        VideoEncoder(clip.vision_tower(), FrameScope()),
+        clip.logit_scale,
+    )
+
+
+METHOD = Method("frozen CLIP, mean over frames; nothing trains", ZeroShotSettings, build, trains=False)

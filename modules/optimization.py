@@ -1,0 +1,46 @@
+"""AdamW and its schedule, as STOP's retrieval numbers were trained (TABLES: betas, eps, warm-up, cosine)."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+BETAS = (0.9, 0.98)
+EPS = 1e-6
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over exactly the parameters given, without decay on biases and normalisations.
+
+    Args:
+        parameters: what trains. Those of one dimension are the biases and normalisation weights.
+        lr: peak learning rate.
+        weight_decay: for the others.
+    """
+    parameters = list(parameters)
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=BETAS, eps=EPS)
+
+
+def warmup_cosine(step: int, total_steps: int, warmup_share: float) -> float:
+    """Factor of the learning rate: linear warm-up, then a cosine from 1 to 0 over what is left.
+
+    Args:
+        step: optimiser steps done before this one, 0 to total_steps − 1.
+        total_steps: of the whole training.
+        warmup_share: share of the steps that warm up.
+    """
+    warmup = int(total_steps * warmup_share)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, total_steps: int, warmup_share: float):
+    """The schedule of `warmup_cosine`, a step of it for each of the optimiser's."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, total_steps, warmup_share))

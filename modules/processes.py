@@ -1,0 +1,117 @@
+"""One process or many: the only place that knows about process groups.
+
+Every rank computes the loss of the whole global batch from gathered rows in which only its own carry a gradient, and
+the gradients of the ranks are then summed. That is the exact gradient of the global loss, whatever the loss, and the
+reason why `DistributedDataParallel`, which averages the gradients of separate losses, is not used.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from modules.errors import UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process and its companions.
+
+    Attributes:
+        rank: of this process, 0 to world_size − 1.
+        world_size: how many there are.
+        device: what this process computes on.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and shows the progress."""
+        return self.rank == 0
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Rows of all ranks, in the order of ranks; gradients flow to this rank's own.
+
+        Args:
+            rows: (b, …), the same b on every rank.
+
+        Returns:
+            (world_size·b, …).
+        """
+        if self.world_size == 1:
+            return rows
+        gathered = [torch.empty_like(rows) for _ in range(self.world_size)]
+        dist.all_gather(gathered, rows.detach().contiguous())
+        gathered[self.rank] = rows
+        return torch.cat(gathered)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """A picklable value of every rank, in the order of ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def gather_list(self, items: Iterable[Any]) -> list[Any]:
+        """Lists of all ranks joined in the order of ranks."""
+        return [item for part in self.gather_objects(list(items)) for item in part]
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up the gradients of all ranks, in place; a parameter without one counts as zero."""
+        parameters = list(parameters)
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        if self.world_size == 1:
+            return
+        flat = torch.cat([p.grad.flatten() for p in parameters])
+        dist.all_reduce(flat)
+        for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad.copy_(grad.view_as(p))
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's value of something picklable, on every rank."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+
+def start_processes() -> Processes:
+    """Join the group that ``torchrun`` set up, or be the only process.
+
+    The device is this process's own CUDA GPU, else Apple's (untested), else the CPU. The group talks through NCCL on
+    GPUs and gloo on CPUs.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local_rank} of this machine has no GPU: torchrun was asked for more processes "
+                f"than the {torch.cuda.device_count()} GPUs here"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    elif torch.backends.mps.is_available() and world_size == 1:
+        device = torch.device("mps")
+    else:
+        device = torch.device("cpu")
+    if world_size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Processes(rank, world_size, device)
+
+
+def stop_processes() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,276 @@
+"""What the entry scripts share: flags, processes, CLIP, the method's model, training, evaluation, results."""
+
+import argparse
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from dataloaders.dataset import FRAME_ORDERS
+from dataloaders.samples import Dataset, Sample
+from dataloaders.video import BadVideoError
+from modules.clip_loader import LoadedCLIP, load_clip
+from modules.errors import UserError
+from modules.methods import METHODS
+from modules.methods.base import Method
+from modules.precision import Precision, choose_precision
+from modules.processes import Processes, start_processes, stop_processes
+from modules.run_folder import BEST, RunFolder, load_checkpoint
+from modules.settings import add_arguments, all_settings, from_arguments, result_settings, setting
+from modules.trainer import Task, Trainer, TrainSettings, list_differences, peak_memory_mb
+from modules.video_text_model import VideoTextModel
+
+logger = logging.getLogger("stop")
+
+
+@dataclass(frozen=True)
+class CommonSettings:
+    """Flags of every program."""
+
+    do_train: bool = setting(False, "train, evaluating after each epoch", affects_results=False)
+    do_eval: bool = setting(False, "evaluate only", affects_results=False)
+    output_dir: Path = setting(Path("runs/default"), "what the run leaves goes here", affects_results=False)
+    init_model: Path | None = setting(None, "checkpoint to evaluate, or to start training from")
+    pretrained_clip_name: str = setting(
+        "ViT-B/32", "OpenAI's name, an open_clip name, or a path", affects_results=False
+    )
+    pretrained_dir: Path | None = setting(
+        None, "folder with OpenAI's weight files (ViT-B-32.pt)", affects_results=False
+    )
+    trust_weights: bool = setting(
+        False, "accept an OpenAI-form file whose checksum is not a published one", affects_results=False
+    )
+    max_frames: int = setting(12, "T, frames a video")
+    max_words: int = setting(32, "tokens a caption, start and end included")
+    batch_size_val: int = setting(32, "videos encoded at a time in evaluation", affects_results=False)
+    eval_frame_order: str = setting(
+        "ordered", "order of a video's frames in evaluation; shuffle shows whether a model reads time", FRAME_ORDERS
+    )
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A parsed command line.
+
+    Attributes:
+        method, datatype: the names chosen.
+        common, train, task, method_settings, data: a settings object each.
+    """
+
+    method: str
+    datatype: str
+    common: CommonSettings
+    train: TrainSettings
+    task: Any
+    method_settings: Any
+    data: Any
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """All settings objects."""
+        return self.common, self.train, self.task, self.method_settings, self.data
+
+
+class ReportingTask(Task, Protocol):
+    """What a program asks of a task beyond what the trainer does."""
+
+    def report(self, model: VideoTextModel, processes: Processes, precision: Precision) -> dict[str, float]:
+        """Evaluate the chosen checkpoint and write the files that the task leaves; metrics, the same on every rank."""
+
+
+def parse_arguments(
+    argv: Sequence[str] | None, description: str, datasets: Mapping[str, Dataset], task_settings: type
+) -> Arguments:
+    """Parse a command line whose flags depend on the method and the dataset chosen.
+
+    Raises:
+        SystemExit: from argparse, for ``--help`` and for flags that are unknown or malformed.
+    """
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for parser_argument in (
+        ("--method", METHODS, "stop", "; ".join(f"{name}: {m.summary}" for name, m in METHODS.items())),
+        ("--datatype", datasets, next(iter(datasets)), "the dataset"),
+    ):
+        flag, choices, default, text = parser_argument
+        chooser.add_argument(flag, choices=list(choices), default=default, help=f"{text} (default: {default})")
+    chosen, _ = chooser.parse_known_args(argv)
+
+    parser = argparse.ArgumentParser(
+        description=description,
+        parents=[chooser],
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    groups = {
+        "program": CommonSettings,
+        "training": TrainSettings,
+        "task": task_settings,
+        f"method {chosen.method}": METHODS[chosen.method].settings,
+        f"dataset {chosen.datatype}": datasets[chosen.datatype].settings,
+    }
+    for title, settings in groups.items():
+        add_arguments(parser, settings, title)
+    args = parser.parse_args(argv)
+    return Arguments(chosen.method, chosen.datatype, *(from_arguments(s, args) for s in groups.values()))
+
+
+def run_program(
+    arguments: Arguments,
+    build_task: Callable[[Arguments, int], ReportingTask],
+) -> int:
+    """Train or evaluate, as the flags say, on the processes there are.
+
+    Args:
+        arguments: the command line.
+        build_task: from the arguments and CLIP's image size, the task with its data; it reads and checks all
+            annotation files.
+
+    Returns:
+        The exit status: 0, or 1 after an error that the user can mend, which has been printed.
+    """
+    try:
+        processes = start_processes()
+        folder = RunFolder(arguments.common.output_dir, processes.is_main)
+        folder.start_logging()
+        try:
+            _run(arguments, build_task, processes, folder)
+        finally:
+            folder.close()
+    except (UserError, BadVideoError, FloatingPointError) as error:
+        logger.error("%s", error)
+        return 1
+    finally:
+        stop_processes()
+    return 0
+
+
+def _run(arguments: Arguments, build_task, processes: Processes, folder: RunFolder) -> None:
+    start = time.perf_counter()
+    common = arguments.common
+    method = METHODS[arguments.method]
+    training = _check_mode(arguments, method)
+    folder.write_config({"method": arguments.method, "datatype": arguments.datatype} | all_settings(*arguments.parts))
+    precision = choose_precision(arguments.train.precision, processes.device)
+    clip = load_clip(common.pretrained_clip_name, common.pretrained_dir, common.trust_weights)
+    task = build_task(arguments, clip.image_size)
+    model = build_model(arguments, clip).to(processes.device, precision.dtype)
+    identity = make_identity(arguments, clip, precision, task.training_set)
+    logger.info(
+        "%s: %d trainable parameters, %s on %s, %d process(es)",
+        arguments.method,
+        model.num_trainable(),
+        precision.name,
+        processes.device,
+        processes.world_size,
+    )
+    if common.init_model is not None:
+        load_model(model, common.init_model, arguments, identity)
+    results = {"checkpoint": None if common.init_model is None else str(common.init_model)}
+    if training:
+        trainer = Trainer(model, task, arguments.train, processes, precision, folder, identity)
+        position = trainer.train()
+        best = processes.broadcast_object(folder.load_checkpoint(BEST) if processes.is_main else None)
+        model.load_trainable_state(best["model"])
+        logger.info(
+            "reporting epoch %d of %d, the best by %s on the evaluation set",
+            position.best["epoch"],
+            arguments.train.epochs,
+            task.selection_metric,
+        )
+        results = {"checkpoint": BEST, "epoch": position.best["epoch"], "last_epoch": position.last}
+        seconds = position.seconds
+    metrics = task.report(model, processes, precision)
+    if not training:
+        seconds = time.perf_counter() - start
+    folder.write_json(
+        "results.json",
+        {
+            "dataset": arguments.datatype,
+            "method": arguments.method,
+            **metrics,
+            **results,
+            "trainable_parameters": model.num_trainable(),
+            "seconds": round(seconds, 1),
+            "peak_memory_mb": round(peak_memory_mb(processes.device), 1),
+        },
+    )
+    logger.info("%s", " ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
+
+
+def _check_mode(arguments: Arguments, method: Method) -> bool:
+    """Whether to train; refuses what makes no sense.
+
+    Raises:
+        UserError: saying what to give.
+    """
+    common = arguments.common
+    if not common.do_train and not common.do_eval:
+        raise UserError("give --do_train, which also evaluates after each epoch, or --do_eval")
+    if common.do_train and not method.trains:
+        raise UserError(f"--method {arguments.method} has nothing to train: give --do_eval alone")
+    if not common.do_train and method.trains and common.init_model is None:
+        raise UserError(
+            f"--method {arguments.method} needs a checkpoint to be evaluated: give --init_model, for example "
+            f"{common.output_dir / BEST}. Untrained prompts are not zero-shot; that is --method zero_shot."
+        )
+    if not method.trains and common.init_model is not None:
+        raise UserError(f"--method {arguments.method} has no parameters that --init_model could set")
+    if common.max_frames < 1:
+        raise UserError(f"--max_frames must be at least 1, found {common.max_frames}")
+    return common.do_train
+
+
+def build_model(arguments: Arguments, clip: LoadedCLIP) -> VideoTextModel:
+    """The method's model, its initial values a function of the seed alone."""
+    torch.manual_seed(arguments.train.seed)
+    common = arguments.common
+    method = METHODS[arguments.method]
+    return method.build(clip, arguments.method_settings, common.max_frames, common.max_words)
+
+
+def make_identity(arguments: Arguments, clip: LoadedCLIP, precision: Precision, training_set) -> dict[str, Any]:
+    """Everything that a training's result depends on, by name."""
+    return {
+        "method": arguments.method,
+        "datatype": arguments.datatype,
+        **result_settings(*arguments.parts),
+        "precision": precision.name,
+        "clip_weights": clip_fingerprint(clip),
+        "training_set": None if training_set is None else samples_fingerprint(training_set.samples),
+    }
+
+
+def load_model(model: VideoTextModel, path: Path, arguments: Arguments, identity: Mapping[str, Any]) -> None:
+    """Load a checkpoint's parameters into a model that was built like the one they were trained in.
+
+    Raises:
+        UserError: if it was trained with another method, method settings or CLIP; the message lists the differences.
+    """
+    checkpoint = load_checkpoint(path)
+    names = ["method", "clip_weights", *asdict(arguments.method_settings)]
+    before = {name: checkpoint["identity"].get(name) for name in names}
+    if differences := list_differences(before, {name: identity[name] for name in names}):
+        raise UserError(f"{path} was trained in another model; give the same settings:\n  " + "\n  ".join(differences))
+    model.load_trainable_state(checkpoint["model"])
+
+
+def clip_fingerprint(clip: LoadedCLIP) -> str:
+    """A digest of the image tower's weights, which prompts are trained for."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(clip.model.visual.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def samples_fingerprint(samples: Sequence[Sample]) -> str:
+    """The number of samples and a digest of their ids and captions, in order; files may move."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(repr((sample.sample_id, sample.video_id, sample.captions)).encode())
+    return f"{len(samples)} samples, {digest.hexdigest()[:16]}"

@@ -1,0 +1,167 @@
+"""Text–video retrieval: the loss, the evaluation and the embeddings it can leave."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dataloaders.dataset import Batch, EvaluationDataset, TrainingDataset, evaluation_loader
+from modules.losses import same_video_or_caption, symmetric_contrastive_loss
+from modules.metrics import retrieval_metrics
+from modules.precision import Precision
+from modules.processes import Processes
+from modules.video_text_model import VideoTextModel
+
+logger = logging.getLogger("stop")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of an evaluation set, in annotation order, float32 and of unit length.
+
+    Attributes:
+        text: (N, E). video: (M, E).
+        text_to_video: (N,) int, the row of each caption's video.
+        text_ids, captions: N strings each. video_ids: M strings.
+    """
+
+    text: np.ndarray
+    video: np.ndarray
+    text_to_video: np.ndarray
+    text_ids: list[str]
+    captions: list[str]
+    video_ids: list[str]
+
+    def save(self, folder: Path) -> None:
+        """Write ``text.npy``, ``video.npy``, ``text_ids.txt``, ``video_ids.txt`` and ``captions.txt``, a row a line."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "text.npy", self.text)
+        np.save(folder / "video.npy", self.video)
+        for name in ("text_ids", "video_ids", "captions"):
+            lines = (" ".join(line.splitlines()) + "\n" for line in getattr(self, name))
+            (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+class RetrievalTask:
+    """Retrieval on one training and one evaluation set; a `modules.trainer.Task`."""
+
+    selection_metric = "t2v_R1"
+
+    def __init__(
+        self,
+        training_set: TrainingDataset | None,
+        evaluation_set: EvaluationDataset,
+        mask_same_video: bool,
+        batch_size: int,
+        num_workers: int,
+        save_features: Path | None = None,
+    ):
+        """Put the parts together.
+
+        Args:
+            training_set: None to evaluate only.
+            evaluation_set: text–video pairs; several pairs may share a video.
+            mask_same_video: take pairs of the same video, and equal captions, out of the negatives.
+            batch_size: videos encoded at a time in evaluation, on each process.
+            num_workers: decoding workers a process.
+            save_features: folder that `report` writes the embeddings to, or None.
+        """
+        self.training_set = training_set
+        self.evaluation_set = evaluation_set
+        self.mask_same_video = mask_same_video
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.save_features = save_features
+
+    def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Captions and videos of a batch: (b, E) each."""
+        video = model.encode_video(batch.frames, batch.num_frames, keys)["embedding"]
+        return model.encode_text(batch.captions), video
+
+    def loss(self, model: VideoTextModel, text: Tensor, video: Tensor, batch: Batch, processes: Processes) -> Tensor:
+        """Symmetric contrastive loss over the global batch."""
+        excluded = None
+        if self.mask_same_video:
+            video_ids, captions = processes.gather_list(batch.video_ids), processes.gather_list(batch.captions)
+            excluded = same_video_or_caption(video_ids, captions).to(video.device)
+        similarity = model.similarity(processes.gather_rows(text), processes.gather_rows(video))
+        return symmetric_contrastive_loss(similarity, excluded)
+
+    def evaluate(self, model: VideoTextModel, processes: Processes, precision: Precision) -> dict[str, float]:
+        """R@1, R@5, R@10, median and mean rank in both directions."""
+        return self.metrics(self.embed(model, processes, precision))
+
+    def report(self, model: VideoTextModel, processes: Processes, precision: Precision) -> dict[str, float]:
+        """Evaluate, and write the embeddings if wanted."""
+        embeddings = self.embed(model, processes, precision)
+        if self.save_features is not None and processes.is_main:
+            embeddings.save(self.save_features)
+            logger.info("embeddings are in %s", self.save_features)
+        return self.metrics(embeddings)
+
+    @staticmethod
+    def metrics(embeddings: Embeddings) -> dict[str, float]:
+        """The metrics of an evaluation set's embeddings."""
+        return retrieval_metrics(embeddings.text @ embeddings.video.T, embeddings.text_to_video)
+
+    @torch.no_grad()
+    def embed(self, model: VideoTextModel, processes: Processes, precision: Precision) -> Embeddings:
+        """Embed the evaluation set, each item once, on the process whose turn it is.
+
+        Raises:
+            BadVideoError: if a video cannot be decoded.
+        """
+        model.eval()
+        samples = self.evaluation_set.samples
+        first_rows: dict[str, int] = {}
+        for row, sample in enumerate(samples):
+            first_rows.setdefault(sample.video_id, row)
+        video_ids = list(first_rows)
+        numbers = {video_id: number for number, video_id in enumerate(video_ids)}
+        captions = [sample.captions[0] for sample in samples]
+        return Embeddings(
+            text=self._embed_texts(model, captions, processes, precision),
+            video=self._embed_videos(model, list(first_rows.values()), processes, precision),
+            text_to_video=np.array([numbers[sample.video_id] for sample in samples]),
+            text_ids=[sample.sample_id for sample in samples],
+            captions=captions,
+            video_ids=video_ids,
+        )
+
+    def _embed_texts(self, model, captions: Sequence[str], processes: Processes, precision: Precision) -> np.ndarray:
+        mine = captions[processes.rank :: processes.world_size]
+        with precision.autocast():
+            rows = [model.encode_text(part) for part in _parts(mine, self.batch_size)]
+        return self._gather_strided(rows, len(captions), processes)
+
+    def _embed_videos(self, model, rows: Sequence[int], processes: Processes, precision: Precision) -> np.ndarray:
+        mine = rows[processes.rank :: processes.world_size]
+        on_gpu = processes.device.type == "cuda"
+        loader = evaluation_loader(self.evaluation_set, mine, self.batch_size, self.num_workers, pin=on_gpu)
+        embedded = []
+        for batch in tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=not processes.is_main):
+            batch = batch.to(processes.device)
+            with precision.autocast():
+                embedded.append(model.encode_video(batch.frames, batch.num_frames)["embedding"])
+        return self._gather_strided(embedded, len(rows), processes)
+
+    @staticmethod
+    def _gather_strided(rows: list[Tensor], total: int, processes: Processes) -> np.ndarray:
+        """Rows that the ranks took in turn, in their first order again: (total, E) float32."""
+        mine = torch.cat(rows).float().cpu().numpy() if rows else None
+        parts = processes.gather_objects(mine)
+        width = parts[0].shape[1]
+        joined = np.empty((total, width), dtype=np.float32)
+        for rank, part in enumerate(parts):
+            if part is not None:
+                joined[rank :: processes.world_size] = part
+        return joined
+
+
+def _parts(items: Sequence, size: int) -> list[Sequence]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

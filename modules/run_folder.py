@@ -1,0 +1,174 @@
+"""What a run leaves in its output folder (SPEC, "What a run leaves")."""
+
+import csv
+import json
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from modules.errors import UserError
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "decord", "opencv-python-headless")
+LAST, BEST = "last.pt", "best.pt"
+
+logger = logging.getLogger("stop")
+
+
+class RunFolder:
+    """Files of a run. Only the main process writes; the others hold a folder that does nothing."""
+
+    def __init__(self, path: Path, is_main: bool):
+        """path: made if it is not there."""
+        self.path = path
+        self.is_main = is_main
+        self._board = None
+        if is_main:
+            path.mkdir(parents=True, exist_ok=True)
+
+    def start_logging(self) -> None:
+        """Send the log to ``log.txt`` and the terminal; other processes show warnings only."""
+        logger.setLevel(logging.INFO if self.is_main else logging.WARNING)
+        logger.propagate = False
+        for handler in logger.handlers[:]:
+            logger.removeHandler(handler)
+            handler.close()
+        handlers: list[logging.Handler] = [logging.StreamHandler()]
+        if self.is_main:
+            handlers.append(logging.FileHandler(self.path / "log.txt", encoding="utf-8"))
+        for handler in handlers:
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+            logger.addHandler(handler)
+
+    def write_config(self, settings: Mapping[str, Any]) -> None:
+        """``config.json``: every setting, package versions and the git commit."""
+        versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
+        self.write_json("config.json", {"settings": settings, "versions": versions, "git_commit": git_commit()})
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """A JSON file, complete or not there."""
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        self._write(name, lambda file: file.write(text.encode()))
+
+    def log_metrics(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Add a line to ``metrics.jsonl`` and points to TensorBoard.
+
+        Lines hold nothing that depends on the clock, so that an interrupted run leaves the lines of an uninterrupted one.
+        """
+        if not self.is_main:
+            return
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._tensorboard().add_scalar(f"{kind}/{name}", value, step)
+
+    def log_speed(self, step: int, samples_per_second: float) -> None:
+        """Speed goes to TensorBoard only."""
+        if self.is_main:
+            self._tensorboard().add_scalar("train/samples_per_second", samples_per_second, step)
+
+    def forget_after(self, step: int, epochs_evaluated: int) -> None:
+        """Take back the lines that a run wrote after the checkpoint that it is resumed from."""
+        path = self.path / "metrics.jsonl"
+        if not self.is_main or not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the last line of a run that was killed while it wrote; its step is logged again
+            if entry["step"] <= step and not (entry["kind"] == "eval" and entry["epoch"] > epochs_evaluated):
+                kept.append(line + "\n")
+        self._write("metrics.jsonl", lambda file: file.write("".join(kept).encode()))
+
+    def clear(self) -> None:
+        """Remove what an earlier run left that this one would add to."""
+        if self.is_main:
+            for name in ("metrics.jsonl", "bad_videos.csv", "results.json", LAST, BEST):
+                (self.path / name).unlink(missing_ok=True)
+
+    def add_bad_videos(self, rows: list[tuple[int, str, str]]) -> None:
+        """Add lines (step, video, reason) to ``bad_videos.csv``."""
+        if not self.is_main or not rows:
+            return
+        path = self.path / "bad_videos.csv"
+        is_new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if is_new:
+                writer.writerow(["step", "video", "reason"])
+            writer.writerows(rows)
+
+    def save_checkpoint(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a checkpoint; the one before stays until the new one is complete and on the disk."""
+        self._write(name, lambda file: torch.save(content, file))
+
+    def load_checkpoint(self, name: str) -> dict[str, Any] | None:
+        """A checkpoint of this folder, or None if there is none; see `load_checkpoint`."""
+        path = self.path / name
+        return load_checkpoint(path) if path.exists() else None
+
+    def close(self) -> None:
+        """Finish TensorBoard's file."""
+        if self._board is not None:
+            self._board.close()
+
+    def _tensorboard(self):
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed to evaluate
+
+            self._board = SummaryWriter(str(self.path / "tensorboard"))
+        return self._board
+
+    def _write(self, name: str, write: Callable[[BinaryIO], Any]) -> None:
+        """Write to a temporary file, flush it to the disk, then rename it."""
+        if not self.is_main:
+            return
+        temporary = self.path / f".{name}.partial"
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path / name)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running any code that may be in it.
+
+    Raises:
+        UserError: if the file is missing, damaged or no checkpoint of this program.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile, pickle and torch each raise their own
+        raise UserError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or "model" not in content or "method" not in content:
+        raise UserError(f"{path} is not a checkpoint of this program: expected entries 'model' and 'method'")
+    return content
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with "-dirty" if files differ from it; None outside a git checkout."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        root = Path(__file__).resolve().parent
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

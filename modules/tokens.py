@@ -1,0 +1,51 @@
+"""Helpers for tokens on a grid over time: (B, T, P, C), P = G·G patches of T frames."""
+
+import torch
+from torch import Tensor, nn
+
+
+def real_frames(num_frames: Tensor, length: int) -> Tensor:
+    """Which frames are real and which padding: (B,) int → (B, length) bool."""
+    return torch.arange(length, device=num_frames.device) < num_frames[:, None]
+
+
+def extend_in_time(tokens: Tensor, real: Tensor) -> Tensor:
+    """Repeat the first and the last real frame beyond the ends, over any padding.
+
+    Args:
+        tokens: (B, T, P, C).
+        real: (B, T) bool; the real frames come first, at least one.
+
+    Returns:
+        (B, T + 2, P, C): one frame before, the T frames with padding replaced, one behind.
+    """
+    last = tokens[torch.arange(len(tokens), device=tokens.device), real.sum(1) - 1]  # (B, P, C)
+    filled = torch.where(real[:, :, None, None], tokens, last[:, None])
+    return torch.cat([filled[:, :1], filled, filled[:, -1:]], dim=1)
+
+
+def grid_conv3d(conv: nn.Conv3d, tokens: Tensor, grid: int) -> Tensor:
+    """Apply a 3D convolution over time and the patch grid.
+
+    The tokens' memory is already in channels-last order, which depthwise convolutions want; only the view changes.
+
+    Args:
+        conv: from C to C′ channels, preserving the grid.
+        tokens: (B, T, P, C).
+        grid: G, with P = G·G.
+
+    Returns:
+        (B, T′, P, C′).
+    """
+    volume = tokens.unflatten(2, (grid, grid)).permute(0, 4, 1, 2, 3)  # (B, C, T, G, G)
+    return conv(volume).permute(0, 2, 3, 4, 1).flatten(2, 3)  # (B, T′, P, C′)
+
+
+def depthwise_conv3d(width: int, time_padding: int) -> nn.Conv3d:
+    """The 3D convolution of N^s and N^t: depthwise, 3×3×3, no bias, N(0, 1/27).
+
+    Without bias, nothing in gives nothing out: a still video has no temporal dynamics.
+    """
+    conv = nn.Conv3d(width, width, 3, padding=(time_padding, 1, 1), groups=width, bias=False)
+    nn.init.normal_(conv.weight, std=27**-0.5)
+    return conv

@@ -1,0 +1,1 @@
+"""Commands that prepare raw videos for training."""

@@ -1,0 +1,200 @@
+"""Renders the toy dataset: short H.264 videos of moving shapes, with annotation files in MSR-VTT's form.
+
+    python preprocess/make_toy_dataset.py --output_dir runs/toy/dataset
+
+About half a minute on one core. What it leaves in the folder:
+
+    videos/video0.mp4 ...   56 x 56 pixels, 24 frames, every frame encoded by itself
+    MSRVTT_data.json        captions of all videos; `category` is the index of the motion
+    train.csv               column video_id
+    test.csv                columns key, vid_key, video_id, sentence: one video and one caption a class
+    dataset.json            the settings that made it, and the names of colours, shapes and motions
+
+A class is an object (6 colours x 3 shapes) and a motion (6): 108 in all. Videos come in pairs of opposite
+motions, of which one is exactly the other backwards, down to the decoded pixels, so a model that ignores the
+order of frames cannot get more than half of the motions right. In every video stands one still object of
+another colour that the caption does not mention.
+"""
+
+import argparse
+import csv
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+if __package__ in (None, ""):  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from preprocess import toy_shapes as toy
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """What the files depend on. Counts are videos, always even since videos come in pairs of opposites."""
+
+    seed: int = 0
+    num_train: int = 1296  # 12 a class
+    num_test: int = 108  # 1 a class
+    num_frames: int = 24
+    fps: int = 8
+    quantiser: int = 16
+    renderer_version: int = toy.RENDERER_VERSION
+
+    def __post_init__(self):
+        num_classes = len(toy.all_motion_captions())
+        if self.num_train < 2 or self.num_train % 2 or self.num_test < 2 or self.num_test % 2:
+            raise ValueError("num_train and num_test must be positive even numbers: videos come in pairs of opposites")
+        if self.num_test > num_classes:
+            raise ValueError(f"num_test must be at most {num_classes}: equal captions in the test set would tie")
+
+
+def render_split(settings: DatasetSettings, split: str):
+    """Yields the split's `toy.Video`s, the two of a pair one after the other; classes take turns."""
+    kinds = [
+        (colour, shape, pair)
+        for pair in range(len(toy.MOTION_PAIRS))
+        for shape in range(len(toy.SHAPES))
+        for colour in range(len(toy.COLOURS))
+    ]
+    count = settings.num_train if split == "train" else settings.num_test
+    for index in range(count // 2):
+        rng = np.random.default_rng([settings.seed, SPLITS.index(split), index])
+        colour, shape, pair = kinds[index % len(kinds)]
+        yield from toy.render_pair(rng, colour, shape, pair, settings.num_frames)
+
+
+def write_video(path: Path, frames: np.ndarray, fps: int, quantiser: int) -> None:
+    """Encodes (T, S, S, 3) uint8 RGB frames so that a frame's decoded pixels depend on that frame alone.
+
+    By default H.264 predicts a frame from earlier ones and spends bits where its look-ahead suggests, so a
+    clip and its reversal differ by tens of grey levels. Intra frames only, one quantiser and one thread make
+    them equal, and the file the same in every run.
+    """
+    codec_options = {"g": "1", "bf": "0", "qp": str(quantiser), "threads": "1", "preset": "fast"}
+    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=fps, options=codec_options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+def write_dataset(folder: Path, settings: DatasetSettings) -> None:
+    """Renders everything into an existing, empty folder."""
+    (folder / "videos").mkdir()
+    videos, sentences, rows = [], [], {"train": [], "test": []}
+    progress = tqdm(total=settings.num_train + settings.num_test, desc="rendering", unit="video", mininterval=1)
+    for split in SPLITS:
+        for video in render_split(settings, split):
+            number = len(videos)
+            video_id = f"video{number}"
+            write_video(folder / "videos" / f"{video_id}.mp4", video.frames, settings.fps, settings.quantiser)
+            videos.append(
+                {
+                    "category": video.motion,
+                    "url": "",
+                    "video_id": video_id,
+                    "start time": 0.0,
+                    "end time": settings.num_frames / settings.fps,
+                    "split": split,
+                    "id": number,
+                }
+            )
+            sentences.append({"caption": video.caption, "video_id": video_id, "sen_id": number})
+            if split == "train":
+                rows[split].append([video_id])
+            else:
+                rows[split].append([f"ret{len(rows[split])}", f"msr{number}", video_id, video.caption])
+            progress.update()
+    progress.close()
+
+    _write_json(folder / "MSRVTT_data.json", {"info": {}, "videos": videos, "sentences": sentences})
+    _write_csv(folder / "train.csv", ["video_id"], rows["train"])
+    _write_csv(folder / "test.csv", ["key", "vid_key", "video_id", "sentence"], rows["test"])
+    names = {"colours": list(toy.COLOURS), "shapes": toy.SHAPES, "motions": toy.MOTIONS}
+    _write_json(folder / "dataset.json", {"settings": asdict(settings), **names})
+
+
+def make_dataset(output_dir: str | Path, settings: DatasetSettings, overwrite: bool = False) -> Path:
+    """Makes the dataset, or finds it made already with the same settings; returns its folder.
+
+    It is written beside its final place and renamed at the end, so an interrupted run leaves nothing
+    half-made.
+
+    Raises `FileExistsError` where the folder holds anything else and `overwrite` is not set.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.exists() and not overwrite:
+        if _settings_of(output_dir) == asdict(settings):
+            print(f"{output_dir} is there already, made with the same settings.")
+            return output_dir
+        if not output_dir.is_dir() or any(output_dir.iterdir()):
+            raise FileExistsError(
+                f"{output_dir} exists and was made with other settings, or is no toy dataset; "
+                "choose another --output_dir, or give --overwrite to replace it"
+            )
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.") as scratch:
+        made = Path(scratch) / "dataset"
+        made.mkdir()
+        write_dataset(made, settings)
+        if output_dir.exists():
+            shutil.rmtree(output_dir)
+        made.rename(output_dir)
+    print(
+        f"{settings.num_train} training and {settings.num_test} test videos in {output_dir / 'videos'}; "
+        "annotations in MSRVTT_data.json, train.csv and test.csv beside it"
+    )
+    return output_dir
+
+
+def _settings_of(folder: Path) -> dict | None:
+    path = folder / "dataset.json"
+    return json.loads(path.read_text())["settings"] if path.is_file() else None
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    default = DatasetSettings()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", required=True, help="folder to make")
+    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--num_train", type=int, default=default.num_train, help="training videos, even")
+    parser.add_argument("--num_test", type=int, default=default.num_test, help="test videos, even, up to 108")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    settings = DatasetSettings(seed=args.seed, num_train=args.num_train, num_test=args.num_test)
+    try:
+        make_dataset(args.output_dir, settings, overwrite=args.overwrite)
+    except FileExistsError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

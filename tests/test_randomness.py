@@ -1,0 +1,42 @@
+"""Draws belong to the sample: the same wherever and whenever they are made."""
+
+import torch
+
+from modules.randomness import SampleDropout, derive_seed, fold_in, uniform_bits
+
+
+def test_seeds_depend_on_every_part():
+    seeds = {derive_seed(*parts) for parts in [(1, 2), (2, 1), (1, "2"), (12,), (1, 2, 0), ("1", 2)]}
+    assert len(seeds) == 6
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_sample_is_dropped_alike_alone_and_in_any_batch():
+    dropout = SampleDropout(0.3).train()
+    x, keys = torch.ones(4, 6, 50), torch.tensor([derive_seed(0, i) for i in range(4)])
+    batch = dropout(x, keys)
+    assert torch.equal(dropout(x[[2, 0]], keys[[2, 0]]), batch[[2, 0]])
+    assert torch.equal(dropout(x, keys), batch)
+    assert not torch.equal(batch[0], batch[1])
+    assert not torch.equal(dropout(x, fold_in(keys, 1)), dropout(x, fold_in(keys, 2)))
+
+
+def test_dropout_keeps_its_share_and_the_mean():
+    keys = torch.tensor([derive_seed(1, i) for i in range(20)])
+    out = SampleDropout(0.3).train()(torch.ones(20, 10_000), keys)
+    # 200,000 draws: five standard deviations of the share are 0.005
+    assert abs((out == 0).double().mean() - 0.3) < 0.005
+    torch.testing.assert_close(out[out > 0], torch.full_like(out[out > 0], 1 / 0.7))
+    per_element = (out == 0).double().mean(0)  # no position is always kept or dropped
+    assert 0 < per_element.std() < 0.15
+
+
+def test_bits_are_uniform_and_uncorrelated_between_neighbouring_keys():
+    bits = uniform_bits(fold_in(torch.arange(8), 3), 20_000).double() / 2**32
+    assert torch.all((bits.mean(1) - 0.5).abs() < 0.015)
+    assert (torch.corrcoef(bits) - torch.eye(8)).abs().max() < 0.04
+
+
+def test_evaluation_drops_nothing():
+    x = torch.randn(2, 3)
+    assert torch.equal(SampleDropout(0.5).eval()(x, None), x)
