@@ -44,16 +44,13 @@ def read_train(
         if captions and not texts:
             problems.append(f"{video_id}: unknown to {data_path}, no captions")
         problems += [
-            f"{video_id}: caption {position} in {data_path} is empty"
-            for position, text in enumerate(texts)
-            if not text
+            f"{video_id}: caption {position} in {data_path} is empty" for position, text in enumerate(texts) if not text
         ]
         problems += _missing(video_id, videos, features_path)
         path = videos.get(video_id)
         if expand_sentences:
             samples += [
-                Sample(f"{video_id}#{position}", video_id, path, (text,))
-                for position, text in enumerate(texts)
+                Sample(f"{video_id}#{position}", video_id, path, (text,)) for position, text in enumerate(texts)
             ]
         else:
             samples.append(Sample(video_id, video_id, path, tuple(texts)))
@@ -76,8 +73,7 @@ def read_eval(val_csv: str | Path, features_path: str | Path) -> list[Sample]:
         problems += _missing(video_id, videos, features_path)
     raise_if_problems(f"MSR-VTT evaluation split {val_csv}", problems, REMEDY)
     return [
-        Sample(row.key, row.video_id, videos[row.video_id], (row.sentence,))
-        for row in table.itertuples(index=False)
+        Sample(row.key, row.video_id, videos[row.video_id], (row.sentence,)) for row in table.itertuples(index=False)
     ]
 
 
@@ -109,9 +105,7 @@ def _read_table(path: str | Path, columns: list[str], unique: str) -> tuple[pd.D
     table = table.reindex(columns=columns, fill_value="").apply(lambda column: column.str.strip())
     for column in columns:
         if column not in missing:
-            problems += [
-                f"row {row + 1} of {path}: empty {column}" for row in table.index[table[column] == ""]
-            ]
+            problems += [f"row {row + 1} of {path}: empty {column}" for row in table.index[table[column] == ""]]
     repeated = table[unique][table[unique].duplicated() & (table[unique] != "")]
     problems += [f"{value}: more than one row of {path} with this {unique}" for value in repeated.unique()]
     return table, problems
@@ -137,9 +131,7 @@ def _read_captions(path: str | Path) -> tuple[dict[str, list[str]], list[str]]:
         if isinstance(caption, str) and isinstance(video_id, str):
             captions.setdefault(video_id, []).append(caption.strip())
         else:
-            problems.append(
-                f"sentence {position} of {path} needs texts 'caption' and 'video_id': {sentence!r:.80}"
-            )
+            problems.append(f"sentence {position} of {path} needs texts 'caption' and 'video_id': {sentence!r:.80}")
     return captions, problems
 
 
@@ -158,9 +150,7 @@ def _read_train(settings: MsrvttSettings) -> list[Sample]:
     missing = [name for name in ("train_csv", "data_path") if getattr(settings, name) is None]
     if missing:
         raise AnnotationError(f"training on MSR-VTT needs {' and '.join('--' + name for name in missing)}")
-    return read_train(
-        settings.train_csv, settings.data_path, settings.features_path, settings.expand_msrvtt_sentences
-    )
+    return read_train(settings.train_csv, settings.data_path, settings.features_path, settings.expand_msrvtt_sentences)
 
 
 def _read_eval(settings: MsrvttSettings) -> list[Sample]:

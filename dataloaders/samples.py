@@ -65,9 +65,7 @@ def raise_if_problems(source: str, problems: list[str], remedy: str) -> None:
     raise AnnotationError("\n".join(lines))
 
 
-def scan_videos(
-    folder: str | Path, suffixes: Collection[str] = VIDEO_SUFFIXES
-) -> tuple[dict[str, Path], list[str]]:
+def scan_videos(folder: str | Path, suffixes: Collection[str] = VIDEO_SUFFIXES) -> tuple[dict[str, Path], list[str]]:
     """The videos of a folder by their stem, and what is wrong with it; for readers that have more to report.
 
     suffixes: lower case, with the dot; a file's own suffix may be in any case. Subfolders are not searched.
@@ -84,9 +82,7 @@ def scan_videos(
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
         if path.stem in videos:
-            problems.append(
-                f"{videos[path.stem].name} and {path.name} in {folder} are both video {path.stem}"
-            )
+            problems.append(f"{videos[path.stem].name} and {path.name} in {folder} are both video {path.stem}")
         videos.setdefault(path.stem, path)
     if not videos:
         problems.append(f"the video folder {folder} holds no videos ({', '.join(sorted(suffixes))})")

@@ -83,9 +83,7 @@ def sample_frame_indices(total: int, num_frames: int, rng: np.random.Generator |
     return rng.integers(bounds[:-1], bounds[1:])
 
 
-def read_video(
-    path: str | Path, num_frames: int, sample: Sampler = sample_frame_indices
-) -> tuple[np.ndarray, int]:
+def read_video(path: str | Path, num_frames: int, sample: Sampler = sample_frame_indices) -> tuple[np.ndarray, int]:
     """Decodes the sampled frames of a video, turned upright as its rotation tag says.
 
     sample: (total, num_frames) -> increasing frame indices, at most `num_frames`. It is asked a second time
@@ -120,9 +118,7 @@ def _read_with_decord(path: str | Path, num_frames: int, sample: Sampler) -> lis
         raise DecodingError("starts MPEG transport streams at a later frame than the first")
     try:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-        times = reader.get_frame_timestamp(
-            range(len(reader))
-        )  # (packets, 2) seconds, in order of presentation
+        times = reader.get_frame_timestamp(range(len(reader)))  # (packets, 2) seconds, in order of presentation
         key_frames = set(reader.get_key_indices())
     except Exception as error:  # decord also raises RuntimeError, AssertionError and its own DECORDError
         raise DecodingError(_first_line(error)) from error

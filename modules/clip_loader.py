@@ -6,7 +6,9 @@ path), checks of checksum and shapes before anything is run, and QuickGELU where
 """
 
 import hashlib
+import logging
 import math
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -153,7 +155,7 @@ def _from_folder(folder: Path) -> LoadedCLIP:
         if not (folder / needed).is_file():
             raise WeightsError(f"{folder} is no open_clip model folder: {needed} is missing")
     source = f"local-dir:{folder}"
-    model = open_clip.create_model(source, load_weights=False)
+    model = _architecture(source)
     try:
         state = load_file(folder / FOLDER_WEIGHTS)
     except Exception as error:  # safetensors has an error type of its own that it does not export in all versions
@@ -172,7 +174,9 @@ def _from_archive(path: Path, name: str | None, trust_weights: bool) -> LoadedCL
     """
     _check_checksum(path, name, trust_weights)
     try:
-        state = dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch calls TorchScript deprecated; OpenAI's files are it
+            state = dict(torch.jit.load(str(path), map_location="cpu").state_dict())
     except RuntimeError as error:
         raise WeightsError(
             f"{path}: expected a TorchScript archive as OpenAI releases them, found something else ({_kind(path)}). "
@@ -183,10 +187,19 @@ def _from_archive(path: Path, name: str | None, trust_weights: bool) -> LoadedCL
     if name is None:
         model = _model_from_shapes(path, state)
     else:
-        model = open_clip.create_model(f"{name}-quickgelu")
+        model = _architecture(f"{name}-quickgelu")
         _load_checked(model, state, path)
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     return LoadedCLIP(model, open_clip.get_tokenizer("ViT-B-32-quickgelu"), mean, std)
+
+
+def _architecture(name: str) -> nn.Module:
+    """A model without weights; open_clip's warning that there are none is not for the user to see."""
+    logging.disable(logging.WARNING)
+    try:
+        return open_clip.create_model(name, load_weights=False)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _model_from_shapes(path: Path, state: dict[str, Tensor]) -> nn.Module:
@@ -251,13 +264,13 @@ def _load_checked(model: nn.Module, state: Mapping[str, Tensor], source: Path) -
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    problems = [f"{name}: expected {expected[name]}, missing" for name in expected if name not in found]
-    problems += [f"{name}: not expected, found {found[name]}" for name in found if name not in expected]
-    problems += [
+    problems = [
         f"{name}: expected {expected[name]}, found {found[name]}"
         for name in expected
         if name in found and expected[name] != found[name]
     ]
+    problems += [f"{name}: expected {expected[name]}, missing" for name in expected if name not in found]
+    problems += [f"{name}: not expected, found {found[name]}" for name in found if name not in expected]
     if problems:
         listed = "\n  ".join(problems[:10])
         raise WeightsError(f"{source} does not hold this model's weights ({len(problems)} tensors differ):\n  {listed}")

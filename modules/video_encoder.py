@@ -119,6 +119,7 @@ class VideoEncoder(nn.Module):
             sequences = self.tower.block(layer, sequences, extra, mask, queries)
 
         embeddings = self.tower.project(sequences).view(batch, cls.shape[1], -1)  # (G, 1, E) → (B, C, E)
+        embeddings = embeddings.to(self.tower.mean.dtype)  # lengths and similarities are not left to low precision
         output = {"embedding": self.scope.pool(embeddings, real)}
         return output | {"layers": details} if return_details else output
 

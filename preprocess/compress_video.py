@@ -96,9 +96,7 @@ class CompressSettings:
         if self.fps <= 0:
             raise ValueError(f"fps must be above 0, not {self.fps}")
         if self.size < 2 or self.size % 2:
-            raise ValueError(
-                f"size must be an even number of pixels, not {self.size} (4:2:0 video has even sides)"
-            )
+            raise ValueError(f"size must be an even number of pixels, not {self.size} (4:2:0 video has even sides)")
         if not 0 <= self.crf <= 51:
             raise ValueError(f"crf must be 0 to 51, not {self.crf}")
 
@@ -248,9 +246,7 @@ def check_end(container, stream, packets: int, end_of_video: Fraction, end_of_fi
             raise DamagedVideo(f"it ends after {seconds(end_of_file)} of {seconds(duration)}")
 
 
-def presentation_times(
-    frames: Iterable[av.VideoFrame], interval: Fraction
-) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+def presentation_times(frames: Iterable[av.VideoFrame], interval: Fraction) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """Yield (time in seconds, frame) with times that never go back.
 
     A decoder gives its frames in presentation order, but their times are swapped among neighbours where the
@@ -295,9 +291,7 @@ def one_per_slot(
     slot, origin, shown = 0, None, None
     for time, frame in timed_frames:
         origin = time if origin is None else origin
-        next_slot = max(
-            0, math.ceil((time - origin - rounding) * fps)
-        )  # the first slot that shows this frame
+        next_slot = max(0, math.ceil((time - origin - rounding) * fps))  # the first slot that shows this frame
         if next_slot > slot:
             yield slot, *shown
             slot = next_slot
@@ -331,9 +325,7 @@ def encode(
         output.mux(stream.encode(None))
 
 
-def add_stream(
-    output, picture: av.VideoFrame, rate: Fraction, time_base: Fraction, crf: int
-) -> av.VideoStream:
+def add_stream(output, picture: av.VideoFrame, rate: Fraction, time_base: Fraction, crf: int) -> av.VideoStream:
     """An H.264 stream for pictures like `picture`."""
     stream = output.add_stream("libx264", rate=rate, options={"crf": str(crf)})
     stream.width, stream.height, stream.pix_fmt = picture.width, picture.height, picture.format.name
@@ -425,9 +417,7 @@ def plan(input_root: Path, output_root: Path) -> list[Job]:
         job = Job(name.as_posix(), source, output_root / name.with_suffix(".mp4"))
         other = jobs.setdefault(job.target, job)
         if other is not job:
-            raise ValueError(
-                f"'{other.name}' and '{job.name}' would both become '{name.with_suffix('.mp4')}'"
-            )
+            raise ValueError(f"'{other.name}' and '{job.name}' would both become '{name.with_suffix('.mp4')}'")
     if not jobs:
         raise ValueError(f"no videos under '{input_root}' ({' '.join(sorted(VIDEO_SUFFIXES))})")
     return sorted(jobs.values(), key=lambda job: job.name)
@@ -437,9 +427,7 @@ def find_videos(root: Path) -> Iterator[Path]:
     """Everything named like a video, also in linked folders; a folder named like one is reported later."""
     for folder, folders, files in os.walk(root, followlinks=True):
         here = Path(folder).resolve()
-        folders[:] = [
-            name for name in folders if not here.is_relative_to((here / name).resolve())
-        ]  # no link loops
+        folders[:] = [name for name in folders if not here.is_relative_to((here / name).resolve())]  # no link loops
         for name in sorted(folders + files):
             if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
                 yield Path(folder, name)
@@ -455,9 +443,7 @@ def claim_output(output_root: Path, jobs: list[Job], settings: CompressSettings)
     if path.exists():
         found = path.read_text(encoding="utf-8")
         if found != json.dumps(settings.as_json()):
-            raise ValueError(
-                f"'{path}' says {found}, not {json.dumps(settings.as_json())}: take another --output_root"
-            )
+            raise ValueError(f"'{path}' says {found}, not {json.dumps(settings.as_json())}: take another --output_root")
     else:
         present = next((job.target for job in jobs if job.target.exists()), None)
         if present:
@@ -479,9 +465,7 @@ def failure_reason(job: Job, settings: CompressSettings) -> str | None:
     return None
 
 
-def compress_all(
-    jobs: list[Job], settings: CompressSettings, num_workers: int
-) -> Iterator[tuple[Job, str | None]]:
+def compress_all(jobs: list[Job], settings: CompressSettings, num_workers: int) -> Iterator[tuple[Job, str | None]]:
     """Yield (job, None or why it failed) as they finish, in `num_workers` processes (1: in this one)."""
     if num_workers == 1:
         yield from ((job, failure_reason(job, settings)) for job in jobs)
@@ -537,9 +521,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.ArgumentParser, ar
     )
     parser.add_argument("--input_root", type=Path, required=True, help="folder of the raw videos")
     parser.add_argument("--output_root", type=Path, required=True, help="folder of the compressed videos")
-    parser.add_argument(
-        "--fps", type=Fraction, default=Fraction(3), help="frames a second: 3, 0.5 or 30000/1001 (3)"
-    )
+    parser.add_argument("--fps", type=Fraction, default=Fraction(3), help="frames a second: 3, 0.5 or 30000/1001 (3)")
     parser.add_argument("--size", type=int, default=224, help="short side in pixels, even (224)")
     parser.add_argument("--crf", type=int, default=23, help="x264 quality: 0 best, 51 worst (23)")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes (one a core)")
@@ -591,14 +573,10 @@ def main(argv: list[str] | None = None) -> int:
     failures: dict[str, str] = {}
     interrupted = False
     try:
-        for job, reason in tqdm(
-            compress_all(todo, settings, arguments.num_workers), total=len(todo), unit="video"
-        ):
+        for job, reason in tqdm(compress_all(todo, settings, arguments.num_workers), total=len(todo), unit="video"):
             if reason is not None:
                 failures[job.name] = reason
-            counts[
-                "compressed" if reason is None else "not reached" if reason == NOT_REACHED else "failed"
-            ] += 1
+            counts["compressed" if reason is None else "not reached" if reason == NOT_REACHED else "failed"] += 1
     except KeyboardInterrupt:
         interrupted = True
         counts["not reached"] = len(todo) - counts["compressed"] - counts["failed"]

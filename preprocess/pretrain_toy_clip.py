@@ -151,7 +151,8 @@ def train(settings: PretrainSettings) -> open_clip.CLIP:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
 
     def render(step: int) -> toy.Stills:
-        return toy.render_stills(np.random.default_rng([settings.seed, TRAIN_STREAM, step]), settings.batch_size)
+        rng = np.random.default_rng([settings.seed, TRAIN_STREAM, step])
+        return toy.render_stills(rng, settings.batch_size, settings.batch_colours)
 
     with ThreadPoolExecutor(max_workers=1) as renderer:
         upcoming = renderer.submit(render, 0)
@@ -269,7 +270,8 @@ def save_folder(model: open_clip.CLIP, output_dir: Path, record: dict) -> None:
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.") as scratch:
         made = Path(scratch) / "clip"
         made.mkdir()
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, made / WEIGHTS_NAME)
+        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+        (made / WEIGHTS_NAME).write_bytes(save(weights))
         config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": PREPROCESS_CONFIG}
         (made / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
         (made / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n")

@@ -1,12 +1,15 @@
 """Fixtures that several tests share."""
 
+import json
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from modules.clip_loader import LoadedCLIP
+from preprocess.make_toy_dataset import DatasetSettings, make_dataset
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -47,3 +50,31 @@ def shared_data(name: str) -> Path:
     if not folder.exists():
         pytest.skip(f"the real inputs are not here: {folder} is missing")
     return folder
+
+
+def save_clip_folder(folder: Path, model: torch.nn.Module, config: dict = TINY_CONFIG) -> Path:
+    """Save a model as an open_clip model folder."""
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    save_file(dict(model.state_dict()), folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> list[str]:
+    """Flags that run the retrieval program on a few toy videos with the tiny CLIP: 22 training and 6 test videos."""
+    root = tmp_path_factory.mktemp("tiny_run")
+    dataset = make_dataset(root / "dataset", DatasetSettings(num_train=22, num_test=6, num_frames=9))
+    clip = save_clip_folder(root / "clip", make_tiny_clip().model)
+    return [
+        *("--pretrained_clip_name", str(clip), "--features_path", str(dataset / "videos")),
+        *("--train_csv", str(dataset / "train.csv"), "--val_csv", str(dataset / "test.csv")),
+        *("--data_path", str(dataset / "MSRVTT_data.json"), "--max_frames", "4", "--max_words", "12"),
+        *("--num_thread_reader", "0", "--precision", "fp32"),
+    ]
+
+
+TINY_TRAINING = [
+    *("--do_train", "--epochs", "3", "--batch_size", "6", "--n_display", "1", "--num_regions", "3"),
+    *("--spatial_width", "8", "--spatial_hidden", "12", "--temporal_width", "8", "--prompt_dropout", "0.2"),
+]

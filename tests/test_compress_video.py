@@ -95,9 +95,7 @@ def shown_at(times, fps, end) -> list[int]:
 
 
 def run(input_root, output_root, *options) -> int:
-    return main(
-        ["--input_root", str(input_root), "--output_root", str(output_root), "--num_workers", "1", *options]
-    )
+    return main(["--input_root", str(input_root), "--output_root", str(output_root), "--num_workers", "1", *options])
 
 
 def failures_in(output_root) -> dict[str, str]:
@@ -112,9 +110,7 @@ def files_under(root) -> set[str]:
 # --- Which frames -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "rate", [Fraction(30), Fraction(25), Fraction(30000, 1001), Fraction(24), Fraction(7, 2)]
-)
+@pytest.mark.parametrize("rate", [Fraction(30), Fraction(25), Fraction(30000, 1001), Fraction(24), Fraction(7, 2)])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_frame_k_is_the_one_shown_at_k_over_fps(tmp_path, rate, suffix):
     source = write_clip(tmp_path / f"clip{suffix}", 60, rate)
@@ -251,9 +247,7 @@ def write_sound_and_picture(path, picture=True):
 
 
 @needs_real_videos
-@pytest.mark.parametrize(
-    "name", ["video_0.mov", "video_90.mov", "video_180.mov", "video_270.mov", "demo.mp4"]
-)
+@pytest.mark.parametrize("name", ["video_0.mov", "video_90.mov", "video_180.mov", "video_270.mov", "demo.mp4"])
 def test_compressed_frames_agree_with_opencv_reading_the_original(tmp_path, name):
     """OpenCV applies rotation tags and ignores the sample aspect ratio (demo.mp4's is 64:51)."""
     cv2 = pytest.importorskip("cv2")
@@ -317,10 +311,7 @@ def test_frames_of_real_clips(tmp_path, name, num_frames, rate):
         for index, frame in enumerate(container.decode(video=0)):
             if index in expected:
                 wanted[index] = frame.reformat(width, height, "yuv420p").to_ndarray()[:height]
-    errors = [
-        np.abs(plane.astype(float) - wanted[index]).mean()
-        for plane, index in zip(planes, expected, strict=True)
-    ]
+    errors = [np.abs(plane.astype(float) - wanted[index]).mean() for plane, index in zip(planes, expected, strict=True)]
     others = [np.abs(plane.astype(float) - wanted[expected[0]]).mean() for plane in planes[1:]]
     assert max(errors) < 2.5
     assert all(other > error for other, error in zip(others, errors[1:], strict=True))
@@ -586,9 +577,7 @@ def workers_of(process) -> list[int]:
     return [pid for pid in map(int, children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-needs_proc = pytest.mark.skipif(
-    not Path("/proc/self/task").is_dir(), reason="finds worker processes in /proc"
-)
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds worker processes in /proc")
 
 
 @needs_proc

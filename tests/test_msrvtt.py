@@ -87,9 +87,7 @@ def test_the_real_training_splits(tmp_path, name, count):
 
     expanded = read_train(SPLITS / name, data, videos, expand_sentences=True)
     assert len(expanded) == len({sample.sample_id for sample in expanded}) == 20 * count
-    assert [sample.captions[0] for sample in expanded] == [
-        text for sample in samples for text in sample.captions
-    ]
+    assert [sample.captions[0] for sample in expanded] == [text for sample in samples for text in sample.captions]
     assert all(sample.captions[0].startswith(f"{sample.video_id} caption") for sample in expanded)
 
 
@@ -123,9 +121,7 @@ def test_samples_keep_the_order_of_the_split_and_of_the_captions(train_files):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_line_ends_and_byte_order_marks_do_not_matter(tmp_path, newline, encoding):
     rows = ['ret0,msr0,video5,"a man, singing"', "ret1,msr1,video6,nan", "ret2,msr2,video7,der Flügel"]
-    path = write_csv(
-        tmp_path / "test.csv", "key,vid_key,video_id,sentence", *rows, newline=newline, encoding=encoding
-    )
+    path = write_csv(tmp_path / "test.csv", "key,vid_key,video_id,sentence", *rows, newline=newline, encoding=encoding)
     samples = read_eval(path, make_videos(tmp_path / "videos", ["video5", "video6", "video7"], ".webm"))
     assert [sample.sample_id for sample in samples] == ["ret0", "ret1", "ret2"]
     assert [sample.captions[0] for sample in samples] == ["a man, singing", "nan", "der Flügel"]
@@ -148,9 +144,7 @@ def test_videos_come_in_any_container(tmp_path):
 
 
 def test_all_problems_of_a_training_split_are_in_one_message(tmp_path):
-    train_csv = write_csv(
-        tmp_path / "train.csv", "video_id", "video0", "video1", "video2", "video3", "video0"
-    )
+    train_csv = write_csv(tmp_path / "train.csv", "video_id", "video0", "video1", "video2", "video3", "video0")
     captions = [("video0", "zero"), ("video0", "  "), ("video2", "two"), ("video3", "")]
     data = write_captions(tmp_path / "data.json", captions)
     videos = make_videos(tmp_path / "videos", ["video0", "video1", "video3"])
@@ -198,9 +192,7 @@ def test_all_problems_of_an_evaluation_split_are_in_one_message(tmp_path):
 
 
 def test_missing_columns_are_named_and_the_rest_is_still_checked(tmp_path):
-    path = write_csv(
-        tmp_path / "test.csv", "key,vid_key,video_id,text", "ret0,msr0,video0,a", "ret1,msr1,video1,b"
-    )
+    path = write_csv(tmp_path / "test.csv", "key,vid_key,video_id,text", "ret0,msr0,video0,a", "ret1,msr1,video1,b")
     with pytest.raises(AnnotationError, match="2 problems") as caught:
         read_eval(path, make_videos(tmp_path / "videos", ["video0"]))
     assert "missing ['sentence'], found ['key', 'vid_key', 'video_id', 'text']" in str(caught.value)

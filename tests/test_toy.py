@@ -94,14 +94,10 @@ def test_distractor_is_still_unmentioned_and_of_another_colour():
         colours = list(toy.COLOURS)
         distractor = colours[video.distractor_colour]
         assert distractor not in video.caption and colours[video.colour] in video.caption
-        looks_like_it = (
-            np.abs(video.frames - np.array(toy.COLOURS[distractor], dtype=float)).max(axis=-1) < 40
-        )
+        looks_like_it = np.abs(video.frames - np.array(toy.COLOURS[distractor], dtype=float)).max(axis=-1) < 40
         assert looks_like_it.sum(axis=(1, 2)).min() > 20  # seen in every frame
         area = looks_like_it.sum(axis=(1, 2))
-        assert (
-            area.max() - area.min() <= 0.35 * area.max()
-        )  # does not move or change, though it may be touched
+        assert area.max() - area.min() <= 0.35 * area.max()  # does not move or change, though it may be touched
 
 
 def test_test_split_shows_every_class_once():
@@ -116,9 +112,7 @@ def test_training_classes_are_balanced():
 
 
 def test_training_and_test_scenes_differ():
-    splits = (
-        make_toy_dataset.render_split(replace(SETTINGS, num_test=4), split) for split in ("train", "test")
-    )
+    splits = (make_toy_dataset.render_split(replace(SETTINGS, num_test=4), split) for split in ("train", "test"))
     for train, test in zip(*splits, strict=True):
         assert train.caption == test.caption and (train.frames != test.frames).any()
 
@@ -127,9 +121,7 @@ def test_training_and_test_scenes_differ():
 def test_opposite_motions_decode_to_each_other_backwards(dataset, decode):
     for split in ("train", "test"):
         videos = [video["video_id"] for video in annotations(dataset)["videos"] if video["split"] == split]
-        for first, second in [
-            (videos[i], videos[i + 1]) for i in range(0, len(videos), 26) if i + 1 < len(videos)
-        ]:
+        for first, second in [(videos[i], videos[i + 1]) for i in range(0, len(videos), 26) if i + 1 < len(videos)]:
             forwards, backwards = (decode(dataset / "videos" / f"{name}.mp4") for name in (first, second))
             assert forwards.shape == (SETTINGS.num_frames, toy.IMAGE_SIZE, toy.IMAGE_SIZE, 3)
             np.testing.assert_array_equal(forwards, backwards[::-1])
@@ -159,9 +151,7 @@ def test_annotations_have_the_published_form(dataset):
     assert [set(row) for row in train] == [{"video_id"}] * SETTINGS.num_train
     assert all(split[row["video_id"]] == "train" for row in train)
     assert [list(row) for row in test] == [["key", "vid_key", "video_id", "sentence"]] * SETTINGS.num_test
-    assert all(
-        split[row["video_id"]] == "test" and caption[row["video_id"]] == row["sentence"] for row in test
-    )
+    assert all(split[row["video_id"]] == "test" and caption[row["video_id"]] == row["sentence"] for row in test)
     assert all(text.endswith(toy.MOTIONS[category[video]]) for video, text in caption.items())
 
 

@@ -78,9 +78,7 @@ def test_sampled_frames_lie_in_their_segments(total, num_frames):
     assert (np.diff(drawn, axis=1) > 0).all()
     for i in range(num_frames):
         start, end = Fraction(i * total, num_frames), Fraction((i + 1) * total, num_frames)
-        assert abs(centres[i] + Fraction(1, 2) - (start + end) / 2) <= Fraction(
-            1, 2
-        )  # no frame is nearer the middle
+        assert abs(centres[i] + Fraction(1, 2) - (start + end) / 2) <= Fraction(1, 2)  # no frame is nearer the middle
         assert all(start <= frame < end for frame in drawn[:, i].tolist())
 
 
@@ -275,9 +273,7 @@ class _Clips(torch.utils.data.Dataset):
         return read_video(self.paths[index], 12)
 
 
-@pytest.mark.skipif(
-    "fork" not in multiprocessing.get_all_start_methods(), reason="starting workers takes long"
-)
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="starting workers takes long")
 def test_workers_decode_and_pass_on_the_error(tmp_path):
     good = write_video(tmp_path / "good.mp4")
     read_video(good, 12)  # the parent has decoded before it forks

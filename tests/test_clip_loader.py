@@ -1,0 +1,194 @@
+"""Weight sources: OpenAI's release form, open_clip folders, and what is refused."""
+
+import hashlib
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY_CONFIG, make_tiny_clip, save_clip_folder
+
+from modules.clip_loader import WeightsError, load_clip, published_file
+from modules.clip_vision import UnsupportedCLIP
+from modules.errors import UserError
+from modules.text_encoder import GROUP, FrozenTextEncoder
+
+
+class Holder(torch.nn.Module):
+    """A module tree that holds tensors under given names; what an archive of OpenAI's is to a loader."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def save_openai_archive(model, path, resolution, change=lambda state: None):
+    """Save a CLIP as OpenAI released its own: TorchScript, half precision, three extra buffers."""
+    open_clip.model.convert_weights_to_fp16(model)
+    state = dict(model.state_dict())
+    change(state)
+    buffers = {"input_resolution": resolution, "context_length": model.context_length, "vocab_size": model.vocab_size}
+    root = Holder()
+    state |= {k: torch.tensor(v) for k, v in buffers.items()}
+    for name, tensor in state.items():
+        *parents, leaf = name.split(".")
+        module = root
+        for parent in parents:
+            if parent not in module._modules:
+                module.add_module(parent, Holder())
+            module = module._modules[parent]
+        if name in buffers:
+            module.register_buffer(leaf, tensor)
+        else:
+            module.register_parameter(leaf, torch.nn.Parameter(tensor, requires_grad=False))
+    torch.jit.script(root).save(str(path))
+
+
+@pytest.fixture(scope="module")
+def vit_b_32(tmp_path_factory):
+    """A folder with a random ViT-B/32 under OpenAI's file name."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    save_openai_archive(open_clip.create_model("ViT-B-32-quickgelu"), folder / "ViT-B-32.pt", 224)
+    return folder
+
+
+def test_vit_b_32_in_openais_form_equals_open_clips_own_loader(vit_b_32):
+    path = vit_b_32 / "ViT-B-32.pt"
+    ours = load_clip("ViT-B/32", vit_b_32, trust_weights=True)
+    theirs = open_clip.load_openai_model(str(path), precision="fp32", device="cpu")
+    assert (ours.mean, ours.std) == (theirs.visual.image_mean, theirs.visual.image_std)
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    texts = open_clip.get_tokenizer("ViT-B-32")(["a video of a dog", "two people talk"])
+    with torch.no_grad():
+        torch.testing.assert_close(ours.model.encode_image(images), theirs.encode_image(images))
+        torch.testing.assert_close(ours.model.encode_text(texts), theirs.encode_text(texts))
+        # plain ViT-B-32 is another model: GELU instead of QuickGELU
+        plain = open_clip.create_model("ViT-B-32")
+        plain.load_state_dict(ours.model.state_dict())
+        assert (plain.eval().encode_image(images) - theirs.encode_image(images)).abs().max() > 1e-3
+        tower = ours.vision_tower()
+        cls, patches = tower.embed(images)
+        tokens = torch.cat([cls.expand(2, 1, -1), patches], dim=1)
+        for layer in range(tower.num_layers):
+            tokens = tower.block(layer, tokens)
+        torch.testing.assert_close(tower.project(tokens[:, 0]), theirs.encode_image(images), atol=1e-5, rtol=1e-4)
+    assert not any(p.requires_grad or p.dtype != torch.float32 for p in ours.model.parameters())
+    by_path = load_clip(str(path), trust_weights=True)
+    torch.testing.assert_close(by_path.model.visual.proj, ours.model.visual.proj)
+
+
+def test_a_wrong_checksum_is_refused_and_says_so(vit_b_32):
+    path = vit_b_32 / "ViT-B-32.pt"
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    expected = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
+    assert published_file("ViT-B-32") == ("ViT-B-32.pt", expected)
+    with pytest.raises(WeightsError, match=f"(?s){expected}.*{found}.*--trust_weights"):
+        load_clip("ViT-B/32", vit_b_32)
+    with pytest.raises(WeightsError, match=f"(?s)one of OpenAI's releases.*{found}.*--trust_weights"):
+        load_clip(str(path))
+
+
+def test_wrong_shapes_are_refused_even_when_trusted(tmp_path):
+    torch.manual_seed(0)
+    config = {"embed_dim": 64, "quick_gelu": True}
+    config |= {"vision_cfg": {"image_size": 64, "patch_size": 32, "width": 64, "layers": 1, "head_width": 64}}
+    config |= {"text_cfg": {"context_length": 77, "vocab_size": 512, "width": 64, "heads": 1, "layers": 1}}
+    save_openai_archive(open_clip.CLIP(**config), tmp_path / "ViT-B-32.pt", 64)
+    with pytest.raises(WeightsError, match=r"(?s)expected \(768, 3, 32, 32\), found \(64, 3, 32, 32\)"):
+        load_clip("ViT-B/32", tmp_path, trust_weights=True)
+    assert load_clip(str(tmp_path / "ViT-B-32.pt"), trust_weights=True).image_size == 64
+
+    def change(state):
+        state["visual.proj"] = state["visual.proj"][:, :8].clone()
+
+    save_openai_archive(open_clip.CLIP(**config), tmp_path / "cut.pt", 64, change)
+    with pytest.raises(WeightsError, match=r"(?s)cut\.pt.*visual\.proj"):
+        load_clip(str(tmp_path / "cut.pt"), trust_weights=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", None])
+def test_a_file_that_is_no_archive_is_refused(tmp_path, content):
+    path = tmp_path / "weights.pt"
+    if content is None:
+        torch.save({"visual.proj": torch.zeros(1)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"weights\.pt: expected a TorchScript archive"):
+        load_clip(str(path), trust_weights=True)
+
+
+def test_an_open_clip_folder_loads_with_its_own_architecture(tmp_path):
+    made = make_tiny_clip()
+    loaded = load_clip(str(save_clip_folder(tmp_path / "clip", made.model)))
+    assert loaded.vision_tower().num_heads == 2 and loaded.image_size == 24
+    image = torch.randn(1, 3, 24, 24)
+    torch.testing.assert_close(loaded.model.encode_image(image), made.model.encode_image(image))
+
+
+def test_a_folder_that_is_incomplete_or_does_not_fit_is_refused(tmp_path):
+    made = make_tiny_clip()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WeightsError, match="open_clip_config.json is missing"):
+        load_clip(str(tmp_path / "empty"))
+    wider = TINY_CONFIG | {"vision_cfg": TINY_CONFIG["vision_cfg"] | {"image_size": 32}}
+    folder = save_clip_folder(tmp_path / "other", made.model, wider)
+    with pytest.raises(WeightsError, match=r"positional_embedding: expected \(17, 32\), found \(10, 32\)"):
+        load_clip(str(folder))
+    (folder / "open_clip_model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        load_clip(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("ViT-Z/99", "no such file, folder or model"), ("ViT-B-32:laion9", "open_clip knows .*laion2b_s34b_b79k")],
+)
+def test_unknown_names_are_refused_with_what_there_is(name, message):
+    with pytest.raises(WeightsError, match=message):
+        load_clip(name)
+
+
+def test_towers_of_another_structure_are_refused():
+    resnet = open_clip.create_model("RN50").visual
+    with pytest.raises(UnsupportedCLIP, match="ModifiedResNet"):
+        make_tiny_clip().__class__.vision_tower(type("Clip", (), {"model": type("M", (), {"visual": resnet})})())
+    averaged = open_clip.CLIP(**TINY_CONFIG | {"vision_cfg": TINY_CONFIG["vision_cfg"] | {"pool_type": "avg"}})
+    clip = make_tiny_clip()
+    with pytest.raises(UnsupportedCLIP, match="attention pooling instead of a class token"):
+        clip.__class__(averaged, clip.tokenizer, clip.mean, clip.std).vision_tower()
+
+
+# captions
+
+
+def test_captions_are_cut_with_start_and_end_kept(tiny_clip):
+    encoder = FrozenTextEncoder(tiny_clip.model, tiny_clip.tokenizer, max_words=6)
+    tokens = encoder.tokenize(["one two three four five six seven", "one"])
+    start, end = 49406, 49407
+    assert tokens.shape == (2, 16)
+    assert tokens[0, 0] == start and tokens[0, 5] == end and not tokens[0, 6:].any()
+    assert tokens[1].tolist()[:3] == [start, tiny_clip.tokenizer(["one"])[0, 1].item(), end]
+    with pytest.raises(UserError, match="found 2"):
+        FrozenTextEncoder(tiny_clip.model, tiny_clip.tokenizer, max_words=2)
+
+
+def test_a_captions_embedding_does_not_depend_on_when_it_was_needed(tiny_clip):
+    captions = [f"caption number {i}" for i in range(GROUP + 3)]
+
+    def encoder():
+        return FrozenTextEncoder(tiny_clip.model, tiny_clip.tokenizer, max_words=12)
+
+    together, one_by_one = encoder(), encoder()
+    whole = together(captions)
+    for i in reversed(range(len(captions))):
+        one_by_one([captions[i]])
+    assert torch.equal(one_by_one(captions), whole)
+    expected = F.normalize(tiny_clip.model.encode_text(together.tokenize(captions)), dim=-1)
+    torch.testing.assert_close(whole, expected)
+
+
+def test_each_caption_is_embedded_once(tiny_clip, monkeypatch):
+    encoder = FrozenTextEncoder(tiny_clip.model, tiny_clip.tokenizer, max_words=12)
+    encoder(["a", "b"])
+    monkeypatch.setattr(tiny_clip.model, "encode_text", lambda tokens: pytest.fail("embedded again"))
+    assert encoder(["b", "a", "b"]).shape == (3, 16)

@@ -1,0 +1,319 @@
+"""The retrieval program as a user runs it: training, resuming, processes, evaluation, what it leaves."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_TRAINING, shared_data
+
+import main_task_retrieval
+from modules.metrics import retrieval_metrics
+from modules.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+METRICS = [f"{d}_{m}" for d in ("t2v", "v2t") for m in ("R1", "R5", "R10", "MdR", "MnR")]
+
+
+def run(flags, output_dir, *more):
+    """Run the program in this process and return its exit status."""
+    return main_task_retrieval.main([*flags, "--output_dir", str(output_dir), *more])
+
+
+def torchrun(processes, flags, output_dir, *more):
+    """Run the program on several gloo processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += ["main_task_retrieval.py", *flags, "--output_dir", str(output_dir), *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def lines(output_dir, kind):
+    entries = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if entry["kind"] == kind]
+
+
+def checkpoint(output_dir, name="last.pt"):
+    return torch.load(output_dir / name, weights_only=True)
+
+
+def tensors_of(value, prefix=""):
+    """All tensors and numbers in a nested structure, by path."""
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in tensors_of(item, f"{prefix}/{key}").items()}
+    if isinstance(value, list | tuple):
+        return {k: v for i, item in enumerate(value) for k, v in tensors_of(item, f"{prefix}/{i}").items()}
+    return {prefix: value}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_run, tmp_path_factory):
+    """A finished training on one process."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert run(tiny_run, folder, *TINY_TRAINING) == 0
+    return folder
+
+
+def test_a_training_leaves_what_it_should(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"config.json", "log.txt", "metrics.jsonl", "tensorboard", "last.pt", "best.pt", "results.json"} <= names
+    results = json.loads((trained / "results.json").read_text())
+    assert set(METRICS) < set(results)
+    assert results["dataset"] == "msrvtt" and results["method"] == "stop"
+    model = checkpoint(trained)["model"]
+    assert results["trainable_parameters"] == sum(t.numel() for t in model.values())
+    assert not [name for name in model if not name.startswith("video_encoder.prompting.")]
+    assert results["seconds"] > 0 and results["peak_memory_mb"] > 0
+    config = json.loads((trained / "config.json").read_text())
+    assert config["settings"]["num_regions"] == 3 and config["versions"]["torch"] == torch.__version__.split("+")[0]
+    steps = lines(trained, "train")
+    assert [entry["step"] for entry in steps] == list(range(1, 10))  # 22 videos, batches of 6: 3 a pass
+    evaluations = lines(trained, "eval")
+    assert [entry["epoch"] for entry in evaluations] == [1, 2, 3]
+    best = max(evaluations, key=lambda entry: entry["t2v_R1"])
+    assert results["epoch"] == best["epoch"] and results["t2v_R1"] == best["t2v_R1"]
+    assert "best checkpoint so far, by t2v_R1 on the evaluation set" in (trained / "log.txt").read_text()
+
+
+def test_training_learns_something(trained):
+    losses = [entry["loss"] for entry in lines(trained, "train")]
+    before = {name: value for name, value in checkpoint(trained)["model"].items() if "linear_out" in name}
+    assert all(value.abs().max() > 0 for value in before.values())  # it started at zero
+    assert len(set(losses)) == len(losses)
+
+
+class Killed(BaseException):
+    """What ends a run at once."""
+
+
+@pytest.mark.parametrize("kill_after", [1, 4, 8])
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny_run, trained, tmp_path, monkeypatch, kill_after):
+    step, count = Trainer._step, 0
+
+    def dying(self, batch):
+        nonlocal count
+        count += 1
+        if count > kill_after:
+            raise Killed
+        return step(self, batch)
+
+    flags = [*TINY_TRAINING, "--save_steps", "2"]
+    monkeypatch.setattr(Trainer, "_step", dying)
+    with pytest.raises(Killed):
+        run(tiny_run, tmp_path, *flags)
+    monkeypatch.setattr(Trainer, "_step", step)
+    assert run(tiny_run, tmp_path, *flags) == 0
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = tensors_of(checkpoint(tmp_path, name)), tensors_of(checkpoint(trained, name))
+        del ours["/position/seconds"], theirs["/position/seconds"]
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            same = torch.equal(value, theirs[key]) if isinstance(value, torch.Tensor) else value == theirs[key]
+            assert same, key
+    assert (tmp_path / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
+
+
+def test_a_finished_run_is_not_trained_again(tiny_run, trained, capsys):
+    before = (trained / "last.pt").read_bytes()
+    assert run(tiny_run, trained, *TINY_TRAINING) == 0
+    assert (trained / "last.pt").read_bytes() == before
+
+
+def test_other_settings_are_not_continued_and_are_listed(tiny_run, trained, capsys):
+    assert run(tiny_run, trained, *TINY_TRAINING, "--lr", "0.5", "--alpha", "0.1") == 1
+    message = capsys.readouterr().err
+    assert "lr: was 0.001, is 0.5" in message and "alpha: was 0.5, is 0.1" in message and "--resume never" in message
+    assert "batch_size: was" not in message
+
+
+def test_resume_never_starts_anew(tiny_run, tmp_path):
+    flags = [*TINY_TRAINING[:1], "--epochs", "1", *TINY_TRAINING[3:]]
+    assert run(tiny_run, tmp_path, *flags) == 0
+    assert run(tiny_run, tmp_path, *flags, "--lr", "0.01", "--resume", "never") == 0
+    assert [entry["step"] for entry in lines(tmp_path, "train")] == [1, 2, 3]
+
+
+def test_the_number_of_decoding_workers_changes_nothing(tiny_run, trained, tmp_path):
+    assert run(tiny_run, tmp_path, *TINY_TRAINING, "--num_thread_reader", "2") == 0
+    assert (tmp_path / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
+
+
+def test_two_processes_give_the_losses_of_one(tiny_run, trained, tmp_path):
+    result = torchrun(2, tiny_run, tmp_path, *TINY_TRAINING)
+    assert result.returncode == 0, result.stderr
+    ours, theirs = lines(tmp_path, "train"), lines(trained, "train")
+    assert [e["loss"] for e in ours] == pytest.approx([e["loss"] for e in theirs], rel=1e-4)
+    assert [e["step"] for e in ours] == [e["step"] for e in theirs]
+
+
+def test_two_processes_give_the_weights_of_one_in_float64(tiny_run, tmp_path):
+    flags = [*TINY_TRAINING, "--precision", "fp64", "--epochs", "7", "--mask_same_video", "--on_bad_video", "error"]
+    result = torchrun(2, tiny_run, tmp_path / "two", *flags)
+    assert result.returncode == 0, result.stderr
+    assert run(tiny_run, tmp_path / "one", *flags) == 0
+    two, one = checkpoint(tmp_path / "two"), checkpoint(tmp_path / "one")
+    assert one["position"]["step"] == 21
+    for name, value in one["model"].items():
+        assert value.dtype == torch.float64
+        assert (value - two["model"][name]).abs().max() < 1e-8, name
+    evaluations = [lines(tmp_path / folder, "eval") for folder in ("one", "two")]
+    assert evaluations[0] == evaluations[1]
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tiny_run, tmp_path):
+    result = torchrun(2, tiny_run, tmp_path, *TINY_TRAINING, "--batch_size", "5")
+    assert result.returncode != 0
+    assert "multiple of the number of processes: found 5 for 2" in result.stderr
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "amp"])
+def test_lower_precisions_train(tiny_run, trained, tmp_path, precision):
+    assert run(tiny_run, tmp_path, *TINY_TRAINING, "--precision", precision) == 0
+    ours, theirs = lines(tmp_path, "train"), lines(trained, "train")
+    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=0.1)
+    assert all(np.isfinite(entry["loss"]) for entry in ours)
+    assert all(value.dtype == torch.float32 for value in checkpoint(tmp_path)["model"].values())
+
+
+def test_evaluating_a_checkpoint_gives_the_metrics_it_had_and_its_embeddings(tiny_run, trained, tmp_path):
+    model_flags = TINY_TRAINING[7:]
+    features = tmp_path / "features"
+    more = ["--do_eval", "--init_model", str(trained / "best.pt"), "--save_features", str(features), *model_flags]
+    assert run(tiny_run, tmp_path, *more) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    expected = json.loads((trained / "results.json").read_text())
+    assert {m: results[m] for m in METRICS} == {m: expected[m] for m in METRICS}
+    text, video = np.load(features / "text.npy"), np.load(features / "video.npy")
+    for embeddings in (text, video):
+        assert embeddings.shape == (6, 16) and embeddings.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
+    assert retrieval_metrics(text @ video.T) == {m: results[m] for m in METRICS}
+    with Path(tiny_run[tiny_run.index("--val_csv") + 1]).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name, column in (("text_ids", "key"), ("video_ids", "video_id"), ("captions", "sentence")):
+        assert (features / f"{name}.txt").read_text().splitlines() == [row[column] for row in rows]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny_run, trained, tmp_path, capsys):
+    more = ["--do_eval", "--init_model", str(trained / "best.pt"), *TINY_TRAINING[7:]]
+    assert run(tiny_run, tmp_path, *more, "--eta", "2") == 1
+    assert "eta: was 4.0, is 2.0" in capsys.readouterr().err
+    (tmp_path / "damaged.pt").write_bytes(b"no checkpoint")
+    more[2] = str(tmp_path / "damaged.pt")
+    assert run(tiny_run, tmp_path, *more) == 1
+    assert "damaged.pt cannot be read as a checkpoint" in capsys.readouterr().err
+
+
+def test_untrained_prompts_are_not_evaluated(tiny_run, tmp_path, capsys):
+    assert run(tiny_run, tmp_path, "--do_eval", "--method", "stop") == 1
+    assert "--method stop needs a checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_zero_shot_needs_no_checkpoint_and_cannot_train(tiny_run, tmp_path, capsys):
+    assert run(tiny_run, tmp_path, "--do_eval", "--method", "zero_shot") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["trainable_parameters"] == 0 and set(METRICS) < set(results)
+    assert run(tiny_run, tmp_path, "--do_train", "--method", "zero_shot") == 1
+    assert "nothing to train" in capsys.readouterr().err
+    assert run(tiny_run, tmp_path) == 1
+    assert "give --do_train" in capsys.readouterr().err
+
+
+def test_shuffling_frames_changes_stop_but_not_mean_pooling(tiny_run, trained, tmp_path):
+    stop = ["--do_eval", "--init_model", str(trained / "best.pt"), *TINY_TRAINING[7:]]
+    videos = {}
+    for name, flags in (("stop", stop), ("zero_shot", ["--do_eval", "--method", "zero_shot"])):
+        for order in ("ordered", "shuffle"):
+            features = tmp_path / name / order
+            more = ["--eval_frame_order", order, "--save_features", str(features)]
+            assert run(tiny_run, tmp_path, *flags, *more) == 0
+            videos[name, order] = np.load(features / "video.npy")
+    np.testing.assert_allclose(videos["zero_shot", "ordered"], videos["zero_shot", "shuffle"], atol=1e-6)
+    assert np.abs(videos["stop", "ordered"] - videos["stop", "shuffle"]).max() > 1e-3
+
+
+def test_annotation_errors_stop_the_run_before_training(tiny_run, tmp_path, capsys):
+    flags = [*tiny_run]
+    empty = tmp_path / "videos"
+    empty.mkdir()
+    flags[flags.index("--features_path") + 1] = str(empty)
+    assert run(flags, tmp_path / "out", *TINY_TRAINING) == 1
+    assert str(empty) in capsys.readouterr().err
+    assert not (tmp_path / "out" / "last.pt").exists()
+    assert run([*tiny_run, "--batch_size", "23"], tmp_path / "out", "--do_train") == 1
+    assert "22 samples, fewer than one batch of 23" in capsys.readouterr().err
+
+
+def test_help_names_the_papers_symbols(capsys):
+    for method, symbols in (("stop", ("N_s", "α", "β", "η", "ε")), ("zero_shot", ("--max_frames",))):
+        with pytest.raises(SystemExit) as stopped:
+            main_task_retrieval.main(["--method", method, "--help"])
+        shown = capsys.readouterr().out
+        assert stopped.value.code == 0 and all(symbol in shown for symbol in symbols)
+
+
+def write_split(folder, videos, captions):
+    """MSR-VTT's annotation files for some video files."""
+    ids = [path.stem for path in videos]
+    (folder / "split.csv").write_text("video_id\n" + "".join(f"{name}\n" for name in ids))
+    pairs = [["key", "vid_key", "video_id", "sentence"]]
+    pairs += [
+        [f"ret{i}", f"msr{i}", name, caption] for i, (name, caption) in enumerate(zip(ids, captions, strict=True))
+    ]
+    with (folder / "pairs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(pairs)
+    sentences = [{"caption": c, "video_id": n, "sen_id": i} for i, (n, c) in enumerate(zip(ids, captions, strict=True))]
+    (folder / "data.json").write_text(json.dumps({"videos": [], "sentences": sentences}))
+
+
+def link_clips(folder, clips):
+    """Real clips under names that are all different."""
+    folder.mkdir()
+    links = []
+    for number, clip in enumerate(clips):
+        links.append(folder / f"{clip.stem.replace('.', '_')}_{number}{clip.suffix}")
+        links[-1].symlink_to(clip)
+    return links
+
+
+def test_one_epoch_on_real_clips_with_a_damaged_one_reported_by_name(tiny_run, tmp_path, capsys):
+    clips = sorted(shared_data("videos").iterdir())
+    halves = {"train": clips[::2], "test": [clip for clip in clips[1::2] if clip.stem != "corrupted"]}
+    if not any(clip.stem == "corrupted" for clip in halves["train"]):
+        halves["train"].append(next(clip for clip in clips if clip.stem == "corrupted"))
+    for name, half in halves.items():
+        (tmp_path / name).mkdir()
+        links = link_clips(tmp_path / name / "videos", half)
+        write_split(tmp_path / name, links, [f"a clip of {link.stem.replace('_', ' ')}" for link in links])
+    flags = [
+        *tiny_run[:2],
+        *("--features_path", str(tmp_path / "all"), "--train_csv", str(tmp_path / "train" / "split.csv")),
+        *("--data_path", str(tmp_path / "train" / "data.json"), "--val_csv", str(tmp_path / "test" / "pairs.csv")),
+        *("--max_frames", "4", "--max_words", "12", "--num_thread_reader", "0", "--precision", "fp32"),
+    ]
+    (tmp_path / "all").mkdir()
+    for half in halves:
+        for link in (tmp_path / half / "videos").iterdir():
+            (tmp_path / "all" / link.name).symlink_to(link.resolve())
+    batch = ["--batch_size", str(len(halves["train"])), "--epochs", "1"]
+    training = [*TINY_TRAINING[:1], *batch, *TINY_TRAINING[5:]]
+    assert run(flags, tmp_path / "out", *training) == 0
+    assert "corrupted" in capsys.readouterr().err
+    with (tmp_path / "out" / "bad_videos.csv").open(newline="") as file:
+        bad = list(csv.DictReader(file))
+    assert bad and all("corrupted" in row["video"] and row["reason"] for row in bad)
+    assert set(METRICS) < set(json.loads((tmp_path / "out" / "results.json").read_text()))
+
+    assert run(flags, tmp_path / "strict", *training, "--on_bad_video", "error") == 1
+    assert "corrupted" in capsys.readouterr().err
+    # in evaluation a bad video is always an error: leaving it out would change the metric
+    write_split(tmp_path / "train", sorted((tmp_path / "train" / "videos").iterdir()), ["a"] * len(halves["train"]))
+    flags[flags.index("--val_csv") + 1] = str(tmp_path / "train" / "pairs.csv")
+    assert run(flags, tmp_path / "eval", "--do_eval", "--method", "zero_shot") == 1
+    assert "corrupted" in capsys.readouterr().err
