@@ -83,8 +83,8 @@ def load_clip(name: str, pretrained_dir: Path | None = None, trust_weights: bool
     """Load a CLIP by name or path.
 
     Args:
-        name: one of OpenAI's names (``ViT-B/32``), always with QuickGELU; an open_clip name, with the pretraining behind
-            a colon where there are several (``ViT-B-32:laion2b_s34b_b79k``); a file in OpenAI's release form; or an
+        name: one of OpenAI's names (``ViT-B/32``), always with QuickGELU; an open_clip name, with the pretraining
+            behind a colon where there are several (``ViT-B-32:laion2b_s34b_b79k``); a file in OpenAI's release form; or an
             open_clip model folder (``open_clip_config.json`` and ``open_clip_model.safetensors``).
         pretrained_dir: where OpenAI's files are looked for (``ViT-B-32.pt``) and downloads are kept.
         trust_weights: load an OpenAI-form archive although its checksum is not a published one.
@@ -121,8 +121,8 @@ def _open_clip_model(name: str, pretrained_dir: Path | None, trust_weights: bool
     if not tags:
         known = ", ".join([*OPENAI_NAMES, "an open_clip name"])
         raise WeightsError(
-            f"--pretrained_clip_name {name}: no such file, folder or model with pretrained weights. Give one of {known}, "
-            "or the path of a weight file in OpenAI's form or of an open_clip model folder."
+            f"--pretrained_clip_name {name}: no such file, folder or model with pretrained weights. Give one of "
+            f"{known}, or the path of a weight file in OpenAI's form or of an open_clip model folder."
         )
     if not tag:
         tag = "openai" if "openai" in tags else tags[0]

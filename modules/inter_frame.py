@@ -154,6 +154,11 @@ class InterFramePrompting(nn.Module):
         still and gets 0: since the number of tokens is rounded *up*, any other small value would give a merely noisy
         clip a token in every gap, which the floor is there to prevent.
 
+        How ε = 0.005 was chosen: on seven real clips (12 frames; a random ViT-B/32 and the toy CLIP; untrained N^t) the
+        largest gap of a clip, as a share of the mean square, lies between 0.06 and 1.4 in every layer. Their first
+        frames as still videos, encoded anew as H.264 (crf 23 and 35), stay below 3e-5, and below 6e-4 with noise of
+        four grey levels added to each frame.
+
         Args:
             read: h^s as the layer reads it, (B, T, P, D).
             differences: Δh^s, (B, T − 1, P, D), zero outside the video.

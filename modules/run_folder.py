@@ -59,7 +59,7 @@ class RunFolder:
     def log_metrics(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Add a line to ``metrics.jsonl`` and points to TensorBoard.
 
-        Lines hold nothing that depends on the clock, so that an interrupted run leaves the lines of an uninterrupted one.
+        Lines hold nothing that depends on the clock: a run that was interrupted leaves those of one that was not.
         """
         if not self.is_main:
             return

@@ -176,7 +176,9 @@ class Trainer:
                 loss, norm = self._step(batch)
                 self._advance(seconds())
                 bar.update()
-                bar.set_postfix(loss=f"{loss:.4f}", samples_s=f"{self.settings.batch_size / seconds():.1f}")
+                bar.set_postfix(
+                    loss=f"{loss:.4f}", samples_s=f"{self.settings.batch_size / seconds():.1f}", refresh=False
+                )
                 if self.position.step % self.settings.n_display == 0:
                     self._log_step(epoch + 1, loss, norm, seconds())
                 if self.position.step % self.settings.save_steps == 0:
@@ -194,8 +196,8 @@ class Trainer:
         loss = self.task.loss(self.model, text, video, batch, self.processes)
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"step {self.position.step + 1}: the loss is {loss.item()} at rate {self.scheduler.get_last_lr()[0]:.3g} "
-                f"with videos {', '.join(batch.video_ids)}"
+                f"step {self.position.step + 1}: the loss is {loss.item()}, at rate "
+                f"{self.scheduler.get_last_lr()[0]:.3g} with videos {', '.join(batch.video_ids)}"
             )
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()

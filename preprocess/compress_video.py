@@ -50,9 +50,11 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from tqdm import tqdm
 
-VIDEO_SUFFIXES = frozenset(
-    [".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"]
-)
+if __package__ in (None, ""):  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dataloaders.samples import VIDEO_SUFFIXES
+
 SETTINGS_FILE = "compress_video.json"
 FAILURES_FILE = "failed_videos.csv"
 PARTIAL_SUFFIX = ".mp4.partial"

@@ -63,7 +63,6 @@ class PretrainSettings:
     seed: int = 0
     steps: int = 1500
     batch_size: int = 96
-    batch_colours: int = 2  # colours of the objects in one batch
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup_steps: int = 100
@@ -152,7 +151,7 @@ def train(settings: PretrainSettings) -> open_clip.CLIP:
 
     def render(step: int) -> toy.Stills:
         rng = np.random.default_rng([settings.seed, TRAIN_STREAM, step])
-        return toy.render_stills(rng, settings.batch_size, settings.batch_colours)
+        return toy.render_stills(rng, settings.batch_size)
 
     with ThreadPoolExecutor(max_workers=1) as renderer:
         upcoming = renderer.submit(render, 0)

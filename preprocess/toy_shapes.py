@@ -230,15 +230,9 @@ class Stills:
     generic: np.ndarray
 
 
-def render_stills(rng: np.random.Generator, n: int, num_colours: int = len(COLOURS)) -> Stills:
-    """Half layouts (one or two objects, position or size named), half motion trails; see `Stills`.
-
-    Their first objects have `num_colours` colours between them, drawn anew each time. With few of them more
-    captions of a training batch differ in shape, motion or position alone, which are what takes long to learn.
-    """
-    colours = rng.permutation(len(COLOURS))[:num_colours]
-    layouts = _render_layouts(rng, rng.choice(colours, n // 2))
-    trails = _render_trails(rng, rng.choice(colours, n - n // 2))
+def render_stills(rng: np.random.Generator, n: int) -> Stills:
+    """Half layouts (one or two objects, position or size named), half motion trails; see `Stills`."""
+    layouts, trails = _render_layouts(rng, n // 2), _render_trails(rng, n - n // 2)
     both = {
         name: np.concatenate([getattr(layouts, name), getattr(trails, name)])
         for name in ("images", "colour", "shape", "size", "position", "motion", "generic")
@@ -246,9 +240,8 @@ def render_stills(rng: np.random.Generator, n: int, num_colours: int = len(COLOU
     return Stills(captions=layouts.captions + trails.captions, **both)
 
 
-def _render_layouts(rng: np.random.Generator, colour: np.ndarray) -> Stills:
-    n = len(colour)
-    shape = rng.integers(0, len(SHAPES), n)
+def _render_layouts(rng: np.random.Generator, n: int) -> Stills:
+    colour, shape = rng.integers(0, len(COLOURS), n), rng.integers(0, len(SHAPES), n)
     size, position = rng.integers(0, len(SIZES), n), rng.integers(0, len(POSITIONS), n)
     radius = np.where(size == 1, rng.uniform(*LARGE_RADIUS, n), rng.uniform(*SMALL_RADIUS, n))
     at = np.stack([position % 3, position // 3], axis=1)  # (n, 2), column and row
@@ -282,9 +275,9 @@ def _render_layouts(rng: np.random.Generator, colour: np.ndarray) -> Stills:
     )
 
 
-def _render_trails(rng: np.random.Generator, colour: np.ndarray) -> Stills:
-    n = len(colour)
-    shape, motion = rng.integers(0, len(SHAPES), n), rng.integers(0, len(MOTIONS), n)
+def _render_trails(rng: np.random.Generator, n: int) -> Stills:
+    colour, shape = rng.integers(0, len(COLOURS), n), rng.integers(0, len(SHAPES), n)
+    motion = rng.integers(0, len(MOTIONS), n)
     generic = rng.random(n) < 0.15
     steps = len(TRAIL_OPACITY)
     x, y, radius = sample_paths(rng, motion, steps)

@@ -128,7 +128,7 @@ def test_an_open_clip_folder_loads_with_its_own_architecture(tmp_path):
 def test_a_folder_that_is_incomplete_or_does_not_fit_is_refused(tmp_path):
     made = make_tiny_clip()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(WeightsError, match="open_clip_config.json is missing"):
+    with pytest.raises(WeightsError, match=r"open_clip_config\.json is missing"):
         load_clip(str(tmp_path / "empty"))
     wider = TINY_CONFIG | {"vision_cfg": TINY_CONFIG["vision_cfg"] | {"image_size": 32}}
     folder = save_clip_folder(tmp_path / "other", made.model, wider)

@@ -3,11 +3,15 @@
 import math
 from types import SimpleNamespace
 
+import av
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_tiny_clip, random_videos
 
+from dataloaders.preprocessing import resize_and_crop
+from dataloaders.video import read_video
 from modules.errors import UserError
 from modules.inter_frame import InterFramePrompting, TemporalPrompter
 from modules.intra_frame import IntraFramePrompting, SpatialPrompter, select_regions
@@ -306,6 +310,24 @@ def test_a_still_video_gets_no_tokens_even_after_training(tiny_clip, scope, prom
     still = videos[:, :1].expand(-1, T, -1, -1, -1)
     for video, expected in ((still, False), (videos, True)):
         for layer in model.encode_video(video, full, return_details=True)["layers"]:
+            assert bool(layer["num_temporal_prompts"].any()) == expected
+
+
+def test_a_still_picture_encoded_as_video_gets_no_tokens(tiny_clip, tmp_path):
+    generator = np.random.default_rng(0)
+    picture = np.kron(generator.integers(0, 256, (6, 6, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    moving = np.stack([np.roll(picture, 4 * t, axis=1) for t in range(20)])
+    model = make_stop(tiny_clip)
+    for name, frames, expected in (("still", np.repeat(picture[None], 20, 0), False), ("moving", moving, True)):
+        with av.open(str(tmp_path / f"{name}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 96, 96, "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+            container.mux(stream.encode())
+        decoded, n = read_video(tmp_path / f"{name}.mp4", T)
+        video = resize_and_crop(decoded[:n], 24)[None]
+        for layer in model.encode_video(video, torch.tensor([n]), return_details=True)["layers"]:
             assert bool(layer["num_temporal_prompts"].any()) == expected
 
 

@@ -36,7 +36,7 @@ class StopSettings:
     alpha: float = setting(0.5, "α, weight of attention against temporal dynamics in W^s")
     beta: float = setting(1.0, "β, extra weight of discriminative regions in W^t")
     eta: float = setting(4.0, "η, tokens for the gap that varies most; 0 for no inter-frame prompts")
-    epsilon: float = setting(0.01, "ε, share of the tokens' mean square below which a gap counts as still")
+    epsilon: float = setting(0.005, "ε, share of the tokens' mean square below which a gap counts as still")
     dynamics_norm: str = setting("frame", "divide M_i by its sum over the frame, or not", ("frame", "none"))
     selection_gradient: str = setting(
         "straight_through", "how the choice of regions passes a gradient to N^s", ("straight_through", "none")

@@ -1,0 +1,96 @@
+"""Motion accuracy on the toy dataset, and the demo's table.
+
+  python scripts/demo_table.py "zero-shot=runs/demo/zero_shot" "STOP=runs/demo/stop"
+
+For each run, from its saved embeddings: of the captions of the right object, one a motion, is the right one nearest?
+Adds ``motion_accuracy`` (percent) to the run's ``results.json`` and prints a row.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from preprocess.toy_shapes import MOTIONS
+
+COLUMNS = {
+    "t→v R@1": "t2v_R1",
+    "R@5": "t2v_R5",
+    "R@10": "t2v_R10",
+    "v→t R@1": "v2t_R1",
+    "R@5 ": "v2t_R5",
+    "R@10 ": "v2t_R10",
+    "motion": "motion_accuracy",
+}
+
+
+def motion_accuracy(text: np.ndarray, video: np.ndarray, captions: Sequence[str]) -> float:
+    """How often the right motion wins among the captions of the right object, in percent.
+
+    Args:
+        text: (N, E), one caption for each pair of an object and a motion.
+        video: (N, E), in the order of their captions.
+        captions: N captions, "OBJECT MOTION".
+
+    Raises:
+        ValueError: if a caption has no motion in it, or an object lacks one.
+    """
+    rows: dict[tuple[str, str], int] = {}
+    pairs = []
+    for row, caption in enumerate(captions):
+        motion = next((m for m in MOTIONS if caption.endswith(f" {m}")), None)
+        if motion is None:
+            raise ValueError(f"caption {caption!r} ends in none of the motions {', '.join(MOTIONS)}")
+        pairs.append((caption.removesuffix(f" {motion}"), motion))
+        rows[pairs[-1]] = row
+    if missing := [f"{thing} {m}" for thing, _ in pairs for m in MOTIONS if (thing, m) not in rows]:
+        raise ValueError(f"no caption {missing[0]!r}: motion accuracy compares all motions of an object")
+    right = 0
+    for row, (thing, motion) in enumerate(pairs):
+        candidates = [rows[thing, m] for m in MOTIONS]
+        right += MOTIONS[int(np.argmax(text[candidates] @ video[row]))] == motion
+    return 100 * right / len(captions)
+
+
+def add_motion_accuracy(run: Path) -> dict:
+    """Complete a run's ``results.json`` from its embeddings, and return it."""
+    features = run / "features"
+    captions = (features / "captions.txt").read_text(encoding="utf-8").splitlines()
+    accuracy = motion_accuracy(np.load(features / "text.npy"), np.load(features / "video.npy"), captions)
+    path = run / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8")) | {"motion_accuracy": accuracy}
+    temporary = run / ".results.json.partial"
+    temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return results
+
+
+def table(rows: dict[str, dict]) -> str:
+    """A table of results, a row a name."""
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"{title.strip():>9}" for title in COLUMNS) + "  trained"]
+    for name, results in rows.items():
+        cells = "".join(f"{results[key]:9.1f}" for key in COLUMNS.values())
+        lines.append(f"{name:<{width}}{cells}{results['trainable_parameters']:9,}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Complete the runs' results and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER", help="what a row is called, and its run folder")
+    args = parser.parse_args(argv)
+    named = dict(run.split("=", 1) for run in args.runs)
+    print(table({name: add_motion_accuracy(Path(folder)) for name, folder in named.items()}))
+    print("All in percent but the last column, trained parameters. Motion: the right one of an object's six motions;")
+    print("chance is 16.7, and no model that ignores the order of frames can pass 50.")
+
+
+if __name__ == "__main__":
+    main()
