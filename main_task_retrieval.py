@@ -21,6 +21,7 @@ from pathlib import Path
 
 from dataloaders import msrvtt
 from dataloaders.dataset import EvaluationDataset, TrainingDataset, VideoSettings
+from dataloaders.samples import Sample, read_all
 from modules.program import Arguments, parse_arguments, run_program
 from modules.retrieval import RetrievalTask
 from modules.settings import setting
@@ -38,22 +39,26 @@ class RetrievalSettings:
     )
 
 
-def build_task(arguments: Arguments, image_size: int) -> RetrievalTask:
-    """Read the annotation files and put the task together.
+def read_data(arguments: Arguments) -> tuple[list[Sample] | None, list[Sample]]:
+    """The training samples, None for an evaluation alone, and the evaluation samples.
 
     Raises:
-        AnnotationError: listing everything that is wrong with the files.
+        AnnotationError: listing everything that is wrong with the annotation files of both.
     """
     dataset = DATASETS[arguments.datatype]
+    readers = [dataset.read_train, dataset.read_eval] if arguments.common.do_train else [dataset.read_eval]
+    *training, evaluation = read_all(readers, arguments.data)
+    return (training[0] if training else None), evaluation
+
+
+def build_task(arguments: Arguments, data: tuple[list[Sample] | None, list[Sample]], image_size: int) -> RetrievalTask:
+    """The task on that data."""
+    training, evaluation = data
     common, train = arguments.common, arguments.train
     video = VideoSettings(common.max_frames, image_size, train.seed)
-    training_set = None
-    if common.do_train:
-        samples = dataset.read_train(arguments.data)
-        training_set = TrainingDataset(samples, video, replace_bad=train.on_bad_video == "skip")
     return RetrievalTask(
-        training_set,
-        EvaluationDataset(dataset.read_eval(arguments.data), video, common.eval_frame_order),
+        None if training is None else TrainingDataset(training, video, train.on_bad_video == "skip"),
+        EvaluationDataset(evaluation, video, common.eval_frame_order),
         arguments.task.mask_same_video,
         common.batch_size_val,
         train.num_thread_reader,
@@ -64,7 +69,7 @@ def build_task(arguments: Arguments, image_size: int) -> RetrievalTask:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
     arguments = parse_arguments(argv, __doc__, DATASETS, RetrievalSettings)
-    return run_program(arguments, build_task)
+    return run_program(arguments, read_data, build_task)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Videos and captions as tensors: one dataset type for every reader."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,8 +83,11 @@ class Batch:
         return replace(self, frames=frames, num_frames=self.num_frames.to(device, non_blocking=True))
 
 
-def collate(items: Sequence[Item]) -> Batch:
-    """Put items side by side."""
+def collate(items: Sequence[Item | BadVideoError]) -> Batch | BadVideoError:
+    """Put items side by side; one that could not be read stands for the batch."""
+    for item in items:
+        if isinstance(item, BadVideoError):
+            return item
     return Batch(
         torch.tensor([item.index for item in items]),
         torch.stack([item.frames for item in items]),
@@ -110,13 +113,16 @@ class TrainingDataset(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> Item:
+    def __getitem__(self, key: tuple[int, int]) -> Item | BadVideoError:
+        """What `read` gives or raises; see `read_batches` about errors."""
+        return _error_as_value(self.read, *key)
+
+    def read(self, epoch: int, index: int) -> Item:
         """Read a sample.
 
         Raises:
             BadVideoError: if its video is bad, or with `replace_bad` if many drawn in its stead were bad too.
         """
-        epoch, index = key
         bad: list[BadVideoError] = []
         chosen = index
         while True:
@@ -156,7 +162,11 @@ class EvaluationDataset(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> Item | BadVideoError:
+        """What `read` gives or raises; see `read_batches` about errors."""
+        return _error_as_value(self.read, index)
+
+    def read(self, index: int) -> Item:
         """Read a sample.
 
         Raises:
@@ -168,6 +178,13 @@ class EvaluationDataset(Dataset):
             draw = np.random.default_rng(derive_seed(self.settings.seed, "frame order", sample.video_id))
             frames[:num_frames] = frames[:num_frames][torch.from_numpy(draw.permutation(num_frames))]
         return Item(index, sample, sample.captions[0], frames, num_frames)
+
+
+def _error_as_value(read: Callable[..., Item], *key: int) -> Item | BadVideoError:
+    try:
+        return read(*key)
+    except BadVideoError as error:
+        return error
 
 
 def read_frames(sample: Sample, settings: VideoSettings, sample_frames) -> tuple[Tensor, int]:
@@ -240,6 +257,21 @@ def training_loader(dataset: TrainingDataset, batches: GlobalBatches, num_worker
         pin_memory=pin,
         persistent_workers=num_workers > 0,
     )
+
+
+def read_batches(loader: DataLoader) -> Iterator[Batch]:
+    """The batches of a loader.
+
+    A bad video comes out of a worker as a value and is raised here: raised in the worker it would arrive as a text with
+    the worker's traceback, without path and reason.
+
+    Raises:
+        BadVideoError: of the first video that could not be read.
+    """
+    for batch in loader:
+        if isinstance(batch, BadVideoError):
+            raise batch
+        yield batch
 
 
 def evaluation_loader(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ class Sample:
     video_id: the dataset's own name of the video; equal for samples that share a video.
     path: the video file.
     captions: at least one text; where there are several, the dataset draws one an epoch.
+    label: in recognition the index of the video's class, from 0; None in retrieval.
     """
 
     sample_id: str
     video_id: str
     path: Path
     captions: tuple[str, ...]
+    label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,22 @@ def raise_if_problems(source: str, problems: list[str], remedy: str) -> None:
         lines.append(f"  ... and {len(problems) - MAX_LISTED_PROBLEMS} more")
     lines.append(remedy)
     raise AnnotationError("\n".join(lines))
+
+
+def read_all(readers: Sequence[Callable[[Any], list[Sample]]], settings: Any) -> list[list[Sample]]:
+    """What each reader of a dataset returns.
+
+    Raises one AnnotationError with the messages of all readers that raised one.
+    """
+    read, errors = [], []
+    for reader in readers:
+        try:
+            read.append(reader(settings))
+        except AnnotationError as error:
+            errors.append(str(error))
+    if errors:
+        raise AnnotationError("\n".join(errors))
+    return read
 
 
 def scan_videos(folder: str | Path, suffixes: Collection[str] = VIDEO_SUFFIXES) -> tuple[dict[str, Path], list[str]]:

@@ -99,6 +99,8 @@ def read_video(path: str | Path, num_frames: int, sample: Sampler = sample_frame
     """
     if not Path(path).is_file():
         raise BadVideoError(path, "is a directory" if Path(path).is_dir() else "no such file")
+    if not os.access(path, os.R_OK):
+        raise BadVideoError(path, "no permission to read it")
     failures = []
     if decord is not None:
         try:

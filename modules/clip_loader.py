@@ -84,8 +84,8 @@ def load_clip(name: str, pretrained_dir: Path | None = None, trust_weights: bool
 
     Args:
         name: one of OpenAI's names (``ViT-B/32``), always with QuickGELU; an open_clip name, with the pretraining
-            behind a colon where there are several (``ViT-B-32:laion2b_s34b_b79k``); a file in OpenAI's release form; or an
-            open_clip model folder (``open_clip_config.json`` and ``open_clip_model.safetensors``).
+            behind a colon where there are several (``ViT-B-32:laion2b_s34b_b79k``); a file in OpenAI's release form; or
+            an open_clip model folder (``open_clip_config.json`` and ``open_clip_model.safetensors``).
         pretrained_dir: where OpenAI's files are looked for (``ViT-B-32.pt``) and downloads are kept.
         trust_weights: load an OpenAI-form archive although its checksum is not a published one.
 

@@ -36,7 +36,6 @@ class ClipVisionTower(FrozenModule):
         width: D, the width of a token (768 in ViT-B/32).
         grid: G, patches along a side (7); P = G·G patches a frame.
         num_layers: L, the number of blocks (12).
-        embed_dim: E, the width of an embedding (512).
         image_size: side of the input in pixels (224).
     """
 
@@ -59,7 +58,6 @@ class ClipVisionTower(FrozenModule):
         self.grid = visual.grid_size[0]
         self.num_layers = len(visual.transformer.resblocks)
         self.num_heads = visual.transformer.resblocks[0].attn.num_heads
-        self.embed_dim = visual.proj.shape[1]
         self.image_size = visual.image_size[0]
         self.freeze()
 
@@ -113,11 +111,20 @@ class ClipVisionTower(FrozenModule):
         Returns:
             (G, num_queries or N, D).
         """
-        block = self.visual.transformer.resblocks[layer]
-        context = block.ln_1(tokens if extra is None else torch.cat([tokens, extra], dim=1))
         x = tokens[:, :num_queries]
-        x = x + block.ls_1(self._attention(block.attn, context, x.shape[1], key_mask))
-        return x + block.ls_2(block.mlp(block.ln_2(x)))
+        context = tokens if extra is None else torch.cat([tokens, extra], dim=1)
+        x = x + self.attention_branch(layer, context, x.shape[1], key_mask)
+        return x + self.feed_forward_branch(layer, x)
+
+    def attention_branch(self, layer: int, context: Tensor, num_queries: int, key_mask: Tensor | None) -> Tensor:
+        """What a block's attention adds to its first tokens: (G, S, D) → (G, num_queries, D)."""
+        block = self.visual.transformer.resblocks[layer]
+        return block.ls_1(self._attention(block.attn, block.ln_1(context), num_queries, key_mask))
+
+    def feed_forward_branch(self, layer: int, tokens: Tensor) -> Tensor:
+        """What a block's MLP adds to its tokens: (…, D) → (…, D)."""
+        block = self.visual.transformer.resblocks[layer]
+        return block.ls_2(block.mlp(block.ln_2(tokens)))
 
     def _attention(self, attn: nn.MultiheadAttention, context: Tensor, queries: int, key_mask) -> Tensor:
         """Multi-head attention of the first `queries` tokens of `context` (G, S, D) to all of it: (G, queries, D)."""
@@ -149,13 +156,15 @@ class ClipVisionTower(FrozenModule):
             (B, T, P), not negative, each frame's sum is 1: softmax over the frame's patches, mean over heads.
         """
         attn = self.visual.transformer.resblocks[layer].attn
-        width, heads = self.width, self.num_heads
-        w_query, w_key = attn.in_proj_weight[: 2 * width].chunk(2)
-        query = F.linear(cls, w_query, attn.in_proj_bias[:width]).unflatten(-1, (heads, -1))  # (B, C, heads, d)
-        folded = torch.einsum("bchd,hdk->bchk", query, w_key.unflatten(0, (heads, -1)))  # (B, C, heads, D)
-        folded = folded * (width // heads) ** -0.5
-        logits = patches @ folded.transpose(-1, -2)  # (B, T, P, D) · (B, C, D, heads) → (B, T, P, heads)
-        return logits.softmax(dim=-2).mean(dim=-1)
+        width, heads, dtype = self.width, self.num_heads, attn.in_proj_weight.dtype
+        with torch.autocast(patches.device.type, enabled=False):  # regions are not chosen in low precision
+            cls, patches = cls.to(dtype), patches.to(dtype)
+            w_query, w_key = attn.in_proj_weight[: 2 * width].chunk(2)
+            query = F.linear(cls, w_query, attn.in_proj_bias[:width]).unflatten(-1, (heads, -1))  # (B, C, heads, d)
+            folded = torch.einsum("bchd,hdk->bchk", query, w_key.unflatten(0, (heads, -1)))  # (B, C, heads, D)
+            folded = folded * (width // heads) ** -0.5
+            logits = patches @ folded.transpose(-1, -2)  # (B, T, P, D) · (B, C, D, heads) → (B, T, P, heads)
+            return logits.softmax(dim=-2).mean(dim=-1)
 
     def project(self, cls: Tensor) -> Tensor:
         """Embedding of a class token: ln_post and the projection, (…, D) → (…, E)."""

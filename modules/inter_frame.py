@@ -1,4 +1,4 @@
-"""Inter-frame temporal prompting: tokens inserted between frames where much changes (SPEC; paper, section 3).
+"""Inter-frame temporal prompting: tokens inserted between frames where much changes (paper, section 3).
 
 Symbols: Δh differences, W^t frame_variation, N^t num_temporal_prompts, p^t temporal_prompts, N^t(·) dynamics, P^t
 prompter. Gap i lies between frame i and frame i + 1; a video of n real frames has n − 1 gaps.

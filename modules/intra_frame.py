@@ -1,4 +1,4 @@
-"""Intra-frame spatial prompting: prompts added to the discriminative regions of each frame (SPEC; paper, section 3).
+"""Intra-frame spatial prompting: prompts added to the discriminative regions of each frame (paper, section 3).
 
 Symbols: A attention_map, M temporal_dynamics, W^s region_scores, r discriminative_regions, p^s spatial_prompts,
 N^s dynamics, P^s prompter. All of it belongs to one video at a time.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def symmetric_contrastive_loss(similarity: Tensor, excluded: Tensor | None = None) -> Tensor:
-    """Mean of text-to-video and video-to-text cross-entropy, the diagonal as targets (SPEC, "Losses").
+    """Mean of text-to-video and video-to-text cross-entropy, the diagonal as targets.
 
     Args:
         similarity: (B, B), scaled similarities of captions (rows) and videos (columns).

@@ -1,4 +1,4 @@
-"""Retrieval metrics: R@K, median and mean rank in both directions, ties by average rank (SPEC, "Protocols")."""
+"""Retrieval metrics: R@K, median and mean rank in both directions, ties by average rank."""
 
 import numpy as np
 
@@ -17,14 +17,15 @@ def retrieval_metrics(similarity: np.ndarray, text_to_video: np.ndarray | None =
         ``v2t_``. A video with several captions counts by its best one.
 
     Raises:
-        ValueError: if the shapes do not fit, a video has no caption, or a similarity is not a number.
+        ValueError: if the shapes do not fit or a video has no caption.
+        FloatingPointError: if a similarity is not a number.
     """
     if text_to_video is None:
         if similarity.shape[0] != similarity.shape[1]:
             raise ValueError(f"without text_to_video the matrix must be square, found {similarity.shape}")
         text_to_video = np.arange(len(similarity))
     if np.isnan(similarity).any():
-        raise ValueError("the similarity matrix holds values that are not numbers (NaN)")
+        raise FloatingPointError("the similarity matrix holds values that are not numbers (NaN)")
     return {
         **_summary("t2v", text_to_video_ranks(similarity, text_to_video)),
         **_summary("v2t", video_to_text_ranks(similarity, text_to_video)),

@@ -1,4 +1,4 @@
-"""AdamW and its schedule, as STOP's retrieval numbers were trained (TABLES: betas, eps, warm-up, cosine)."""
+"""AdamW and its schedule, as STOP's published retrieval numbers were trained."""
 
 import math
 from collections.abc import Iterable
@@ -10,20 +10,25 @@ BETAS = (0.9, 0.98)
 EPS = 1e-6
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
+def build_optimizer(
+    parameters: Iterable[tuple[nn.Parameter, float]], lr: float, weight_decay: float
+) -> torch.optim.AdamW:
     """AdamW over exactly the parameters given, without decay on biases and normalisations.
 
     Args:
-        parameters: what trains. Those of one dimension are the biases and normalisation weights.
-        lr: peak learning rate.
-        weight_decay: for the others.
+        parameters: what trains, each with the factor of its learning rate. Those of one dimension are the biases and
+            normalisation weights.
+        lr: peak learning rate of factor 1.
+        weight_decay: for the parameters of more than one dimension.
     """
-    parameters = list(parameters)
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter, factor in parameters:
+        groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+    settings = [
+        {"params": members, "lr": lr * factor, "weight_decay": weight_decay if decays else 0.0}
+        for (factor, decays), members in groups.items()
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=BETAS, eps=EPS)
+    return torch.optim.AdamW(settings, betas=BETAS, eps=EPS)
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_share: float) -> float:

@@ -49,9 +49,11 @@ def choose_precision(name: str, device: torch.device) -> Precision:
             name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         else:
             name = "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+    if name == "fp32":
+        torch.backends.cudnn.allow_tf32 = False  # its convolutions round to ten bits otherwise
     return Precision(name, device)
 
 
 def _cpu_has_bf16() -> bool:
     """Whether oneDNN, which does the work on CPUs, computes in bf16 on this one."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,8 +1,9 @@
 """One process or many: the only place that knows about process groups.
 
-Every rank computes the loss of the whole global batch from gathered rows in which only its own carry a gradient, and
-the gradients of the ranks are then summed. That is the exact gradient of the global loss, whatever the loss, and the
-reason why `DistributedDataParallel`, which averages the gradients of separate losses, is not used.
+Every rank computes the loss of the whole global batch from gathered rows in which only its own carry a gradient, scaled
+up by the number of ranks, and the gradients of the ranks are then averaged. That is the exact gradient of the global
+loss: a parameter before the gathering gets the sum of what the ranks found, one behind it (a trained logit scale) the
+mean of equal values. It is why `DistributedDataParallel`, which expects separate losses, is not used.
 """
 
 import os
@@ -37,7 +38,7 @@ class Processes:
         return self.rank == 0
 
     def gather_rows(self, rows: Tensor) -> Tensor:
-        """Rows of all ranks, in the order of ranks; gradients flow to this rank's own.
+        """Rows of all ranks, in the order of ranks; gradients flow to this rank's own, times the number of ranks.
 
         Args:
             rows: (b, …), the same b on every rank.
@@ -49,7 +50,7 @@ class Processes:
             return rows
         gathered = [torch.empty_like(rows) for _ in range(self.world_size)]
         dist.all_gather(gathered, rows.detach().contiguous())
-        gathered[self.rank] = rows
+        gathered[self.rank] = rows + (self.world_size - 1) * (rows - rows.detach())  # the same values
         return torch.cat(gathered)
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -64,8 +65,8 @@ class Processes:
         """Lists of all ranks joined in the order of ranks."""
         return [item for part in self.gather_objects(list(items)) for item in part]
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up the gradients of all ranks, in place; a parameter without one counts as zero."""
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average the gradients of all ranks, in place; a parameter without one counts as zero."""
         parameters = list(parameters)
         for p in parameters:
             if p.grad is None:
@@ -74,6 +75,7 @@ class Processes:
             return
         flat = torch.cat([p.grad.flatten() for p in parameters])
         dist.all_reduce(flat)
+        flat /= self.world_size
         for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad.copy_(grad.view_as(p))
 

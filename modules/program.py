@@ -3,15 +3,16 @@
 import argparse
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from dataloaders.dataset import FRAME_ORDERS
+from dataloaders.dataset import FRAME_ORDERS, EvaluationDataset
 from dataloaders.samples import Dataset, Sample
 from dataloaders.video import BadVideoError
 from modules.clip_loader import LoadedCLIP, load_clip
@@ -20,8 +21,15 @@ from modules.methods import METHODS
 from modules.methods.base import Method
 from modules.precision import Precision, choose_precision
 from modules.processes import Processes, start_processes, stop_processes
-from modules.run_folder import BEST, RunFolder, load_checkpoint
-from modules.settings import add_arguments, all_settings, from_arguments, result_settings, setting
+from modules.run_folder import BEST, LAST, RunFolder, load_checkpoint
+from modules.settings import (
+    add_arguments,
+    all_settings,
+    from_arguments,
+    model_settings,
+    result_settings,
+    setting,
+)
 from modules.trainer import Task, Trainer, TrainSettings, list_differences, peak_memory_mb
 from modules.video_text_model import VideoTextModel
 
@@ -35,7 +43,7 @@ class CommonSettings:
     do_train: bool = setting(False, "train, evaluating after each epoch", affects_results=False)
     do_eval: bool = setting(False, "evaluate only", affects_results=False)
     output_dir: Path = setting(Path("runs/default"), "what the run leaves goes here", affects_results=False)
-    init_model: Path | None = setting(None, "checkpoint to evaluate, or to start training from")
+    init_model: Path | None = setting(None, "checkpoint to evaluate, or to start training from", affects_results=False)
     pretrained_clip_name: str = setting(
         "ViT-B/32", "OpenAI's name, an open_clip name, or a path", affects_results=False
     )
@@ -77,7 +85,13 @@ class Arguments:
 
 
 class ReportingTask(Task, Protocol):
-    """What a program asks of a task beyond what the trainer does."""
+    """What a program asks of a task beyond what the trainer does.
+
+    Attributes:
+        evaluation_set: what metrics are computed on.
+    """
+
+    evaluation_set: EvaluationDataset
 
     def report(self, model: VideoTextModel, processes: Processes, precision: Precision) -> dict[str, float]:
         """Evaluate the chosen checkpoint and write the files that the task leaves; metrics, the same on every rank."""
@@ -121,14 +135,16 @@ def parse_arguments(
 
 def run_program(
     arguments: Arguments,
-    build_task: Callable[[Arguments, int], ReportingTask],
+    read_data: Callable[[Arguments], Any],
+    build_task: Callable[[Arguments, Any, int], ReportingTask],
 ) -> int:
     """Train or evaluate, as the flags say, on the processes there are.
 
     Args:
         arguments: the command line.
-        build_task: from the arguments and CLIP's image size, the task with its data; it reads and checks all
-            annotation files.
+        read_data: from the arguments, what the annotation files hold; called before anything slow, and raises one
+            error for everything that is wrong with them.
+        build_task: from the arguments, that data and CLIP's image size, the task.
 
     Returns:
         The exit status: 0, or 1 after an error that the user can mend, which has been printed.
@@ -138,10 +154,14 @@ def run_program(
         folder = RunFolder(arguments.common.output_dir, processes.is_main)
         folder.start_logging()
         try:
-            _run(arguments, build_task, processes, folder)
+            _run(arguments, read_data, build_task, processes, folder)
         finally:
             folder.close()
-    except (UserError, BadVideoError, FloatingPointError) as error:
+    except UserError as error:
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # the others of this machine have met the same
+            logger.error("%s", error)
+        return 1
+    except (BadVideoError, FloatingPointError) as error:
         logger.error("%s", error)
         return 1
     finally:
@@ -149,57 +169,67 @@ def run_program(
     return 0
 
 
-def _run(arguments: Arguments, build_task, processes: Processes, folder: RunFolder) -> None:
+def _run(arguments: Arguments, read_data, build_task, processes: Processes, folder: RunFolder) -> None:
     start = time.perf_counter()
     common = arguments.common
-    method = METHODS[arguments.method]
-    training = _check_mode(arguments, method)
-    folder.write_config({"method": arguments.method, "datatype": arguments.datatype} | all_settings(*arguments.parts))
+    training = _check_mode(arguments, METHODS[arguments.method])
+    data = read_data(arguments)
     precision = choose_precision(arguments.train.precision, processes.device)
     clip = load_clip(common.pretrained_clip_name, common.pretrained_dir, common.trust_weights)
-    task = build_task(arguments, clip.image_size)
+    task = build_task(arguments, data, clip.image_size)
+    identity = make_identity(arguments, clip, precision, task)
     model = build_model(arguments, clip).to(processes.device, precision.dtype)
-    identity = make_identity(arguments, clip, precision, task.training_set)
+    trained, device, world_size = model.num_trainable(), processes.device, processes.world_size
     logger.info(
         "%s: %d trainable parameters, %s on %s, %d process(es)",
         arguments.method,
-        model.num_trainable(),
+        trained,
         precision.name,
-        processes.device,
-        processes.world_size,
+        device,
+        world_size,
     )
     if common.init_model is not None:
         load_model(model, common.init_model, arguments, identity)
-    results = {"checkpoint": None if common.init_model is None else str(common.init_model)}
+
+    settings = {"method": arguments.method, "datatype": arguments.datatype} | all_settings(*arguments.parts)
+    # an evaluation in a training's folder does not write over what the training left
+    suffix = "_eval" if not training and folder.has(LAST) else ""
     if training:
         trainer = Trainer(model, task, arguments.train, processes, precision, folder, identity)
+        trainer.resume()
+        folder.write_config(settings)
         position = trainer.train()
-        best = processes.broadcast_object(folder.load_checkpoint(BEST) if processes.is_main else None)
-        model.load_trainable_state(best["model"])
-        logger.info(
-            "reporting epoch %d of %d, the best by %s on the evaluation set",
-            position.best["epoch"],
-            arguments.train.epochs,
-            task.selection_metric,
-        )
-        results = {"checkpoint": BEST, "epoch": position.best["epoch"], "last_epoch": position.last}
-        seconds = position.seconds
+        load_best(model, processes, folder)
+        epoch = position.best["epoch"]
+        logger.info("reporting epoch %d, the best by %s on the evaluation set", epoch, task.selection_metric)
+        origin = {"checkpoint": BEST, "epoch": epoch, "last_epoch": position.last}
+    else:
+        folder.write_config(settings, f"config{suffix}.json")
+        origin = {"checkpoint": None if common.init_model is None else str(common.init_model)}
     metrics = task.report(model, processes, precision)
-    if not training:
-        seconds = time.perf_counter() - start
-    folder.write_json(
-        "results.json",
-        {
-            "dataset": arguments.datatype,
-            "method": arguments.method,
-            **metrics,
-            **results,
-            "trainable_parameters": model.num_trainable(),
-            "seconds": round(seconds, 1),
-            "peak_memory_mb": round(peak_memory_mb(processes.device), 1),
-        },
-    )
+    results = {
+        "dataset": arguments.datatype,
+        "method": arguments.method,
+        **metrics,
+        **origin,
+        "trainable_parameters": trained,
+        "seconds": round(position.seconds if training else time.perf_counter() - start, 1),
+        "peak_memory_mb": round(peak_memory_mb(device), 1),
+    }
+    folder.write_json(f"results{suffix}.json", results)
     logger.info("%s", " ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
+
+
+def load_best(model: VideoTextModel, processes: Processes, folder: RunFolder) -> None:
+    """Set a model to the best checkpoint of a finished training.
+
+    Raises:
+        UserError: if it is gone.
+    """
+    best = processes.broadcast_object(folder.load_checkpoint(BEST))
+    if best is None:
+        raise UserError(f"{folder.path / BEST} is missing; the last epoch is in {folder.path / LAST}")
+    model.load_trainable_state(best["model"])
 
 
 def _check_mode(arguments: Arguments, method: Method) -> bool:
@@ -215,11 +245,14 @@ def _check_mode(arguments: Arguments, method: Method) -> bool:
         raise UserError(f"--method {arguments.method} has nothing to train: give --do_eval alone")
     if not common.do_train and method.trains and common.init_model is None:
         raise UserError(
-            f"--method {arguments.method} needs a checkpoint to be evaluated: give --init_model, for example "
-            f"{common.output_dir / BEST}. Untrained prompts are not zero-shot; that is --method zero_shot."
+            f"--method {arguments.method} needs a checkpoint to be evaluated: give --init_model, the {BEST} of a "
+            f"training. Untrained prompts are not zero-shot; that is --method zero_shot."
         )
     if not method.trains and common.init_model is not None:
         raise UserError(f"--method {arguments.method} has no parameters that --init_model could set")
+    in_output = common.init_model is not None and common.init_model.resolve().parent == common.output_dir.resolve()
+    if common.do_train and in_output:
+        raise UserError(f"--init_model {common.init_model} lies in --output_dir, which the training writes to")
     if common.max_frames < 1:
         raise UserError(f"--max_frames must be at least 1, found {common.max_frames}")
     return common.do_train
@@ -233,15 +266,18 @@ def build_model(arguments: Arguments, clip: LoadedCLIP) -> VideoTextModel:
     return method.build(clip, arguments.method_settings, common.max_frames, common.max_words)
 
 
-def make_identity(arguments: Arguments, clip: LoadedCLIP, precision: Precision, training_set) -> dict[str, Any]:
-    """Everything that a training's result depends on, by name."""
+def make_identity(arguments: Arguments, clip: LoadedCLIP, precision: Precision, task: ReportingTask) -> dict[str, Any]:
+    """Everything that a training's result depends on, by name; files count by what they hold, not where they are."""
+    init_model = arguments.common.init_model
+    sets = {"training_set": task.training_set, "evaluation_set": task.evaluation_set}
     return {
         "method": arguments.method,
         "datatype": arguments.datatype,
         **result_settings(*arguments.parts),
+        "init_model": None if init_model is None else tensors_fingerprint(load_checkpoint(init_model)["model"]),
         "precision": precision.name,
-        "clip_weights": clip_fingerprint(clip),
-        "training_set": None if training_set is None else samples_fingerprint(training_set.samples),
+        "clip": clip_fingerprint(clip),
+        **{name: None if data is None else samples_fingerprint(data.samples) for name, data in sets.items()},
     }
 
 
@@ -252,7 +288,7 @@ def load_model(model: VideoTextModel, path: Path, arguments: Arguments, identity
         UserError: if it was trained with another method, method settings or CLIP; the message lists the differences.
     """
     checkpoint = load_checkpoint(path)
-    names = ["method", "clip_weights", *asdict(arguments.method_settings)]
+    names = ["method", "clip", *model_settings(arguments.method_settings)]
     before = {name: checkpoint["identity"].get(name) for name in names}
     if differences := list_differences(before, {name: identity[name] for name in names}):
         raise UserError(f"{path} was trained in another model; give the same settings:\n  " + "\n  ".join(differences))
@@ -260,11 +296,18 @@ def load_model(model: VideoTextModel, path: Path, arguments: Arguments, identity
 
 
 def clip_fingerprint(clip: LoadedCLIP) -> str:
-    """A digest of the image tower's weights, which prompts are trained for."""
+    """A digest of a CLIP's weights and of what its weights do not show: layers, heads, activations, normalisation."""
+    heads = [module.num_heads for module in clip.model.modules() if hasattr(module, "num_heads")]
+    structure = repr((str(clip.model), heads, clip.model.context_length, clip.mean, clip.std))
+    return f"{tensors_fingerprint(clip.model.state_dict())}-{hashlib.sha256(structure.encode()).hexdigest()[:8]}"
+
+
+def tensors_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
+    """A digest of named tensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(clip.model.visual.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
     return digest.hexdigest()[:16]
 
 
@@ -272,5 +315,5 @@ def samples_fingerprint(samples: Sequence[Sample]) -> str:
     """The number of samples and a digest of their ids and captions, in order; files may move."""
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(repr((sample.sample_id, sample.video_id, sample.captions)).encode())
+        digest.update(repr((sample.sample_id, sample.video_id, sample.captions, sample.label)).encode())
     return f"{len(samples)} samples, {digest.hexdigest()[:16]}"

@@ -1,4 +1,4 @@
-"""Random draws that belong to a sample, not to a worker or a process (SPEC, "Protocols").
+"""Random draws that belong to a sample, not to a worker or a process.
 
 Whatever is drawn, an epoch's order, a video's frames, a dropout mask, is a function of the seed, the epoch or step and
 the sample. Nothing here holds state, so nothing has to be saved: a resumed run repeats the draws of an uninterrupted

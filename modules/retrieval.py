@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataloaders.dataset import Batch, EvaluationDataset, TrainingDataset, evaluation_loader
+from dataloaders.dataset import Batch, EvaluationDataset, TrainingDataset, evaluation_loader, read_batches
 from modules.losses import same_video_or_caption, symmetric_contrastive_loss
 from modules.metrics import retrieval_metrics
 from modules.precision import Precision
@@ -81,7 +81,7 @@ class RetrievalTask:
     def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Captions and videos of a batch: (b, E) each."""
         video = model.encode_video(batch.frames, batch.num_frames, keys)["embedding"]
-        return model.encode_text(batch.captions), video
+        return model.encode_text(batch.captions, keys), video
 
     def loss(self, model: VideoTextModel, text: Tensor, video: Tensor, batch: Batch, processes: Processes) -> Tensor:
         """Symmetric contrastive loss over the global batch."""
@@ -144,7 +144,15 @@ class RetrievalTask:
         on_gpu = processes.device.type == "cuda"
         loader = evaluation_loader(self.evaluation_set, mine, self.batch_size, self.num_workers, pin=on_gpu)
         embedded = []
-        for batch in tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=not processes.is_main):
+        progress = tqdm(
+            read_batches(loader),
+            total=len(loader),
+            desc="evaluate",
+            unit="batch",
+            leave=False,
+            disable=not processes.is_main,
+        )
+        for batch in progress:
             batch = batch.to(processes.device)
             with precision.autocast():
                 embedded.append(model.encode_video(batch.frames, batch.num_frames)["embedding"])

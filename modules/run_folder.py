@@ -1,10 +1,11 @@
-"""What a run leaves in its output folder (SPEC, "What a run leaves")."""
+"""What a run leaves in its output folder."""
 
 import csv
 import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -29,6 +30,7 @@ class RunFolder:
         self.path = path
         self.is_main = is_main
         self._board = None
+        self._first_step: int | None = None  # of this process's part of the run; None for the whole
         if is_main:
             path.mkdir(parents=True, exist_ok=True)
 
@@ -46,17 +48,17 @@ class RunFolder:
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             logger.addHandler(handler)
 
-    def write_config(self, settings: Mapping[str, Any]) -> None:
+    def write_config(self, settings: Mapping[str, Any], name: str = "config.json") -> None:
         """``config.json``: every setting, package versions and the git commit."""
         versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
-        self.write_json("config.json", {"settings": settings, "versions": versions, "git_commit": git_commit()})
+        self.write_json(name, {"settings": settings, "versions": versions, "git_commit": git_commit()})
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """A JSON file, complete or not there."""
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         self._write(name, lambda file: file.write(text.encode()))
 
-    def log_metrics(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+    def log_metrics(self, kind: str, step: int, values: Mapping[str, float | None]) -> None:
         """Add a line to ``metrics.jsonl`` and points to TensorBoard.
 
         Lines hold nothing that depends on the clock: a run that was interrupted leaves those of one that was not.
@@ -66,7 +68,8 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         for name, value in values.items():
-            self._tensorboard().add_scalar(f"{kind}/{name}", value, step)
+            if value is not None:
+                self._tensorboard().add_scalar(f"{kind}/{name}", value, step)
 
     def log_speed(self, step: int, samples_per_second: float) -> None:
         """Speed goes to TensorBoard only."""
@@ -74,7 +77,8 @@ class RunFolder:
             self._tensorboard().add_scalar("train/samples_per_second", samples_per_second, step)
 
     def forget_after(self, step: int, epochs_evaluated: int) -> None:
-        """Take back the lines that a run wrote after the checkpoint that it is resumed from."""
+        """Take back what a run logged after the checkpoint that it is resumed from."""
+        self._first_step = step + 1
         path = self.path / "metrics.jsonl"
         if not self.is_main or not path.exists():
             return
@@ -87,12 +91,23 @@ class RunFolder:
             if entry["step"] <= step and not (entry["kind"] == "eval" and entry["epoch"] > epochs_evaluated):
                 kept.append(line + "\n")
         self._write("metrics.jsonl", lambda file: file.write("".join(kept).encode()))
+        self._forget_bad_videos_after(step)
 
     def clear(self) -> None:
         """Remove what an earlier run left that this one would add to."""
         if self.is_main:
             for name in ("metrics.jsonl", "bad_videos.csv", "results.json", LAST, BEST):
                 (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+
+    def _forget_bad_videos_after(self, step: int) -> None:
+        path = self.path / "bad_videos.csv"
+        if not path.exists():
+            return
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        path.unlink()
+        self.add_bad_videos([(int(row["step"]), row["video"], row["reason"]) for row in rows])
 
     def add_bad_videos(self, rows: list[tuple[int, str, str]]) -> None:
         """Add lines (step, video, reason) to ``bad_videos.csv``."""
@@ -111,9 +126,12 @@ class RunFolder:
         self._write(name, lambda file: torch.save(content, file))
 
     def load_checkpoint(self, name: str) -> dict[str, Any] | None:
-        """A checkpoint of this folder, or None if there is none; see `load_checkpoint`."""
-        path = self.path / name
-        return load_checkpoint(path) if path.exists() else None
+        """A checkpoint of this folder; None if there is none or this is not the main process."""
+        return load_checkpoint(self.path / name) if self.is_main and self.has(name) else None
+
+    def has(self, name: str) -> bool:
+        """Whether the folder holds a file."""
+        return (self.path / name).exists()
 
     def close(self) -> None:
         """Finish TensorBoard's file."""
@@ -124,7 +142,7 @@ class RunFolder:
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed to evaluate
 
-            self._board = SummaryWriter(str(self.path / "tensorboard"))
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._first_step)
         return self._board
 
     def _write(self, name: str, write: Callable[[BinaryIO], Any]) -> None:

@@ -1,4 +1,4 @@
-"""Attention scopes: which tokens of a video stand in one sequence (SPEC, "The video's token sequence").
+"""Attention scopes: which tokens of a video stand in one sequence.
 
 A scope only arranges tokens; it holds no parameters, and both share all of the prompting code. G is the number of
 sequences: B in the joint scope, B·T in the frame scope.

@@ -14,7 +14,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def setting(default: Any, help: str, choices: tuple | None = None, affects_results: bool = True) -> Any:
+def setting(
+    default: Any,
+    help: str,
+    choices: tuple | None = None,
+    affects_results: bool = True,
+    training_only: bool = False,
+) -> Any:
     """A field of a settings dataclass.
 
     Args:
@@ -22,8 +28,14 @@ def setting(default: Any, help: str, choices: tuple | None = None, affects_resul
         help: one line for ``--help``, with the paper's symbol where there is one.
         choices: the allowed values.
         affects_results: False for what may change between a run and its resumption.
+        training_only: True for what makes no difference to a trained model.
     """
-    metadata = {"help": help, "choices": choices, "affects_results": affects_results}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "affects_results": affects_results,
+        "training_only": training_only,
+    }
     return dataclasses.field(default=default, metadata=metadata, kw_only=True)
 
 
@@ -69,6 +81,15 @@ def result_settings(*parts: Any) -> dict[str, Any]:
         for part in parts
         for field in dataclasses.fields(part)
         if field.metadata["affects_results"]
+    }
+
+
+def model_settings(part: Any) -> dict[str, Any]:
+    """Of a settings object, all that a trained model depends on, by name."""
+    return {
+        field.name: as_json(getattr(part, field.name))
+        for field in dataclasses.fields(part)
+        if not field.metadata["training_only"]
     }
 
 

@@ -48,8 +48,8 @@ class FrozenTextEncoder(FrozenModule):
         return F.pad(tokens, (0, self.context_length - self.max_words))
 
     @torch.no_grad()
-    def forward(self, captions: Sequence[str]) -> Tensor:
-        """Embed captions: N strings → (N, E), unit length, on the tower's device."""
+    def forward(self, captions: Sequence[str], sample_keys: Tensor | None = None) -> Tensor:
+        """Embed captions: N strings → (N, E), unit length, on the tower's device; nothing here draws from the keys."""
         new = list(dict.fromkeys(c for c in captions if c not in self._kept))
         parameter = next(self.clip_model.parameters())
         for start in range(0, len(new), GROUP):

@@ -44,7 +44,7 @@ def grid_conv3d(conv: nn.Conv3d, tokens: Tensor, grid: int) -> Tensor:
 def depthwise_conv3d(width: int, time_padding: int) -> nn.Conv3d:
     """The 3D convolution of N^s and N^t: depthwise, 3×3×3, no bias, N(0, 1/27).
 
-    Without bias, nothing in gives nothing out: a still video has no temporal dynamics.
+    Without bias, nothing in gives nothing out: where nothing changes, N^t finds no variation.
     """
     conv = nn.Conv3d(width, width, 3, padding=(time_padding, 1, 1), groups=width, bias=False)
     nn.init.normal_(conv.weight, std=27**-0.5)

@@ -5,6 +5,7 @@ the task's (`Task`); what trains is the model's own business.
 """
 
 import logging
+import math
 import resource
 import sys
 import time
@@ -17,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dataloaders.dataset import Batch, GlobalBatches, TrainingDataset, training_loader
+from dataloaders.dataset import Batch, GlobalBatches, TrainingDataset, read_batches, training_loader
 from modules.errors import UserError
 from modules.optimization import build_optimizer, build_scheduler
 from modules.precision import PRECISIONS, Precision
@@ -32,7 +33,7 @@ logger = logging.getLogger("stop")
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train; the defaults are MSR-VTT's (TABLES, "Training settings")."""
+    """How to train; the defaults are those of the paper's MSR-VTT runs."""
 
     epochs: int = setting(5, "passes over the training set")
     batch_size: int = setting(128, "samples a step, over all processes together")
@@ -139,16 +140,47 @@ class Trainer:
             len(task.training_set), settings.batch_size, settings.seed, processes.rank, processes.world_size
         )
         self.parameters = [p for _, p in model.trainable_parameters()]
-        self.optimizer = build_optimizer(self.parameters, settings.lr, settings.weight_decay)
+        factors = [model.rate_factor(name) for name, _ in model.trainable_parameters()]
+        self.optimizer = build_optimizer(zip(self.parameters, factors, strict=True), settings.lr, settings.weight_decay)
         total_steps = settings.epochs * self.batches.batches_per_epoch
         self.scheduler = build_scheduler(self.optimizer, total_steps, settings.warmup_proportion)
         self.scaler = precision.scaler()
         self.position = Position()
         self._bad_videos: list[tuple[int, str, str]] = []
 
+    def resume(self) -> None:
+        """Continue from the folder's last checkpoint, if there is one and it is of this very run; call before `train`.
+
+        Raises:
+            UserError: listing the settings that differ from the checkpoint's.
+        """
+        if self.settings.resume == "never":
+            self.folder.clear()
+            return
+        checkpoint = self.processes.broadcast_object(self.folder.load_checkpoint(LAST))
+        if checkpoint is None:
+            if self.processes.broadcast_object(self.folder.has(BEST)):
+                raise UserError(
+                    f"{self.folder.path} holds {BEST} but no {LAST} to continue from: give another --output_dir, or "
+                    "--resume never to start anew, which removes it"
+                )
+            self.folder.clear()
+            return
+        if differences := list_differences(checkpoint["identity"], self.identity):
+            raise UserError(
+                f"{self.folder.path / LAST} was made with other settings; give the same ones, another --output_dir, or "
+                "--resume never to start anew:\n  " + "\n  ".join(differences)
+            )
+        self.model.load_trainable_state(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scheduler.load_state_dict(checkpoint["scheduler"])
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        self.position = Position(**checkpoint["position"])
+        self.folder.forget_after(self.position.step, self.position.epochs_evaluated)
+        logger.info("continuing %s at step %d", self.folder.path, self.position.step)
+
     def train(self) -> Position:
         """Train to the end of the last epoch, evaluating after each, and return where that led."""
-        self._resume()
         on_gpu = self.processes.device.type == "cuda"
         loader = training_loader(self.task.training_set, self.batches, self.settings.num_thread_reader, pin=on_gpu)
         with logging_redirect_tqdm([logger]):
@@ -172,7 +204,7 @@ class Trainer:
             unit="step",
             disable=not self.processes.is_main,
         ) as bar:
-            for batch, seconds in _timed(loader):
+            for batch, seconds in _timed(read_batches(loader)):
                 loss, norm = self._step(batch)
                 self._advance(seconds())
                 bar.update()
@@ -195,19 +227,25 @@ class Trainer:
             text, video = self.task.encode(self.model, batch, self._dropout_keys(batch))
         loss = self.task.loss(self.model, text, video, batch, self.processes)
         if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"step {self.position.step + 1}: the loss is {loss.item()}, at rate "
-                f"{self.scheduler.get_last_lr()[0]:.3g} with videos {', '.join(batch.video_ids)}"
-            )
+            raise self._not_finite("loss", loss, batch)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
-        self.processes.sum_gradients(self.parameters)
+        self.processes.average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):  # the scaler skips such a step by itself
+            raise self._not_finite("norm of the gradient", norm, batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
         return loss.item(), norm.item()
+
+    def _not_finite(self, what: str, value: Tensor, batch: Batch) -> FloatingPointError:
+        rate = self.scheduler.get_last_lr()[0]
+        return FloatingPointError(
+            f"step {self.position.step + 1}: the {what} is {value.item()}, at rate {rate:.3g} "
+            f"with videos {', '.join(batch.video_ids)}"
+        )
 
     def _dropout_keys(self, batch: Batch) -> Tensor:
         """One key a sample, a function of the seed, the step and the sample: (b,) int64."""
@@ -221,7 +259,8 @@ class Trainer:
     def _log_step(self, epoch: int, loss: float, norm: float, seconds: float) -> None:
         rate = self.optimizer.param_groups[0]["lr"]
         step = self.position.step
-        values = {"epoch": epoch, "loss": loss, "grad_norm": norm, "lr": rate}
+        # in fp16 a step may overflow and be skipped: its norm is no number, and JSON has only numbers
+        values = {"epoch": epoch, "loss": loss, "grad_norm": norm if math.isfinite(norm) else None, "lr": rate}
         self.folder.log_metrics("train", step, values)
         self.folder.log_speed(step, self.settings.batch_size / seconds)
         logger.info("epoch %d step %d loss %.4f gradient %.3f rate %.3g", epoch, step, loss, norm, rate)
@@ -261,33 +300,6 @@ class Trainer:
             "identity": self.identity,
         }
         self.folder.save_checkpoint(name, content)
-
-    def _resume(self) -> None:
-        """Continue from the folder's last checkpoint, if there is one and it is of this very run.
-
-        Raises:
-            UserError: listing the settings that differ from the checkpoint's.
-        """
-        if self.settings.resume == "never":
-            self.folder.clear()
-            return
-        found = self.folder.load_checkpoint(LAST) if self.processes.is_main else None
-        checkpoint = self.processes.broadcast_object(found)
-        if checkpoint is None:
-            self.folder.clear()
-            return
-        if differences := list_differences(checkpoint["identity"], self.identity):
-            raise UserError(
-                f"{self.folder.path / LAST} was made with other settings; give the same ones, another --output_dir, or "
-                "--resume never to start anew:\n  " + "\n  ".join(differences)
-            )
-        self.model.load_trainable_state(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scheduler.load_state_dict(checkpoint["scheduler"])
-        self.scaler.load_state_dict(checkpoint["scaler"])
-        self.position = Position(**checkpoint["position"])
-        self.folder.forget_after(self.position.step, self.position.epochs_evaluated)
-        logger.info("continuing %s at step %d", self.folder.path, self.position.step)
 
 
 def list_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ class VideoTextModel(nn.Module):
         """Compose.
 
         Args:
-            text_encoder: N captions → (N, E), unit length.
+            text_encoder: N captions and their dropout keys (N,) or None → (N, E), unit length.
             video_encoder: see `VideoEncoder.forward`.
             logit_scale: the factor itself (100 in OpenAI's CLIP), not its logarithm.
         """
@@ -28,9 +28,9 @@ class VideoTextModel(nn.Module):
         self.video_encoder = video_encoder
         self.register_buffer("logit_scale", torch.tensor(float(logit_scale)), persistent=False)
 
-    def encode_text(self, captions: Sequence[str]) -> Tensor:
-        """N captions → (N, E), unit length."""
-        return self.text_encoder(captions)
+    def encode_text(self, captions: Sequence[str], sample_keys: Tensor | None = None) -> Tensor:
+        """N captions → (N, E), unit length; `sample_keys` (N,) as for videos."""
+        return self.text_encoder(captions, sample_keys)
 
     def encode_video(
         self,
@@ -49,6 +49,10 @@ class VideoTextModel(nn.Module):
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters of all that trains."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+
+    def rate_factor(self, name: str) -> float:
+        """Factor of a parameter's learning rate; a method that also tunes CLIP makes it smaller there."""
+        return 1.0
 
     def num_trainable(self) -> int:
         """How many numbers train."""

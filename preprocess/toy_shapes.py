@@ -231,7 +231,11 @@ class Stills:
 
 
 def render_stills(rng: np.random.Generator, n: int) -> Stills:
-    """Half layouts (one or two objects, position or size named), half motion trails; see `Stills`."""
+    """Half layouts (one or two objects, position or size named), half motion trails; see `Stills`.
+
+    Half of the trails come in threes of one colour and motion with different shapes: words for shapes take long
+    to learn, since among pictures that are drawn freely few differ in shape alone.
+    """
     layouts, trails = _render_layouts(rng, n // 2), _render_trails(rng, n - n // 2)
     both = {
         name: np.concatenate([getattr(layouts, name), getattr(trails, name)])
@@ -278,6 +282,10 @@ def _render_layouts(rng: np.random.Generator, n: int) -> Stills:
 def _render_trails(rng: np.random.Generator, n: int) -> Stills:
     colour, shape = rng.integers(0, len(COLOURS), n), rng.integers(0, len(SHAPES), n)
     motion = rng.integers(0, len(MOTIONS), n)
+    in_threes = n // 2 // len(SHAPES) * len(SHAPES)
+    leader = np.arange(in_threes) // len(SHAPES) * len(SHAPES)
+    colour[:in_threes], motion[:in_threes] = colour[leader], motion[leader]
+    shape[:in_threes] = np.arange(in_threes) % len(SHAPES)
     generic = rng.random(n) < 0.15
     steps = len(TRAIL_OPACITY)
     x, y, radius = sample_paths(rng, motion, steps)

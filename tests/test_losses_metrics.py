@@ -55,7 +55,7 @@ def test_a_video_with_several_captions_counts_by_its_best():
 
 
 def test_what_cannot_be_ranked_is_refused():
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(FloatingPointError, match="NaN"):
         retrieval_metrics(np.array([[np.nan]]))
     with pytest.raises(ValueError, match="square"):
         retrieval_metrics(np.zeros((2, 3)))

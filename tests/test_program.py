@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,11 @@ import torch
 from conftest import TINY_TRAINING, shared_data
 
 import main_task_retrieval
+from modules import program
 from modules.metrics import retrieval_metrics
+from modules.processes import Processes
+from modules.retrieval import RetrievalTask
+from modules.run_folder import RunFolder
 from modules.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,33 +85,58 @@ def test_a_training_leaves_what_it_should(trained):
     assert "best checkpoint so far, by t2v_R1 on the evaluation set" in (trained / "log.txt").read_text()
 
 
-def test_training_learns_something(trained):
-    losses = [entry["loss"] for entry in lines(trained, "train")]
-    before = {name: value for name, value in checkpoint(trained)["model"].items() if "linear_out" in name}
-    assert all(value.abs().max() > 0 for value in before.values())  # it started at zero
-    assert len(set(losses)) == len(losses)
+def test_training_lowers_the_loss(tiny_run, tmp_path):
+    flags = ["--epochs", "20", "--batch_size", "22", "--lr", "0.01", "--prompt_dropout", "0"]
+    assert run(tiny_run, tmp_path, *TINY_TRAINING, *flags) == 0
+    losses = [entry["loss"] for entry in lines(tmp_path, "train")]
+    assert min(losses[-3:]) < losses[0] - 0.3
+
+
+def test_clip_is_not_in_the_checkpoint_and_not_changed(tiny_run, trained, tmp_path):
+    clip = Path(tiny_run[tiny_run.index("--pretrained_clip_name") + 1]) / "open_clip_model.safetensors"
+    before = clip.read_bytes()
+    fingerprint = checkpoint(trained)["identity"]["clip"]
+    model = {}
+    build = program.build_model
+
+    def remembered(arguments, loaded):
+        model["clip"] = loaded
+        return build(arguments, loaded)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "build_model", remembered)
+        assert run(tiny_run, tmp_path, *TINY_TRAINING) == 0
+    assert program.clip_fingerprint(model["clip"]) == fingerprint
+    assert clip.read_bytes() == before
 
 
 class Killed(BaseException):
     """What ends a run at once."""
 
 
-@pytest.mark.parametrize("kill_after", [1, 4, 8])
-def test_a_resumed_run_equals_an_uninterrupted_one(tiny_run, trained, tmp_path, monkeypatch, kill_after):
-    step, count = Trainer._step, 0
+@pytest.mark.parametrize(
+    ("owner", "method", "calls"),
+    [
+        *((Trainer, "_step", calls) for calls in (1, 4, 8)),
+        *((RetrievalTask, "evaluate", calls) for calls in (0, 1)),
+        *((RunFolder, "save_checkpoint", calls) for calls in range(1, 10)),  # also between best.pt and last.pt
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny_run, trained, tmp_path, monkeypatch, owner, method, calls):
+    original, count = getattr(owner, method), 0
 
-    def dying(self, batch):
+    def dying(self, *args):
         nonlocal count
         count += 1
-        if count > kill_after:
+        if count > calls:
             raise Killed
-        return step(self, batch)
+        return original(self, *args)
 
     flags = [*TINY_TRAINING, "--save_steps", "2"]
-    monkeypatch.setattr(Trainer, "_step", dying)
-    with pytest.raises(Killed):
-        run(tiny_run, tmp_path, *flags)
-    monkeypatch.setattr(Trainer, "_step", step)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, dying)
+        with pytest.raises(Killed):
+            run(tiny_run, tmp_path, *flags)
     assert run(tiny_run, tmp_path, *flags) == 0
     for name in ("last.pt", "best.pt"):
         ours, theirs = tensors_of(checkpoint(tmp_path, name)), tensors_of(checkpoint(trained, name))
@@ -129,6 +159,54 @@ def test_other_settings_are_not_continued_and_are_listed(tiny_run, trained, caps
     message = capsys.readouterr().err
     assert "lr: was 0.001, is 0.5" in message and "alpha: was 0.5, is 0.1" in message and "--resume never" in message
     assert "batch_size: was" not in message
+
+
+def test_a_refused_run_changes_nothing(tiny_run, trained):
+    before = {path: path.read_bytes() for path in trained.glob("*.*") if path.name != "log.txt"}
+    assert run(tiny_run, trained, *TINY_TRAINING, "--lr", "0.5") == 1
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_another_evaluation_set_is_not_continued(tiny_run, trained, tmp_path, capsys):
+    flags = [*tiny_run]
+    value = flags.index("--val_csv") + 1
+    other = tmp_path / "other.csv"
+    other.write_text("".join(Path(flags[value]).read_text().splitlines(keepends=True)[:-2]))
+    flags[value] = str(other)
+    assert run(flags, trained, *TINY_TRAINING) == 1
+    assert "evaluation_set: was 6 samples" in capsys.readouterr().err
+
+
+def test_a_missing_best_checkpoint_is_said_and_a_lone_one_not_overwritten(tiny_run, trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "best.pt").unlink()
+    assert run(tiny_run, tmp_path / "run", *TINY_TRAINING) == 1
+    assert "best.pt is missing" in capsys.readouterr().err
+    shutil.copy(trained / "best.pt", tmp_path / "run" / "best.pt")
+    (tmp_path / "run" / "last.pt").unlink()
+    assert run(tiny_run, tmp_path / "run", *TINY_TRAINING) == 1
+    assert "holds best.pt but no last.pt" in capsys.readouterr().err
+
+
+def test_training_can_start_from_a_checkpoint(tiny_run, trained, tmp_path, capsys):
+    flags = [*TINY_TRAINING, "--init_model", str(trained / "last.pt"), "--lr", "1e-30", "--epochs", "1"]
+    assert run(tiny_run, tmp_path / "run", *flags) == 0
+    for name, value in checkpoint(tmp_path / "run")["model"].items():
+        torch.testing.assert_close(value, checkpoint(trained)["model"][name])
+    assert run(tiny_run, trained, *flags) == 1
+    assert "lies in --output_dir" in capsys.readouterr().err
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_before_it_reaches_the_weights(tiny_run, tmp_path, capsys):
+    def poisoned(self, parameters):
+        next(iter(parameters)).grad.fill_(float("inf"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Processes, "average_gradients", poisoned)
+        assert run(tiny_run, tmp_path, *TINY_TRAINING) == 1
+    message = capsys.readouterr().err
+    assert "step 1: the norm of the gradient is" in message and "video" in message
+    assert not (tmp_path / "last.pt").exists()
 
 
 def test_resume_never_starts_anew(tiny_run, tmp_path):
@@ -197,6 +275,15 @@ def test_evaluating_a_checkpoint_gives_the_metrics_it_had_and_its_embeddings(tin
         rows = list(csv.DictReader(file))
     for name, column in (("text_ids", "key"), ("video_ids", "video_id"), ("captions", "sentence")):
         assert (features / f"{name}.txt").read_text().splitlines() == [row[column] for row in rows]
+
+
+def test_an_evaluation_in_a_trainings_folder_keeps_its_results(tiny_run, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    more = ["--do_eval", "--init_model", str(tmp_path / "run" / "last.pt"), *TINY_TRAINING[7:]]
+    assert run(tiny_run, tmp_path / "run", *more) == 0
+    for name in ("results.json", "config.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (trained / name).read_bytes()
+    assert json.loads((tmp_path / "run" / "results_eval.json").read_text())["checkpoint"].endswith("last.pt")
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_run, trained, tmp_path, capsys):
@@ -310,8 +397,16 @@ def test_one_epoch_on_real_clips_with_a_damaged_one_reported_by_name(tiny_run, t
     assert bad and all("corrupted" in row["video"] and row["reason"] for row in bad)
     assert set(METRICS) < set(json.loads((tmp_path / "out" / "results.json").read_text()))
 
-    assert run(flags, tmp_path / "strict", *training, "--on_bad_video", "error") == 1
-    assert "corrupted" in capsys.readouterr().err
+    # the same with decoding workers: the same clip is read in its stead, and the reason comes through
+    assert run(flags, tmp_path / "workers", *training, "--num_thread_reader", "2") == 0
+    for name in ("bad_videos.csv", "metrics.jsonl"):
+        assert (tmp_path / "workers" / name).read_text() == (tmp_path / "out" / name).read_text()
+    capsys.readouterr()
+    for workers in ("0", "2"):
+        strict = ["--on_bad_video", "error", "--num_thread_reader", workers]
+        assert run(flags, tmp_path / "strict", *training, *strict) == 1
+        message = capsys.readouterr().err
+        assert "corrupted" in message and "Traceback" not in message
     # in evaluation a bad video is always an error: leaving it out would change the metric
     write_split(tmp_path / "train", sorted((tmp_path / "train" / "videos").iterdir()), ["a"] * len(halves["train"]))
     flags[flags.index("--val_csv") + 1] = str(tmp_path / "train" / "pairs.csv")

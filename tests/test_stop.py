@@ -219,6 +219,16 @@ def test_changes_below_the_floor_count_as_still():
         assert not out.mask.any() and not out.frame_variation.any()
 
 
+def test_a_still_gap_in_a_moving_video_gets_no_tokens():
+    inter = make_inter(epsilon=0.01)
+    h = tokens(batch=1)
+    h[:, 2:] = h[:, 2:3] + 1e-6 * h[:, 2:]  # frames 2, 3 and 4 show the same but for rounding
+    out = inter(h, torch.zeros(1, T, P, dtype=torch.float64), torch.ones(1, T, dtype=torch.bool), None)
+    assert out.num_temporal_prompts[0, :2].min() > 0
+    # N^t looks one gap to each side, so gap 2 still sees the change in gap 1; gap 3 sees none
+    assert out.num_temporal_prompts[0, 3] == 0 and out.frame_variation[0, 3] == 0
+
+
 def test_tokens_of_a_gap_do_not_depend_on_padding():
     inter = make_inter()
     h, regions = tokens(), torch.zeros(B, T, P, dtype=torch.float64)
@@ -250,6 +260,26 @@ def test_a_frame_sees_the_tokens_of_the_gaps_beside_it():
         assert visible == [g for gap in (t, t + 1) if 1 <= gap <= T - 1 for g in [gap] * 2]
     joint, joint_mask = JointScope().temporal(gaps, mask)
     assert joint.shape == (2, (T - 1) * 2, D) and joint_mask.all()
+
+
+@pytest.mark.parametrize("gap", range(T - 1))
+def test_a_gaps_tokens_change_the_frames_beside_it_and_no_other(tiny_clip, gap):
+    model = make_stop(tiny_clip, attention_scope="frame", prompting="once", num_regions=0, eta=2.0)
+    prompting, tower = model.video_encoder.prompting, model.video_encoder.tower
+    frames = {}
+    model.video_encoder.scope.pool = lambda embeddings, real: frames.setdefault(len(frames), embeddings)
+    make_tokens = prompting.inter_frame.prompter.forward
+
+    def changed(*args):
+        made = make_tokens(*args)
+        made[:, gap] += 3 * torch.randn(tower.width)
+        return made
+
+    model.encode_video(random_videos(1, T), torch.tensor([T]))
+    prompting.inter_frame.prompter.forward = changed
+    model.encode_video(random_videos(1, T), torch.tensor([T]))
+    change = (frames[1] - frames[0]).abs().amax(-1)[0]
+    assert [t for t in range(T) if change[t] > 1e-5] == [gap, gap + 1]
 
 
 @pytest.mark.parametrize("scope", [JointScope(), FrameScope()])
@@ -341,6 +371,15 @@ def test_edges_one_frame_all_patches_no_tokens(tiny_clip, scope, prompting):
             assert out["embedding"].isfinite().all()
             for layer in out["layers"]:
                 assert not layer.get("num_temporal_prompts", torch.zeros(2, 1))[1].any()
+    # one real frame has no gaps: the same with and without inter-frame prompts
+    single = random_videos(2, 1), torch.tensor([1, 1])
+    ways = [make_stop(tiny_clip, attention_scope=scope, prompting=prompting, eta=eta) for eta in (4.0, 0.0)]
+    ways[1].video_encoder.prompting.intra_frame = ways[0].video_encoder.prompting.intra_frame
+    embeddings = [way.encode_video(*single)["embedding"] for way in ways]
+    torch.testing.assert_close(*embeddings)
+    everywhere = make_stop(tiny_clip, attention_scope=scope, prompting=prompting, num_regions=P)
+    for layer in everywhere.encode_video(videos, torch.tensor([T, T]), return_details=True)["layers"]:
+        assert layer["discriminative_regions"].all()
     no_tokens = make_stop(tiny_clip, eta=0.0)
     assert no_tokens.video_encoder.prompting.inter_frame is None
     assert not [name for name, _ in no_tokens.trainable_parameters() if "inter_frame" in name]

@@ -39,13 +39,18 @@ class StopSettings:
     epsilon: float = setting(0.005, "ε, share of the tokens' mean square below which a gap counts as still")
     dynamics_norm: str = setting("frame", "divide M_i by its sum over the frame, or not", ("frame", "none"))
     selection_gradient: str = setting(
-        "straight_through", "how the choice of regions passes a gradient to N^s", ("straight_through", "none")
+        "straight_through",
+        "how the choice of regions passes a gradient to N^s",
+        ("straight_through", "none"),
+        training_only=True,
     )
-    time_embedding: bool = setting(False, "add a learned embedding a frame and gap; ties the model to its T")
+    time_embedding: bool = setting(
+        False, "add a learned embedding a frame and gap; ties the model to its T, and still videos may get tokens"
+    )
     spatial_width: int = setting(64, "channels of the convolutions in P^s")
     spatial_hidden: int = setting(256, "width between the Linears of P^s")
     temporal_width: int = setting(96, "bottleneck width of P^t")
-    prompt_dropout: float = setting(0.1, "dropout at the end of P^s and P^t")
+    prompt_dropout: float = setting(0.1, "dropout at the end of P^s and P^t", training_only=True)
 
 
 class TimeEmbedding(nn.Module):
