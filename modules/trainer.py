@@ -272,7 +272,7 @@ class Trainer:
         self.folder.log_metrics("eval", self.position.step, {"epoch": epoch, **metrics})
         name = self.task.selection_metric
         best = self.position.best
-        is_best = not best or metrics[name] > best[name]
+        is_best = not best or metrics[name] >= best[name]  # of equals the later, which has seen more
         logger.info("epoch %d: %s", epoch, " ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
         last = {"epoch": epoch, **metrics}
         self.position = replace(

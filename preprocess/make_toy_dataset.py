@@ -12,7 +12,8 @@ About half a minute on one core. What it leaves in the folder:
 
 A class is an object (6 colours x 3 shapes) and a motion (6): 108 in all. Videos come in pairs of opposite
 motions, of which one is exactly the other backwards, down to the decoded pixels, so a model that ignores the
-order of frames cannot get more than half of the motions right. In every video stands one still object of
+order of frames cannot get more than half of the motions right. Arcs out and back are added to every movement, so that
+frames in a wrong order say little about its axis either. In every video stands one still object of
 another colour that the caption does not mention.
 """
 

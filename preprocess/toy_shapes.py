@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RENDERER_VERSION = 1  # raise it whenever the same seed no longer draws the same picture
+RENDERER_VERSION = 2  # raise it whenever the same seed no longer draws the same picture
 
 IMAGE_SIZE = 56  # 7 x 7 patches of 8 pixels, the geometry of ViT-B/32 at 224
 COLOURS = {
@@ -39,6 +39,7 @@ SMALL_RADIUS = (6.5, 8.5)
 LARGE_RADIUS = (12.0, 14.0)
 TRAVEL = (18.0, 23.0)  # length of a movement
 PATH_CENTRE = (20.0, 35.0)  # middle of every path, along both axes and for all motions alike
+ARC, ARC_SIZE = 7.0, 0.14  # height of the arcs that videos add to a path: pixels, and share of the radius
 TRAIL_OPACITY = (0.2, 0.35, 0.5, 0.7, 1.0)  # of the ghosts, oldest first
 
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
@@ -73,6 +74,17 @@ def all_motion_captions() -> list[str]:
         for colour in range(len(COLOURS))
         for shape in range(len(SHAPES))
         for motion in range(len(MOTIONS))
+    ]
+
+
+def all_position_captions() -> list[str]:
+    """Sizes outermost, then colours, shapes, and positions innermost."""
+    return [
+        position_caption(size, colour, shape, position)
+        for size in range(len(SIZES))
+        for colour in range(len(COLOURS))
+        for shape in range(len(SHAPES))
+        for position in range(len(POSITIONS))
     ]
 
 
@@ -157,6 +169,21 @@ def sample_paths(rng: np.random.Generator, motion: np.ndarray, steps: int) -> tu
     return x, y, radius
 
 
+def bend(
+    rng: np.random.Generator, x: np.ndarray, y: np.ndarray, radius: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same paths, each (N, steps), with an arc out and back, sideways, upwards and in size, on top.
+
+    Without it the frames of a movement, in whatever order, show its axis: positions spread along it alone. With it they
+    spread every way, and only their order tells the change that goes on from those that come back. An arc is the same
+    backwards, so opposite motions stay time reversals.
+    """
+    n, steps = x.shape
+    arc = np.sin(np.pi * np.linspace(0, 1, steps)) - 0.5
+    out = rng.choice([-1.0, 1.0], (3, n, 1)) * rng.uniform(0.7, 1.0, (3, n, 1)) * arc  # (3, N, steps)
+    return x + ARC * out[0], y + ARC * out[1], radius * (1 + ARC_SIZE * out[2])
+
+
 def place_beside(
     rng: np.random.Generator, x: np.ndarray, y: np.ndarray, radius: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -194,7 +221,7 @@ class Video:
 
 def render_pair(rng: np.random.Generator, colour: int, shape: int, pair: int, num_frames: int) -> tuple[Video, Video]:
     """A scene shown, with the two motions of `MOTION_PAIRS[pair]`; the second is the first backwards"""
-    x, y, radius = sample_paths(rng, np.array([2 * pair]), num_frames)
+    x, y, radius = bend(rng, *sample_paths(rng, np.array([2 * pair]), num_frames))
     distractor_colour = other_colour(rng, np.array([colour]))
     distractor_shape = rng.integers(0, len(SHAPES), 1)
     still = texture(rng, 1)

@@ -8,17 +8,19 @@
 #
 # Aims at the paper's Table 2 (published, not measured with this code):
 #   text→video R@1 47.7, R@5 71.4, R@10 81.1, mean rank 15.2; video→text R@1 46.1, R@5 71.6, R@10 81.0, mean rank 12.2
-# Expect: disk, by extrapolation from ten-second clips: some 10 GB for the original videos and 2 GB at 3 fps and 224 pixels.
-# Memory and time on a GPU have not been measured with this code. The published runs used 4 GPUs; 180,000 samples make
-# 1,406 steps an epoch and 7,030 in all. Not for a CPU: one step takes minutes there.
+# Expect, by arithmetic and not yet measured with this code:
+#   disk: some 10 GB for the original videos, 2 GB at 3 fps and 224 pixels, 0.4 GB for CLIP
+#   memory: 180,000 captions' embeddings, 0.4 GB, in each process; a GPU holds 128 / GPUS videos of 12 frames a step
+#   time: 1,406 steps an epoch, 7,030 in all. The published runs used 4 GPUs. Not for a CPU: a step takes minutes there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+bash scripts/setup.sh
 
 DATA=${DATA:-data/msrvtt}                     # MSRVTT_data.json, MSRVTT_train.9k.csv, MSRVTT_JSFUSION_test.csv
 VIDEOS=${VIDEOS:-$DATA/videos_3fps}           # what preprocess/compress_video.py made
 PRETRAINED=${PRETRAINED:-data/pretrained}     # ViT-B-32.pt; downloaded to here if it is missing
 OUTPUT=${OUTPUT:-runs/msrvtt}
-PYTHON=${PYTHON:-.venv/bin/python}
+PYTHON=.venv/bin/python
 GPUS=${GPUS:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 
 exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$GPUS" main_task_retrieval.py \

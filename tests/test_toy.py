@@ -250,16 +250,24 @@ def test_a_low_accuracy_is_an_error():
         pretrain_toy_clip.check_accuracies({**found, "shape": 0.4}, bars)
 
 
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 BRIEF = pretrain_toy_clip.PretrainSettings(steps=2, batch_size=8)
 
 
-def test_an_untrained_model_is_not_saved(tmp_path):
+def test_an_untrained_model_is_not_saved(tmp_path, one_thread):
     with pytest.raises(pretrain_toy_clip.UnusableModel):
         pretrain_toy_clip.pretrain(tmp_path / "clip", BRIEF, pretrain_toy_clip.Bars())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_saved_folder_loads_in_open_clip_and_computes_the_same(tmp_path):
+def test_the_saved_folder_loads_in_open_clip_and_computes_the_same(tmp_path, one_thread):
     import open_clip
 
     no_bars = pretrain_toy_clip.Bars(motion=0, colour=0, shape=0, position=0, max_cosine=2)
