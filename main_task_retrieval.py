@@ -22,7 +22,7 @@ from pathlib import Path
 from dataloaders import msrvtt
 from dataloaders.dataset import EvaluationDataset, TrainingDataset, VideoSettings
 from dataloaders.samples import Sample, read_all
-from modules.program import Arguments, parse_arguments, run_program
+from modules.program import Arguments, parse_arguments, run_once, run_program
 from modules.retrieval import RetrievalTask
 from modules.settings import setting
 
@@ -69,7 +69,7 @@ def build_task(arguments: Arguments, data: tuple[list[Sample] | None, list[Sampl
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
     arguments = parse_arguments(argv, __doc__, DATASETS, RetrievalSettings)
-    return run_program(arguments, read_data, build_task)
+    return run_program(lambda processes: run_once(arguments, read_data, build_task, processes))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,11 +27,35 @@ class VideoSettings:
         num_frames: T.
         image_size: side of a frame in pixels.
         seed: of every draw.
+        horizontal_flip: mirror half of the videos in training.
     """
 
     num_frames: int
     image_size: int
     seed: int
+    horizontal_flip: bool = False
+
+
+@dataclass(frozen=True)
+class Views:
+    """How often a test video is looked at.
+
+    Attributes:
+        num_clips: in time, each segment's parts in turn.
+        num_crops: in space, evenly along the long side; 1 is the centre.
+    """
+
+    num_clips: int = 1
+    num_crops: int = 1
+
+    @property
+    def count(self) -> int:
+        """Views of a video."""
+        return self.num_clips * self.num_crops
+
+    def place(self, crop: int) -> float:
+        """Where along the long side a crop is cut, 0 to 1."""
+        return 0.5 if self.num_crops == 1 else crop / (self.num_crops - 1)
 
 
 @dataclass(frozen=True)
@@ -63,6 +88,7 @@ class Batch:
         frames: (B, T, 3, S, S) uint8.
         num_frames: (B,) int64.
         video_ids, captions: B strings each.
+        labels: B class indices; None in retrieval.
         bad_videos: of all items.
     """
 
@@ -71,6 +97,7 @@ class Batch:
     num_frames: Tensor
     video_ids: list[str]
     captions: list[str]
+    labels: list[int | None]
     bad_videos: list[BadVideoError]
 
     def pin_memory(self) -> "Batch":
@@ -94,6 +121,7 @@ def collate(items: Sequence[Item | BadVideoError]) -> Batch | BadVideoError:
         torch.tensor([item.num_frames for item in items]),
         [item.sample.video_id for item in items],
         [item.caption for item in items],
+        [item.sample.label for item in items],
         [bad for item in items for bad in item.bad_videos],
     )
 
@@ -147,20 +175,32 @@ class TrainingDataset(Dataset):
         frames, num_frames = read_frames(sample, self.settings, sample_frames)
         draw = np.random.default_rng(derive_seed(seed, "caption", epoch, index))
         caption = sample.captions[int(draw.integers(len(sample.captions)))]
+        if self.settings.horizontal_flip and derive_seed(seed, "flip", epoch, index) % 2:
+            frames = frames.flip(-1)
         return Item(index, sample, caption, frames, num_frames, bad)
 
 
 class EvaluationDataset(Dataset):
-    """Samples for evaluation: the middle frame of each segment, the first caption."""
+    """Samples for evaluation: the middle frame of each segment, the first caption.
 
-    def __init__(self, samples: Sequence[Sample], settings: VideoSettings, frame_order: str = "ordered"):
-        """frame_order: "ordered", or "shuffle" for a seeded shuffle of each video's real frames."""
+    With several views of a video its items follow each other.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        settings: VideoSettings,
+        frame_order: str = "ordered",
+        views: Views | None = None,
+    ):
+        """frame_order: "ordered", or "shuffle" for a seeded shuffle of each video's real frames; views: None for 1."""
         self.samples = samples
         self.settings = settings
         self.frame_order = frame_order
+        self.views = views or Views()
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.samples) * self.views.count
 
     def __getitem__(self, index: int) -> Item | BadVideoError:
         """What `read` gives or raises; see `read_batches` about errors."""
@@ -172,8 +212,11 @@ class EvaluationDataset(Dataset):
         Raises:
             BadVideoError: if its video is bad; leaving it out would change the metric.
         """
-        sample = self.samples[index]
-        frames, num_frames = read_frames(sample, self.settings, sample_frame_indices)
+        number, view = divmod(index, self.views.count)
+        clip, crop = divmod(view, self.views.num_crops)
+        sample = self.samples[number]
+        sample_frames = partial(sample_frame_indices, clip=clip, num_clips=self.views.num_clips)
+        frames, num_frames = read_frames(sample, self.settings, sample_frames, self.views.place(crop))
         if self.frame_order == "shuffle":
             draw = np.random.default_rng(derive_seed(self.settings.seed, "frame order", sample.video_id))
             frames[:num_frames] = frames[:num_frames][torch.from_numpy(draw.permutation(num_frames))]
@@ -187,11 +230,11 @@ def _error_as_value(read: Callable[..., Item], *key: int) -> Item | BadVideoErro
         return error
 
 
-def read_frames(sample: Sample, settings: VideoSettings, sample_frames) -> tuple[Tensor, int]:
+def read_frames(sample: Sample, settings: VideoSettings, sample_frames, place: float = 0.5) -> tuple[Tensor, int]:
     """A video's frames as the encoder takes them: (T, 3, S, S) uint8, zeros behind the real ones, and their number."""
     decoded, num_frames = read_video(sample.path, settings.num_frames, sample_frames)
     frames = torch.zeros(settings.num_frames, 3, settings.image_size, settings.image_size, dtype=torch.uint8)
-    frames[:num_frames] = resize_and_crop(decoded[:num_frames], settings.image_size)
+    frames[:num_frames] = resize_and_crop(decoded[:num_frames], settings.image_size, place)
     return frames, num_frames
 
 

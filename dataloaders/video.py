@@ -62,13 +62,16 @@ class _Header(NamedTuple):
     fps: float
 
 
-def sample_frame_indices(total: int, num_frames: int, rng: np.random.Generator | None = None) -> np.ndarray:
+def sample_frame_indices(
+    total: int, num_frames: int, rng: np.random.Generator | None = None, clip: int = 0, num_clips: int = 1
+) -> np.ndarray:
     """The frames to read of a clip of `total` frames: (min(total, num_frames),) int64, strictly increasing.
 
     The clip is divided into T = `num_frames` equal segments [i*total/T, (i+1)*total/T). Without `rng`
     (evaluation) the frame at the middle of each segment; with `rng` (training) one frame of each segment,
-    uniformly, as in temporal segment networks (Wang et al., 2016). A clip of at most T frames gives all of
-    them, unpadded.
+    uniformly, as in temporal segment networks (Wang et al., 2016). Of `num_clips` views in time, view `clip`
+    takes the middle of the `clip`-th part of each segment. A clip of at most T frames gives all of them,
+    unpadded.
 
     Raises ValueError where either number is below one.
     """
@@ -78,7 +81,8 @@ def sample_frame_indices(total: int, num_frames: int, rng: np.random.Generator |
         return np.arange(total)
     segments = np.arange(num_frames + 1)
     if rng is None:
-        return (2 * segments[:-1] + 1) * total // (2 * num_frames)
+        part = 2 * num_clips * segments[:-1] + 2 * clip + 1  # in units of half a part
+        return part * total // (2 * num_clips * num_frames)
     bounds = -(-segments * total // num_frames)  # rounded up: the first whole frame of each segment
     return rng.integers(bounds[:-1], bounds[1:])
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from dataloaders.dataset import FRAME_ORDERS, EvaluationDataset
+from dataloaders.recognition import RecognitionDataset
 from dataloaders.samples import Dataset, Sample
 from dataloaders.video import BadVideoError
 from modules.clip_loader import LoadedCLIP, load_clip
@@ -21,7 +22,7 @@ from modules.methods import METHODS
 from modules.methods.base import Method
 from modules.precision import Precision, choose_precision
 from modules.processes import Processes, start_processes, stop_processes
-from modules.run_folder import BEST, LAST, RunFolder, load_checkpoint
+from modules.run_folder import BEST, LAST, RESULTS, RunFolder, load_checkpoint
 from modules.settings import (
     add_arguments,
     all_settings,
@@ -89,16 +90,25 @@ class ReportingTask(Task, Protocol):
 
     Attributes:
         evaluation_set: what metrics are computed on.
+        files: small text files that belong to the run from its start, by name.
+        identity: what results depend on and the settings do not show, by name.
     """
 
     evaluation_set: EvaluationDataset
+    files: Mapping[str, str]
+    identity: Mapping[str, Any]
 
-    def report(self, model: VideoTextModel, processes: Processes, precision: Precision) -> dict[str, float]:
+    def report(
+        self, model: VideoTextModel, processes: Processes, precision: Precision, folder: RunFolder
+    ) -> dict[str, float]:
         """Evaluate the chosen checkpoint and write the files that the task leaves; metrics, the same on every rank."""
 
 
 def parse_arguments(
-    argv: Sequence[str] | None, description: str, datasets: Mapping[str, Dataset], task_settings: type
+    argv: Sequence[str] | None,
+    description: str,
+    datasets: Mapping[str, Dataset | RecognitionDataset],
+    task_settings: type,
 ) -> Arguments:
     """Parse a command line whose flags depend on the method and the dataset chosen.
 
@@ -133,30 +143,17 @@ def parse_arguments(
     return Arguments(chosen.method, chosen.datatype, *(from_arguments(s, args) for s in groups.values()))
 
 
-def run_program(
-    arguments: Arguments,
-    read_data: Callable[[Arguments], Any],
-    build_task: Callable[[Arguments, Any, int], ReportingTask],
-) -> int:
-    """Train or evaluate, as the flags say, on the processes there are.
+def run_program(run: Callable[[Processes], Any]) -> int:
+    """Run something on the processes there are, and say what went wrong if the user can mend it.
 
     Args:
-        arguments: the command line.
-        read_data: from the arguments, what the annotation files hold; called before anything slow, and raises one
-            error for everything that is wrong with them.
-        build_task: from the arguments, that data and CLIP's image size, the task.
+        run: what to do.
 
     Returns:
         The exit status: 0, or 1 after an error that the user can mend, which has been printed.
     """
     try:
-        processes = start_processes()
-        folder = RunFolder(arguments.common.output_dir, processes.is_main)
-        folder.start_logging()
-        try:
-            _run(arguments, read_data, build_task, processes, folder)
-        finally:
-            folder.close()
+        run(start_processes())
     except UserError as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # the others of this machine have met the same
             logger.error("%s", error)
@@ -169,7 +166,33 @@ def run_program(
     return 0
 
 
-def _run(arguments: Arguments, read_data, build_task, processes: Processes, folder: RunFolder) -> None:
+def run_once(
+    arguments: Arguments,
+    read_data: Callable[[Arguments], Any],
+    build_task: Callable[[Arguments, Any, int], ReportingTask],
+    processes: Processes,
+) -> dict[str, Any]:
+    """Train or evaluate, as the flags say.
+
+    Args:
+        arguments: the command line.
+        read_data: from the arguments, what the annotation files hold; called before anything slow, and raises one
+            error for everything that is wrong with them.
+        build_task: from the arguments, that data and CLIP's image size, the task.
+        processes: to share the work among.
+
+    Returns:
+        What ``results.json`` holds.
+    """
+    folder = RunFolder(arguments.common.output_dir, processes.is_main)
+    folder.start_logging()
+    try:
+        return _run(arguments, read_data, build_task, processes, folder)
+    finally:
+        folder.close()
+
+
+def _run(arguments: Arguments, read_data, build_task, processes: Processes, folder: RunFolder) -> dict[str, Any]:
     start = time.perf_counter()
     common = arguments.common
     training = _check_mode(arguments, METHODS[arguments.method])
@@ -193,20 +216,22 @@ def _run(arguments: Arguments, read_data, build_task, processes: Processes, fold
 
     settings = {"method": arguments.method, "datatype": arguments.datatype} | all_settings(*arguments.parts)
     # an evaluation in a training's folder does not write over what the training left
-    suffix = "_eval" if not training and folder.has(LAST) else ""
+    folder.suffix = "_eval" if not training and folder.has(LAST) else ""
     if training:
         trainer = Trainer(model, task, arguments.train, processes, precision, folder, identity)
         trainer.resume()
         folder.write_config(settings)
+        write_files(task, folder)
         position = trainer.train()
         load_best(model, processes, folder)
         epoch = position.best["epoch"]
         logger.info("reporting epoch %d, the best by %s on the evaluation set", epoch, task.selection_metric)
         origin = {"checkpoint": BEST, "epoch": epoch, "last_epoch": position.last}
     else:
-        folder.write_config(settings, f"config{suffix}.json")
+        folder.write_config(settings)
+        write_files(task, folder)
         origin = {"checkpoint": None if common.init_model is None else str(common.init_model)}
-    metrics = task.report(model, processes, precision)
+    metrics = task.report(model, processes, precision, folder)
     results = {
         "dataset": arguments.datatype,
         "method": arguments.method,
@@ -216,8 +241,15 @@ def _run(arguments: Arguments, read_data, build_task, processes: Processes, fold
         "seconds": round(position.seconds if training else time.perf_counter() - start, 1),
         "peak_memory_mb": round(peak_memory_mb(device), 1),
     }
-    folder.write_json(f"results{suffix}.json", results)
+    folder.write_json(RESULTS, results)
     logger.info("%s", " ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
+    return results
+
+
+def write_files(task: ReportingTask, folder: RunFolder) -> None:
+    """Write the small files that belong to a run from its start."""
+    for name, text in task.files.items():
+        folder.write_text(name, text)
 
 
 def load_best(model: VideoTextModel, processes: Processes, folder: RunFolder) -> None:
@@ -277,6 +309,7 @@ def make_identity(arguments: Arguments, clip: LoadedCLIP, precision: Precision, 
         "init_model": None if init_model is None else tensors_fingerprint(load_checkpoint(init_model)["model"]),
         "precision": precision.name,
         "clip": clip_fingerprint(clip),
+        **task.identity,
         **{name: None if data is None else samples_fingerprint(data.samples) for name, data in sets.items()},
     }
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from dataloaders.dataset import Batch, EvaluationDataset, TrainingDataset, evaluation_loader, read_batches
+from dataloaders.dataset import Batch, EvaluationDataset, TrainingDataset
+from modules.embedding import embed_items, gather_strided
 from modules.losses import same_video_or_caption, symmetric_contrastive_loss
 from modules.metrics import retrieval_metrics
 from modules.precision import Precision
 from modules.processes import Processes
+from modules.run_folder import RunFolder
 from modules.video_text_model import VideoTextModel
 
 logger = logging.getLogger("stop")
@@ -77,6 +78,8 @@ class RetrievalTask:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.save_features = save_features
+        self.files: dict[str, str] = {}
+        self.identity: dict[str, str] = {}
 
     def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Captions and videos of a batch: (b, E) each."""
@@ -96,7 +99,9 @@ class RetrievalTask:
         """R@1, R@5, R@10, median and mean rank in both directions."""
         return self.metrics(self.embed(model, processes, precision))
 
-    def report(self, model: VideoTextModel, processes: Processes, precision: Precision) -> dict[str, float]:
+    def report(
+        self, model: VideoTextModel, processes: Processes, precision: Precision, folder: RunFolder
+    ) -> dict[str, float]:
         """Evaluate, and write the embeddings if wanted."""
         embeddings = self.embed(model, processes, precision)
         if self.save_features is not None and processes.is_main:
@@ -126,7 +131,15 @@ class RetrievalTask:
         captions = [sample.captions[0] for sample in samples]
         return Embeddings(
             text=self._embed_texts(model, captions, processes, precision),
-            video=self._embed_videos(model, list(first_rows.values()), processes, precision),
+            video=embed_items(
+                model,
+                self.evaluation_set,
+                list(first_rows.values()),
+                self.batch_size,
+                self.num_workers,
+                processes,
+                precision,
+            ),
             text_to_video=np.array([numbers[sample.video_id] for sample in samples]),
             text_ids=[sample.sample_id for sample in samples],
             captions=captions,
@@ -137,38 +150,7 @@ class RetrievalTask:
         mine = captions[processes.rank :: processes.world_size]
         with precision.autocast():
             rows = [model.encode_text(part) for part in _parts(mine, self.batch_size)]
-        return self._gather_strided(rows, len(captions), processes)
-
-    def _embed_videos(self, model, rows: Sequence[int], processes: Processes, precision: Precision) -> np.ndarray:
-        mine = rows[processes.rank :: processes.world_size]
-        on_gpu = processes.device.type == "cuda"
-        loader = evaluation_loader(self.evaluation_set, mine, self.batch_size, self.num_workers, pin=on_gpu)
-        embedded = []
-        progress = tqdm(
-            read_batches(loader),
-            total=len(loader),
-            desc="evaluate",
-            unit="batch",
-            leave=False,
-            disable=not processes.is_main,
-        )
-        for batch in progress:
-            batch = batch.to(processes.device)
-            with precision.autocast():
-                embedded.append(model.encode_video(batch.frames, batch.num_frames)["embedding"])
-        return self._gather_strided(embedded, len(rows), processes)
-
-    @staticmethod
-    def _gather_strided(rows: list[Tensor], total: int, processes: Processes) -> np.ndarray:
-        """Rows that the ranks took in turn, in their first order again: (total, E) float32."""
-        mine = torch.cat(rows).float().cpu().numpy() if rows else None
-        parts = processes.gather_objects(mine)
-        width = parts[0].shape[1]
-        joined = np.empty((total, width), dtype=np.float32)
-        for rank, part in enumerate(parts):
-            if part is not None:
-                joined[rank :: processes.world_size] = part
-        return joined
+        return gather_strided(rows, len(captions), processes)
 
 
 def _parts(items: Sequence, size: int) -> list[Sequence]:

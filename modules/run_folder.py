@@ -17,7 +17,7 @@ import torch
 from modules.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "decord", "opencv-python-headless")
-LAST, BEST = "last.pt", "best.pt"
+LAST, BEST, RESULTS = "last.pt", "best.pt", "results.json"
 
 logger = logging.getLogger("stop")
 
@@ -29,6 +29,7 @@ class RunFolder:
         """path: made if it is not there."""
         self.path = path
         self.is_main = is_main
+        self.suffix = ""  # put behind the names of what is written whole; for an evaluation beside a training
         self._board = None
         self._first_step: int | None = None  # of this process's part of the run; None for the whole
         if is_main:
@@ -48,15 +49,23 @@ class RunFolder:
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             logger.addHandler(handler)
 
-    def write_config(self, settings: Mapping[str, Any], name: str = "config.json") -> None:
+    def write_config(self, settings: Mapping[str, Any]) -> None:
         """``config.json``: every setting, package versions and the git commit."""
         versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
-        self.write_json(name, {"settings": settings, "versions": versions, "git_commit": git_commit()})
+        self.write_json("config.json", {"settings": settings, "versions": versions, "git_commit": git_commit()})
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """A JSON file, complete or not there."""
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        self._write(name, lambda file: file.write(text.encode()))
+        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """A text file, complete or not there."""
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """A file, complete or not there."""
+        stem, dot, ending = name.partition(".")
+        self._write(f"{stem}{self.suffix}{dot}{ending}", lambda file: file.write(content))
 
     def log_metrics(self, kind: str, step: int, values: Mapping[str, float | None]) -> None:
         """Add a line to ``metrics.jsonl`` and points to TensorBoard.
@@ -96,7 +105,7 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what an earlier run left that this one would add to."""
         if self.is_main:
-            for name in ("metrics.jsonl", "bad_videos.csv", "results.json", LAST, BEST):
+            for name in ("metrics.jsonl", "bad_videos.csv", RESULTS, LAST, BEST):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 

@@ -24,7 +24,7 @@ from modules.optimization import build_optimizer, build_scheduler
 from modules.precision import PRECISIONS, Precision
 from modules.processes import Processes
 from modules.randomness import derive_seed
-from modules.run_folder import BEST, LAST, RunFolder
+from modules.run_folder import BEST, LAST, RESULTS, RunFolder
 from modules.settings import setting
 from modules.video_text_model import VideoTextModel
 
@@ -159,10 +159,11 @@ class Trainer:
             return
         checkpoint = self.processes.broadcast_object(self.folder.load_checkpoint(LAST))
         if checkpoint is None:
-            if self.processes.broadcast_object(self.folder.has(BEST)):
+            found = [name for name in (BEST, RESULTS) if self.folder.has(name)]
+            if found := self.processes.broadcast_object(found):
                 raise UserError(
-                    f"{self.folder.path} holds {BEST} but no {LAST} to continue from: give another --output_dir, or "
-                    "--resume never to start anew, which removes it"
+                    f"{self.folder.path} holds {found[0]} but no {LAST} to continue from: give another --output_dir, "
+                    "or --resume never to start anew, which removes it"
                 )
             self.folder.clear()
             return

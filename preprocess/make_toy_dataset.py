@@ -1,4 +1,4 @@
-"""Renders the toy dataset: short H.264 videos of moving shapes, with annotation files in MSR-VTT's form.
+"""Renders the toy dataset: short H.264 videos of moving shapes, with annotation files in MSR-VTT's and HMDB51's form.
 
     python preprocess/make_toy_dataset.py --output_dir runs/toy/dataset
 
@@ -8,6 +8,7 @@ About half a minute on one core. What it leaves in the folder:
     MSRVTT_data.json        captions of all videos; `category` is the index of the motion
     train.csv               column video_id
     test.csv                columns key, vid_key, video_id, sentence: one video and one caption a class
+    testTrainMulti_7030_splits/moving_left_test_split1.txt …   the motions as classes, in three splits
     dataset.json            the settings that made it, and the names of colours, shapes and motions
 
 A class is an object (6 colours x 3 shapes) and a motion (6): 108 in all. Videos come in pairs of opposite
@@ -49,6 +50,7 @@ class DatasetSettings:
     fps: int = 8
     quantiser: int = 16
     renderer_version: int = toy.RENDERER_VERSION
+    annotations_version: int = 2  # raise it whenever the annotation files change
 
     def __post_init__(self):
         num_classes = len(toy.all_motion_captions())
@@ -124,8 +126,29 @@ def write_dataset(folder: Path, settings: DatasetSettings) -> None:
     _write_json(folder / "MSRVTT_data.json", {"info": {}, "videos": videos, "sentences": sentences})
     _write_csv(folder / "train.csv", ["video_id"], rows["train"])
     _write_csv(folder / "test.csv", ["key", "vid_key", "video_id", "sentence"], rows["test"])
+    write_hmdb51_splits(folder / "testTrainMulti_7030_splits", videos, settings)
     names = {"colours": list(toy.COLOURS), "shapes": toy.SHAPES, "motions": toy.MOTIONS}
     _write_json(folder / "dataset.json", {"settings": asdict(settings), **names})
+
+
+def write_hmdb51_splits(folder: Path, videos: list[dict], settings: DatasetSettings) -> None:
+    """Writes `<motion>_test_split<k>.txt` for k = 1, 2, 3: lines `file mark `, mark 1 for training and 2 for test.
+
+    The test videos of split 1 are those of MSR-VTT's form; of splits 2 and 3 the first and second as many of the
+    training videos.
+    """
+    folder.mkdir()
+    for split in (1, 2, 3):
+        first = settings.num_train if split == 1 else (split - 2) * settings.num_test
+        test = range(first, first + settings.num_test)
+        for motion, name in enumerate(toy.MOTIONS):
+            lines = [
+                f"{video['video_id']}.mp4 {2 if video['id'] in test else 1} \n"
+                for video in videos
+                if video["category"] == motion
+            ]
+            path = folder / f"{name.replace(' ', '_')}_test_split{split}.txt"
+            path.write_text("".join(lines), encoding="utf-8")
 
 
 def make_dataset(output_dir: str | Path, settings: DatasetSettings, overwrite: bool = False) -> Path:
@@ -137,11 +160,11 @@ def make_dataset(output_dir: str | Path, settings: DatasetSettings, overwrite: b
     Raises `FileExistsError` where the folder holds anything else and `overwrite` is not set.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and not overwrite:
+    if output_dir.exists():
         if _settings_of(output_dir) == asdict(settings):
             print(f"{output_dir} is there already, made with the same settings.")
             return output_dir
-        if not output_dir.is_dir() or any(output_dir.iterdir()):
+        if not overwrite and (not output_dir.is_dir() or any(output_dir.iterdir())):
             raise FileExistsError(
                 f"{output_dir} exists and was made with other settings, or is no toy dataset; "
                 "choose another --output_dir, or give --overwrite to replace it"
@@ -184,7 +207,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--num_train", type=int, default=default.num_train, help="training videos, even")
     parser.add_argument("--num_test", type=int, default=default.num_test, help="test videos, even, up to 108")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace what other settings made")
     return parser.parse_args(argv)
 
 

@@ -281,12 +281,12 @@ def pretrain(output_dir: str | Path, settings: PretrainSettings, bars: Bars, ove
     """
     output_dir = Path(output_dir)
     made_with = {"settings": asdict(settings), "model": MODEL_CONFIG}
-    if output_dir.exists() and not overwrite:
+    if output_dir.exists():
         record = output_dir / RECORD_NAME
         if record.is_file() and json.loads(record.read_text())["made_with"] == made_with:
             print(f"{output_dir} is there already, made with the same settings.")
             return output_dir
-        if not output_dir.is_dir() or any(output_dir.iterdir()):
+        if not overwrite and (not output_dir.is_dir() or any(output_dir.iterdir())):
             raise FileExistsError(
                 f"{output_dir} exists and was made with other settings, or is no toy CLIP; "
                 "choose another --output_dir, or give --overwrite to replace it"
@@ -304,7 +304,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, help="folder to make")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--steps", type=int, default=default.steps, help="training steps of 96 stills")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace what other settings made")
     return parser.parse_args(argv)
 
 

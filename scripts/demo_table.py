@@ -1,9 +1,10 @@
-"""Motion accuracy on the toy dataset, and the demo's table.
+"""The demo's tables, and motion accuracy on the toy dataset.
 
-  python scripts/demo_table.py "zero-shot=runs/demo/zero_shot" "STOP=runs/demo/stop"
+  python scripts/demo_table.py retrieval "zero-shot=runs/demo/zero_shot" "STOP=runs/demo/stop"
+  python scripts/demo_table.py recognition "zero-shot=runs/demo_recognition/zero_shot" "STOP=runs/demo_recognition/stop"
 
-For each run, from its saved embeddings: of the captions of the right object, one a motion, is the right one nearest?
-Adds ``motion_accuracy`` (percent) to the run's ``results.json`` and prints a row.
+Motion accuracy of a retrieval run, from its saved embeddings: of the captions of the right object, one a motion, is the
+right one nearest? It is added to the run's ``results.json`` as ``motion_accuracy``, in percent.
 """
 
 import argparse
@@ -20,13 +21,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from preprocess.toy_shapes import MOTIONS
 
 COLUMNS = {
-    "t→v R@1": "t2v_R1",
-    "R@5": "t2v_R5",
-    "R@10": "t2v_R10",
-    "v→t R@1": "v2t_R1",
-    "R@5 ": "v2t_R5",
-    "R@10 ": "v2t_R10",
-    "motion": "motion_accuracy",
+    "retrieval": [
+        ("t→v R@1", "t2v_R1"),
+        ("R@5", "t2v_R5"),
+        ("R@10", "t2v_R10"),
+        ("v→t R@1", "v2t_R1"),
+        ("R@5", "v2t_R5"),
+        ("R@10", "v2t_R10"),
+        ("motion", "motion_accuracy"),
+    ],
+    "recognition": [("top-1", "top1"), ("top-5", "top5"), ("mean class", "mean_class")],
+}
+FOOTNOTES = {
+    "retrieval": "Motion: the right one of an object's six motions; ",
+    "recognition": "Top-1 over six motions: ",
 }
 
 
@@ -58,38 +66,44 @@ def motion_accuracy(text: np.ndarray, video: np.ndarray, captions: Sequence[str]
     return 100 * right / len(captions)
 
 
+def read_results(run: Path) -> dict:
+    """A run's ``results.json``."""
+    return json.loads((run / "results.json").read_text(encoding="utf-8"))
+
+
 def add_motion_accuracy(run: Path) -> dict:
     """Complete a run's ``results.json`` from its embeddings, and return it."""
     features = run / "features"
     captions = (features / "captions.txt").read_text(encoding="utf-8").splitlines()
     accuracy = motion_accuracy(np.load(features / "text.npy"), np.load(features / "video.npy"), captions)
-    path = run / "results.json"
-    results = json.loads(path.read_text(encoding="utf-8")) | {"motion_accuracy": accuracy}
+    results = read_results(run) | {"motion_accuracy": accuracy}
     temporary = run / ".results.json.partial"
     temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    os.replace(temporary, run / "results.json")
     return results
 
 
-def table(rows: dict[str, dict]) -> str:
+def table(task: str, rows: dict[str, dict]) -> str:
     """A table of results, a row a name."""
     width = max(map(len, rows))
-    lines = [" " * width + "".join(f"{title.strip():>9}" for title in COLUMNS) + "  trained"]
+    lines = [" " * width + "".join(f"{title:>11}" for title, _ in COLUMNS[task]) + "    trained"]
     for name, results in rows.items():
-        cells = "".join(f"{results[key]:9.1f}" for key in COLUMNS.values())
-        lines.append(f"{name:<{width}}{cells}{results['trainable_parameters']:9,}")
+        cells = "".join(f"{results[key]:11.1f}" for _, key in COLUMNS[task])
+        lines.append(f"{name:<{width}}{cells}{results['trainable_parameters']:11,}")
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Complete the runs' results and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=list(COLUMNS))
     parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER", help="what a row is called, and its run folder")
     args = parser.parse_args(argv)
-    named = dict(run.split("=", 1) for run in args.runs)
-    print(table({name: add_motion_accuracy(Path(folder)) for name, folder in named.items()}))
-    print("All in percent but the last column, trained parameters. Motion: the right one of an object's six motions;")
-    print("chance is 16.7, and no model that ignores the order of frames can pass 50.")
+    named = {name: Path(folder) for name, folder in (run.split("=", 1) for run in args.runs)}
+    read = add_motion_accuracy if args.task == "retrieval" else read_results
+    print(table(args.task, {name: read(folder) for name, folder in named.items()}))
+    print("All in percent but the last column, trained parameters.")
+    print(FOOTNOTES[args.task] + "chance is 16.7, and no model that ignores the order of frames can pass 50.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Fixtures that several tests share."""
 
 import json
+import shutil
 from pathlib import Path
 
 import open_clip
@@ -61,17 +62,39 @@ def save_clip_folder(folder: Path, model: torch.nn.Module, config: dict = TINY_C
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory) -> list[str]:
-    """Flags that run the retrieval program on a few toy videos with the tiny CLIP: 22 training and 6 test videos."""
+def tiny_files(tmp_path_factory) -> Path:
+    """A folder with a few toy videos (``dataset``: 22 for training, 6 for testing) and the tiny CLIP (``clip``)."""
     root = tmp_path_factory.mktemp("tiny_run")
-    dataset = make_dataset(root / "dataset", DatasetSettings(num_train=22, num_test=6, num_frames=9))
-    clip = save_clip_folder(root / "clip", make_tiny_clip().model)
+    make_dataset(root / "dataset", DatasetSettings(num_train=22, num_test=6, num_frames=9))
+    save_clip_folder(root / "clip", make_tiny_clip().model)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_files) -> list[str]:
+    """Flags that run the retrieval program on the tiny files."""
+    dataset = tiny_files / "dataset"
     return [
-        *("--pretrained_clip_name", str(clip), "--features_path", str(dataset / "videos")),
+        *("--pretrained_clip_name", str(tiny_files / "clip"), "--features_path", str(dataset / "videos")),
         *("--train_csv", str(dataset / "train.csv"), "--val_csv", str(dataset / "test.csv")),
-        *("--data_path", str(dataset / "MSRVTT_data.json"), "--max_frames", "4", "--max_words", "12"),
-        *("--num_thread_reader", "0", "--precision", "fp32"),
+        *("--data_path", str(dataset / "MSRVTT_data.json"), *TINY_SIZES),
     ]
+
+
+@pytest.fixture(scope="session")
+def tiny_recognition(tiny_files) -> list[str]:
+    """Flags that run the recognition program on the tiny files, with the two classes that they have videos of."""
+    splits = tiny_files / "splits"
+    splits.mkdir()
+    for path in (tiny_files / "dataset" / "testTrainMulti_7030_splits").glob("moving_[lr]*.txt"):
+        shutil.copy(path, splits)
+    return [
+        *("--pretrained_clip_name", str(tiny_files / "clip"), "--datatype", "hmdb51", "--split_dir", str(splits)),
+        *("--features_path", str(tiny_files / "dataset" / "videos"), *TINY_SIZES),
+    ]
+
+
+TINY_SIZES = ["--max_frames", "4", "--max_words", "12", "--num_thread_reader", "0", "--precision", "fp32"]
 
 
 TINY_TRAINING = [

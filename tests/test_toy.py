@@ -292,3 +292,17 @@ def test_the_saved_folder_loads_in_open_clip_and_computes_the_same(tmp_path, one
     before = (folder / pretrain_toy_clip.WEIGHTS_NAME).stat().st_mtime_ns
     pretrain_toy_clip.pretrain(folder, BRIEF, no_bars)
     assert (folder / pretrain_toy_clip.WEIGHTS_NAME).stat().st_mtime_ns == before
+
+
+def test_the_splits_in_hmdb51s_form_hold_every_video_with_its_motion(dataset):
+    motions = {video["video_id"]: toy.MOTIONS[video["category"]] for video in annotations(dataset)["videos"]}
+    tested = {row["video_id"] for row in rows(dataset / "test.csv")}
+    seen = {}
+    for path in (dataset / "testTrainMulti_7030_splits").glob("*_test_split1.txt"):
+        for line in path.read_text().splitlines():
+            file, mark, end = line.split(" ")
+            assert file.endswith(".mp4") and end == ""
+            seen[file.removesuffix(".mp4")] = (path.name.split("_test_")[0].replace("_", " "), mark)
+    assert seen.keys() == motions.keys()
+    for video_id, (motion, mark) in seen.items():
+        assert motion == motions[video_id] and mark == ("2" if video_id in tested else "1")

@@ -1,0 +1,121 @@
+"""UCF101 for action recognition: the official splits.
+
+`trainlist0<k>.txt` has lines `Class/file.avi label`, `testlist0<k>.txt` lines `Class/file.avi`, and `classInd.txt`
+lines `label Class` with labels from 1. Videos are `<Class>/<file>` or directly in the folder, in any container.
+Samples keep the order of the lists.
+
+The official names are not of one mind: class HandstandPushups holds files v_HandStandPushups_*. Names are
+therefore compared without regard to case where none fits exactly.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+from dataloaders.recognition import (
+    ListedVideo,
+    RecognitionDataset,
+    RecognitionSplit,
+    VideoFiles,
+    build_split,
+    read_lines,
+    strip_suffix,
+)
+from dataloaders.samples import raise_if_problems
+from modules.settings import setting
+
+REMEDY = (
+    "Check that --split_dir is the folder ucfTrainTestlist with classInd.txt, trainlist01.txt and testlist01.txt "
+    "to 03, and that --features_path holds all videos of UCF101, unpacked, as <Class>/<file>.avi or directly, in "
+    "any container."
+)
+
+
+def read_split(split_dir: str | Path, features_path: str | Path, split: str) -> RecognitionSplit:
+    """Split "1", "2" or "3" of UCF101; `sample_id` is `<Class>/<file without suffix>`.
+
+    split_dir: the folder of split files. features_path: the folder of videos. A sample's label is that of
+    `classInd.txt` less 1.
+
+    Raises AnnotationError, once, with everything that is wrong or missing in the two.
+    """
+    folder = Path(split_dir)
+    classes, problems = _read_classes(folder / "classInd.txt")
+    train, train_problems = _read_list(folder / f"trainlist0{split}.txt", classes, labelled=True)
+    test, test_problems = _read_list(folder / f"testlist0{split}.txt", classes, labelled=False)
+    texts = tuple(to_text(name) for name in classes)
+    videos = VideoFiles(features_path, class_folders=True)
+    result, split_problems = build_split(classes, texts, train, test, videos)
+    problems += train_problems + test_problems + split_problems
+    raise_if_problems(f"UCF101 split {split} in {split_dir}", problems, REMEDY)
+    return result
+
+
+def to_text(name: str) -> str:
+    """The words of a CamelCase class name in lower case: "ApplyEyeMakeup" becomes "apply eye makeup"."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
+
+
+def _read_classes(path: Path) -> tuple[tuple[str, ...], list[str]]:
+    """The class names of `classInd.txt` in label order, and the problems of that file.
+
+    A file with problems gives no classes, so that they are not reported again for every video.
+    """
+    lines, problems = read_lines(path)
+    names: dict[int, str] = {}
+    for number, line in lines:
+        parts = line.split()
+        if len(parts) != 2 or not parts[0].isdecimal():
+            problems.append(f"line {number} of {path.name}: needs a label and a class, found {line!r}")
+        elif int(parts[0]) in names or parts[1].casefold() in {name.casefold() for name in names.values()}:
+            problems.append(f"line {number} of {path.name}: label or class is there before: {line!r}")
+        else:
+            names[int(parts[0])] = parts[1]
+    if not problems and sorted(names) != list(range(1, len(names) + 1)):
+        absent = sorted(set(range(1, len(names) + 1)) - set(names))
+        problems.append(f"{path.name}: the labels of {len(names)} classes must be 1 to {len(names)}, missing {absent}")
+    return () if problems else tuple(names[label] for label in sorted(names)), problems
+
+
+def _read_list(path: Path, classes: tuple[str, ...], labelled: bool) -> tuple[list[ListedVideo], list[str]]:
+    """The videos of a list and the problems of its lines.
+
+    labelled: each line ends with the class's number, as in the training lists.
+    """
+    labels = {name.casefold(): label for label, name in enumerate(classes)}
+    lines, problems = read_lines(path)
+    listed = []
+    for number, line in lines:
+        where = f"line {number} of {path.name}"
+        # From the right: only the label is known to hold no spaces.
+        file, given = line.rsplit(None, 1) if labelled and len(line.split()) > 1 else (line, "")
+        video_id = strip_suffix(file)
+        if video_id is None or video_id.count("/") != 1 or given.isdecimal() != labelled:
+            problems.append(f"{where}: needs Class/file.avi {'and a label' if labelled else 'alone'}, found {line!r}")
+            continue
+        name = video_id.split("/")[0]
+        label = labels.get(name.casefold())
+        if label is None:
+            problems += [f"{where}: class {name!r} is not in classInd.txt"] if classes else []
+        elif labelled and int(given) != label + 1:
+            problems.append(f"{where}: label {given} for class {name!r}, which is {label + 1} in classInd.txt")
+        else:
+            listed.append(ListedVideo(video_id, label, where))
+    return listed, problems
+
+
+@dataclass(frozen=True)
+class Ucf101Settings:
+    """Where UCF101's files are."""
+
+    split_dir: Path = setting(MISSING, "official splits: ucfTrainTestlist", affects_results=False)
+    features_path: Path = setting(MISSING, "folder of the videos, in any container", affects_results=False)
+
+
+def _read(settings: Ucf101Settings, split: str) -> RecognitionSplit:
+    return read_split(settings.split_dir, settings.features_path, split)
+
+
+DATASET = RecognitionDataset(Ucf101Settings, ("1", "2", "3"), _read, left_right_matters=False)

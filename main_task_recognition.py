@@ -1,0 +1,205 @@
+"""Action recognition: train and evaluate STOP, or the frozen CLIP, on HMDB51, UCF101 or Something-Something V2.
+
+On the CPU or one GPU:
+  python main_task_recognition.py --do_train --datatype hmdb51 --split_dir testTrainMulti_7030_splits \\
+      --features_path videos --batch_size 32 --output_dir runs/hmdb51
+The three splits of HMDB51 or UCF101 and their mean:
+  python main_task_recognition.py --do_train --split mean …
+On several GPUs, with --batch_size the global batch: torchrun as in main_task_retrieval.py.
+Zero-shot, a checkpoint, and few-shot with 16 training videos a class:
+  python main_task_recognition.py --do_eval --method zero_shot …
+  python main_task_recognition.py --do_eval --init_model runs/hmdb51/best.pt --num_clips 4 --num_crops 3 …
+  python main_task_recognition.py --do_train --shots 16 …
+
+`--method` and `--datatype` decide which further flags there are; --help shows those of the ones chosen.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataloaders import hmdb51, ssv2, ucf101
+from dataloaders.dataset import EvaluationDataset, TrainingDataset, VideoSettings, Views
+from dataloaders.recognition import RecognitionSplit
+from dataloaders.samples import Sample, read_all
+from modules.errors import UserError
+from modules.processes import Processes
+from modules.program import Arguments, parse_arguments, run_once, run_program
+from modules.randomness import derive_seed
+from modules.recognition import RecognitionTask, csv_text, read_templates
+from modules.run_folder import BEST, RESULTS, RunFolder
+from modules.settings import setting
+
+logger = logging.getLogger("stop")
+
+DATASETS = {"hmdb51": hmdb51.DATASET, "ucf101": ucf101.DATASET, "ssv2": ssv2.DATASET}
+MEAN = "mean"
+METRICS = ("top1", "top5", "mean_class")
+
+
+@dataclass(frozen=True)
+class RecognitionSettings:
+    """Flags of recognition."""
+
+    split: str = setting(
+        "1", "official split; mean runs all three and reports each and their mean", ("1", "2", "3", MEAN)
+    )
+    class_prompt: str = setting(
+        "a video of a person {class}.",
+        "template of a class's text, or a file of templates whose texts are averaged",
+        affects_results=False,
+    )
+    shots: int = setting(0, "training videos drawn for each class; 0 for all")
+    horizontal_flip: bool = setting(
+        False, "mirror half of the training videos; not where left and right are in the label"
+    )
+    num_clips: int = setting(1, "test-time views in time")
+    num_crops: int = setting(1, "test-time views in space: 1 is the centre, 3 also both ends of the long side")
+    save_features: Path | None = setting(
+        None, "write the embeddings of the test videos and the classes to this folder", affects_results=False
+    )
+
+
+@dataclass(frozen=True)
+class RecognitionData:
+    """What the files of a run hold: the split, its training videos drawn if they are to be few, and class prompts."""
+
+    split: RecognitionSplit
+    templates: list[str]
+
+
+def read_data(arguments: Arguments) -> RecognitionData:
+    """Read what the flags name.
+
+    Raises:
+        UserError: if the flags do not fit the dataset or each other; as AnnotationError, listing everything that is
+            wrong with its files.
+    """
+    dataset, task = DATASETS[arguments.datatype], arguments.task
+    if task.split not in dataset.splits:
+        raise UserError(f"--split {task.split}: {arguments.datatype} has split {', '.join(dataset.splits)} only")
+    if task.shots < 0 or task.num_clips < 1 or task.num_crops not in (1, 3):
+        raise UserError("--shots must not be negative, --num_clips at least 1, --num_crops 1 or 3")
+    templates = read_templates(task.class_prompt)
+    if task.horizontal_flip and dataset.left_right_matters:
+        raise UserError(f"--horizontal_flip: left and right are part of the labels of {arguments.datatype}")
+    split = dataset.read(arguments.data, task.split)
+    sided = [text for text in split.texts if {"left", "right"} & set(text.split())]
+    if task.horizontal_flip and sided:
+        raise UserError(f"--horizontal_flip: left and right are part of the class {sided[0]!r}")
+    if task.shots and arguments.common.do_train:
+        split = replace(split, train=draw_shots(split, task.shots, arguments.train.seed))
+    return RecognitionData(split, templates)
+
+
+def draw_shots(split: RecognitionSplit, shots: int, seed: int) -> list[Sample]:
+    """`shots` training videos of each class, a function of the seed and the class alone, in the split's order.
+
+    Raises:
+        UserError: naming the classes that have fewer.
+    """
+    by_class: dict[int, list[Sample]] = {label: [] for label in range(len(split.classes))}
+    for sample in split.train:
+        by_class[sample.label].append(sample)
+    if few := [split.classes[label] for label, samples in by_class.items() if len(samples) < shots]:
+        raise UserError(f"--shots {shots}: {len(few)} classes have fewer training videos: {', '.join(few[:10])}")
+    chosen = set()
+    for label, samples in by_class.items():
+        draw = np.random.default_rng(derive_seed(seed, "shots", split.classes[label]))
+        chosen |= {samples[i].sample_id for i in draw.choice(len(samples), shots, replace=False)}
+    return [sample for sample in split.train if sample.sample_id in chosen]
+
+
+def build_task(arguments: Arguments, data: RecognitionData, image_size: int) -> RecognitionTask:
+    """The task on a split."""
+    common, train, task, split = arguments.common, arguments.train, arguments.task, data.split
+    video = VideoSettings(common.max_frames, image_size, train.seed, horizontal_flip=task.horizontal_flip)
+    training_set, files = None, {}
+    if common.do_train:
+        training_set = TrainingDataset(split.train, video, replace_bad=train.on_bad_video == "skip")
+        if task.shots:
+            rows = [[sample.video_id, split.classes[sample.label]] for sample in split.train]
+            files["shots.csv"] = csv_text([["video", "class"], *rows])
+    return RecognitionTask(
+        training_set,
+        EvaluationDataset(split.test, video, common.eval_frame_order, Views(task.num_clips, task.num_crops)),
+        split.classes,
+        split.texts,
+        data.templates,
+        common.batch_size_val,
+        train.num_thread_reader,
+        task.save_features,
+        files,
+    )
+
+
+def run(arguments: Arguments, processes: Processes) -> None:
+    """Run one split, or each of them in a folder of its own and write their mean."""
+    if arguments.task.split != MEAN:
+        run_once(arguments, read_data, build_task, processes)
+        return
+    splits = DATASETS[arguments.datatype].splits
+    if len(splits) < 2:
+        raise UserError(f"--split mean: {arguments.datatype} has one split only")
+    parts = [of_split(arguments, name) for name in splits]
+    # all of them before the first trains: what is wrong with the third should not be found a day later
+    data = read_all([lambda _, part=part: read_data(part) for part in parts], None)
+    results = [
+        run_once(part, lambda _, held=held: held, build_task, processes) for part, held in zip(parts, data, strict=True)
+    ]
+    write_mean(arguments, dict(zip(splits, results, strict=True)), processes)
+
+
+def write_mean(arguments: Arguments, results: Mapping[str, Mapping[str, Any]], processes: Processes) -> None:
+    """``results.json`` of all splits: the mean of the metrics, and what each split gave."""
+    folder = RunFolder(arguments.common.output_dir, processes.is_main)
+    folder.start_logging()
+    folder.suffix = "_eval" if not arguments.common.do_train and folder.has(RESULTS) else ""
+    first = next(iter(results.values()))
+    means = {metric: float(np.mean([result[metric] for result in results.values()])) for metric in METRICS}
+    summary = {
+        **{name: first[name] for name in ("dataset", "method")},
+        **means,
+        "trainable_parameters": first["trainable_parameters"],
+        "seconds": round(sum(result["seconds"] for result in results.values()), 1),
+        "peak_memory_mb": max(result["peak_memory_mb"] for result in results.values()),
+        "splits": results,
+    }
+    folder.write_json(RESULTS, summary)
+    shown = " ".join(f"{name} {value:.2f}" for name, value in means.items())
+    logger.info("mean over splits %s: %s", ", ".join(results), shown)
+
+
+def of_split(arguments: Arguments, name: str) -> Arguments:
+    """The same command line for one split, in a folder of its own.
+
+    Raises:
+        UserError: if ``--init_model`` is not the folder of such a run.
+    """
+    common, task = arguments.common, arguments.task
+    init_model = common.init_model
+    if init_model is not None:
+        init_model = init_model / f"split{name}" / BEST
+        if not init_model.is_file():
+            raise UserError(f"--split mean takes the folder of a --split mean run as --init_model: no {init_model}")
+    features = None if task.save_features is None else task.save_features / f"split{name}"
+    return replace(
+        arguments,
+        common=replace(common, output_dir=common.output_dir / f"split{name}", init_model=init_model),
+        task=replace(task, split=name, save_features=features),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit status."""
+    arguments = parse_arguments(argv, __doc__, DATASETS, RecognitionSettings)
+    return run_program(lambda processes: run(arguments, processes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""Action recognition: the loss, the evaluation over views, and the tables and pictures it leaves.
+
+A video's class is the one whose text embedding is nearest.
+"""
+
+import csv
+import hashlib
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dataloaders.dataset import Batch, EvaluationDataset, TrainingDataset
+from modules.embedding import embed_items
+from modules.errors import UserError
+from modules.precision import Precision
+from modules.processes import Processes
+from modules.run_folder import RunFolder
+from modules.video_text_model import VideoTextModel
+
+logger = logging.getLogger("stop")
+
+TOP = 5
+
+
+def read_templates(prompt: str) -> list[str]:
+    """The class prompts that ``--class_prompt`` names: a template, or a file of templates, one a line.
+
+    Raises:
+        UserError: if there is none, or one has no place for the class.
+    """
+    path = Path(prompt)
+    try:
+        is_file = path.is_file()
+        lines = path.read_text(encoding="utf-8-sig").splitlines() if is_file else [prompt]
+    except UnicodeDecodeError as error:
+        raise UserError(f"--class_prompt {prompt}: not a UTF-8 text file ({error})") from error
+    except OSError:  # too long for a file's name, for one
+        is_file, lines = False, [prompt]
+    templates = [line.strip() for line in lines if line.strip()]
+    if not templates:
+        raise UserError(f"--class_prompt {prompt}: the file holds no template")
+    for template in templates:
+        if "{class}" not in template:
+            hint = "" if is_file else " (and there is no such file)"
+            raise UserError(f"--class_prompt: {template!r} has no {{class}} in it{hint}")
+    return templates
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of each test video.
+
+    Attributes:
+        probabilities: (N, C), mean over views of the softmax over classes.
+        labels: (N,) int.
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def ranked(self) -> np.ndarray:
+        """(N, C) int, classes by falling probability, ties by lower index."""
+        return np.argsort(-self.probabilities, axis=1, kind="stable")
+
+    def metrics(self) -> dict[str, float]:
+        """``top1``, ``top5`` and ``mean_class`` (the mean over classes of a class's top-1), in percent."""
+        hits = self.ranked[:, :TOP] == self.labels[:, None]
+        present = self.labels == np.arange(self.probabilities.shape[1])[:, None]  # (C, N)
+        per_class = [hits[rows, 0].mean() for rows in present if rows.any()]
+        return {
+            "top1": 100 * float(hits[:, 0].mean()),
+            "top5": 100 * float(hits.any(1).mean()),
+            "mean_class": 100 * float(np.mean(per_class)),
+        }
+
+    def confusion(self) -> np.ndarray:
+        """(C, C) int: how many videos of a class (rows) were taken for each class (columns)."""
+        size = self.probabilities.shape[1]
+        counts = np.bincount(self.labels * size + self.ranked[:, 0], minlength=size * size)
+        return counts.reshape(size, size)
+
+
+class RecognitionTask:
+    """Recognition on one training and one test set; a `modules.trainer.Task`."""
+
+    selection_metric = "top1"
+
+    def __init__(
+        self,
+        training_set: TrainingDataset | None,
+        evaluation_set: EvaluationDataset,
+        classes: Sequence[str],
+        texts: Sequence[str],
+        templates: Sequence[str],
+        batch_size: int,
+        num_workers: int,
+        save_features: Path | None = None,
+        files: Mapping[str, str] | None = None,
+    ):
+        """Put the parts together.
+
+        Args:
+            training_set: None to evaluate only.
+            evaluation_set: the test videos, in one or several views each.
+            classes: official names, in label order. texts: the words for them, same order.
+            templates: class prompts; a class's embedding is their mean.
+            batch_size: videos encoded at a time in evaluation, on each process.
+            num_workers: decoding workers a process.
+            save_features: folder that `report` writes the embeddings to, or None.
+            files: small files that belong to the run, by name.
+        """
+        self.training_set = training_set
+        self.evaluation_set = evaluation_set
+        self.classes = list(classes)
+        self.prompts = [template.replace("{class}", text) for text in texts for template in templates]
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.save_features = save_features
+        self.files = dict(files or {})
+        self.identity = {"class_prompts": hashlib.sha256(repr(self.prompts).encode()).hexdigest()[:16]}
+
+    def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Class texts (C, E) and videos (b, E)."""
+        video = model.encode_video(batch.frames, batch.num_frames, keys)["embedding"]
+        return self.class_embeddings(model), video
+
+    def class_embeddings(self, model: VideoTextModel) -> Tensor:
+        """One embedding a class, the mean over its prompts made unit length: (C, E)."""
+        prompts = model.encode_text(self.prompts).unflatten(0, (len(self.classes), -1))  # (C, templates, E)
+        return F.normalize(prompts.mean(1), dim=-1)
+
+    def loss(self, model: VideoTextModel, text: Tensor, video: Tensor, batch: Batch, processes: Processes) -> Tensor:
+        """Cross-entropy over the classes, mean over the global batch."""
+        labels = torch.tensor(processes.gather_list(batch.labels), device=video.device)
+        return F.cross_entropy(model.similarity(text, processes.gather_rows(video)).T, labels)
+
+    def evaluate(self, model: VideoTextModel, processes: Processes, precision: Precision) -> dict[str, float]:
+        """Top-1, top-5 and mean class accuracy."""
+        return self.predict(model, *self._embed(model, processes, precision)).metrics()
+
+    def report(
+        self, model: VideoTextModel, processes: Processes, precision: Precision, folder: RunFolder
+    ) -> dict[str, float]:
+        """Evaluate, and write predictions, per-class accuracy, confusion matrix and, if wanted, the embeddings."""
+        text, video = self._embed(model, processes, precision)
+        predictions = self.predict(model, text, video)
+        if processes.is_main:
+            folder.write_text("predictions.csv", self._prediction_table(predictions))
+            folder.write_text("per_class.csv", self._class_table(predictions))
+            confusion = predictions.confusion()
+            folder.write_text("confusion.csv", csv_text([["", *self.classes], *_named_rows(self.classes, confusion)]))
+            folder.write_bytes("confusion.png", draw_confusion(confusion, self.classes))
+            if self.save_features is not None:
+                self._save_features(text, video)
+        return predictions.metrics()
+
+    @torch.no_grad()
+    def _embed(
+        self, model: VideoTextModel, processes: Processes, precision: Precision
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Class texts (C, E) and test videos (N, views, E), float32."""
+        model.eval()
+        with precision.autocast():
+            text = self.class_embeddings(model).float().cpu().numpy()
+        items = range(len(self.evaluation_set))
+        video = embed_items(model, self.evaluation_set, items, self.batch_size, self.num_workers, processes, precision)
+        return text, video.reshape(len(self.evaluation_set.samples), -1, video.shape[1])
+
+    def predict(self, model: VideoTextModel, text: np.ndarray, video: np.ndarray) -> Predictions:
+        """Class probabilities from embeddings.
+
+        Args:
+            text: (C, E). video: (N, views, E).
+        """
+        logits = model.logit_scale.item() * (video.astype(np.float64) @ text.T.astype(np.float64))  # (N, views, C)
+        probabilities = torch.from_numpy(logits).softmax(-1).mean(1).numpy()
+        if np.isnan(probabilities).any():
+            raise FloatingPointError("the class probabilities hold values that are not numbers (NaN)")
+        return Predictions(probabilities, np.array([s.label for s in self.evaluation_set.samples]))
+
+    def _prediction_table(self, predictions: Predictions) -> str:
+        rows = [["video", "label", "prediction", "top5", "probability"]]  # names may hold spaces and commas
+        for sample, ranked, probabilities in zip(
+            self.evaluation_set.samples, predictions.ranked, predictions.probabilities, strict=True
+        ):
+            names = [self.classes[c] for c in ranked[:TOP]]
+            rows.append(
+                [sample.video_id, self.classes[sample.label], names[0], "; ".join(names), f"{probabilities.max():.6f}"]
+            )
+        return csv_text(rows)
+
+    def _class_table(self, predictions: Predictions) -> str:
+        confusion = predictions.confusion()
+        totals = confusion.sum(1)
+        rows = [["class", "videos", "top1"]]
+        for label, name in enumerate(self.classes):
+            accuracy = f"{100 * confusion[label, label] / totals[label]:.2f}" if totals[label] else ""
+            rows.append([name, totals[label], accuracy])
+        return csv_text(rows)
+
+    def _save_features(self, text: np.ndarray, video: np.ndarray) -> None:
+        """``text.npy`` (a row a class), ``video.npy`` (mean over views, unit length), ids, classes and labels."""
+        folder = self.save_features
+        folder.mkdir(parents=True, exist_ok=True)
+        mean = video.mean(1)
+        np.save(folder / "text.npy", text)
+        np.save(folder / "video.npy", mean / np.linalg.norm(mean, axis=1, keepdims=True))
+        samples = self.evaluation_set.samples
+        columns = {
+            "text_ids": self.classes,
+            "video_ids": [sample.video_id for sample in samples],
+            "captions": self.prompts[:: len(self.prompts) // len(self.classes)],
+            "labels": [self.classes[sample.label] for sample in samples],
+        }
+        for name, lines in columns.items():
+            (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        logger.info("embeddings are in %s", folder)
+
+
+def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
+    """A confusion matrix as a PNG: rows are the true classes, shades the share of a row."""
+    from matplotlib.figure import Figure  # slow to import, and needed here only
+
+    size = max(4.0, 0.22 * len(classes) + 2)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.add_subplot()
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(classes))
+    axes.set_xticks(ticks, classes, rotation=90, fontsize=7)
+    axes.set_yticks(ticks, classes, fontsize=7)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("class")
+    figure.colorbar(image, ax=axes, label="share of the class's videos", shrink=0.7)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def _named_rows(names: Sequence[str], values: np.ndarray) -> list[list]:
+    return [[name, *row] for name, row in zip(names, values.tolist(), strict=True)]
+
+
+def csv_text(rows: Sequence[Sequence]) -> str:
+    """Rows as CSV."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
