@@ -23,13 +23,13 @@ data=(
 )
 case $task in
   retrieval)
-    runs=runs/demo epochs=6
+    runs=runs/demo epochs=6 batch_size=36
     data+=(
       --train_csv runs/toy/dataset/train.csv --data_path runs/toy/dataset/MSRVTT_data.json
       --val_csv runs/toy/dataset/test.csv --mask_same_video
     ) ;;
   recognition)
-    runs=runs/demo_recognition epochs=4
+    runs=runs/demo_recognition epochs=5 batch_size=18
     # the classes are the motions; the prompt is one that the toy text tower was trained on
     data+=(
       --datatype hmdb51 --split_dir runs/toy/dataset/testTrainMulti_7030_splits --class_prompt "something {class}"
@@ -38,7 +38,7 @@ case $task in
     echo "demo: the task is retrieval or recognition, found $task" >&2
     exit 1 ;;
 esac
-# prompters sized for a CLIP of width 64, and a rate and dropout for some 200 steps; the rest are the defaults
+# prompters sized for a CLIP of width 64, and a rate and dropout for some 200 to 400 steps; the rest are the defaults
 stop=(--method stop --spatial_width 32 --spatial_hidden 64 --temporal_width 32 --prompt_dropout 0)
 run() {
   local out=$runs/$1
@@ -47,7 +47,7 @@ run() {
 }
 
 run zero_shot --do_eval --method zero_shot
-run stop --do_train "${stop[@]}" --epochs $epochs --batch_size 36 --lr 3e-3 --n_display 12 --resume never
+run stop --do_train "${stop[@]}" --epochs $epochs --batch_size $batch_size --lr 3e-3 --n_display 12 --resume never
 run stop_shuffled --do_eval "${stop[@]}" --init_model "$runs/stop/best.pt" --eval_frame_order shuffle
 
 $python scripts/demo_table.py "$task" "zero-shot, mean pooling=$runs/zero_shot" "STOP=$runs/stop" \

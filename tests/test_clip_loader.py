@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY_CONFIG, make_tiny_clip, save_clip_folder
 
-from modules.clip_loader import WeightsError, load_clip, published_file
+from modules.clip_loader import LoadedCLIP, WeightsError, load_clip, published_file
 from modules.clip_vision import UnsupportedCLIP
 from modules.errors import UserError
 from modules.text_encoder import GROUP, FrozenTextEncoder
@@ -149,13 +149,14 @@ def test_unknown_names_are_refused_with_what_there_is(name, message):
 
 
 def test_towers_of_another_structure_are_refused():
-    resnet = open_clip.create_model("RN50").visual
-    with pytest.raises(UnsupportedCLIP, match="ModifiedResNet"):
-        make_tiny_clip().__class__.vision_tower(type("Clip", (), {"model": type("M", (), {"visual": resnet})})())
+    tiny = make_tiny_clip()
     averaged = open_clip.CLIP(**TINY_CONFIG | {"vision_cfg": TINY_CONFIG["vision_cfg"] | {"pool_type": "avg"}})
-    clip = make_tiny_clip()
-    with pytest.raises(UnsupportedCLIP, match="attention pooling instead of a class token"):
-        clip.__class__(averaged, clip.tokenizer, clip.mean, clip.std).vision_tower()
+    for model, message in (
+        (open_clip.create_model("RN50"), "ModifiedResNet"),
+        (averaged, "attention pooling instead of a class token"),
+    ):
+        with pytest.raises(UnsupportedCLIP, match=message):
+            LoadedCLIP(model, tiny.tokenizer, tiny.mean, tiny.std).vision_tower()
 
 
 # captions
