@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from dataloaders.recognition import (
     ListedVideo,
-    RecognitionDataset,
     RecognitionSplit,
     VideoFiles,
     build_split,
+    make_dataset,
     read_lines,
     strip_suffix,
 )
 from dataloaders.samples import raise_if_problems
-from modules.settings import setting
 
 SPLIT_FILE = re.compile(r"(?P<name>.+)_test_split(?P<split>\d+)\.txt")
 TRAIN, TEST, UNUSED = "1", "2", "0"
@@ -91,16 +89,4 @@ def _find_split_files(folder: Path, split: str) -> tuple[dict[str, Path], list[s
     ]
 
 
-@dataclass(frozen=True)
-class Hmdb51Settings:
-    """Where HMDB51's files are."""
-
-    split_dir: Path = setting(MISSING, "official splits: testTrainMulti_7030_splits", affects_results=False)
-    features_path: Path = setting(MISSING, "folder of the videos, in any container", affects_results=False)
-
-
-def _read(settings: Hmdb51Settings, split: str) -> RecognitionSplit:
-    return read_split(settings.split_dir, settings.features_path, split)
-
-
-DATASET = RecognitionDataset(Hmdb51Settings, ("1", "2", "3"), _read, left_right_matters=False)
+DATASET = make_dataset(read_split, ("1", "2", "3"), left_right_matters=False)

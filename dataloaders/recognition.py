@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dataloaders.samples import VIDEO_SUFFIXES, Sample
+from modules.settings import setting
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,32 @@ class RecognitionDataset:
     splits: tuple[str, ...]
     read: Callable[[Any, str], RecognitionSplit]
     left_right_matters: bool
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """Where a recognition dataset's files are."""
+
+    split_dir: Path = setting(
+        MISSING,
+        "official files: testTrainMulti_7030_splits of HMDB51, ucfTrainTestlist of UCF101, JSON files of SSv2",
+        affects_results=False,
+    )
+    features_path: Path = setting(MISSING, "folder of the videos, in any container", affects_results=False)
+
+
+def make_dataset(
+    read_split: Callable[[Path, Path, str], RecognitionSplit], splits: tuple[str, ...], left_right_matters: bool
+) -> RecognitionDataset:
+    """A dataset of a folder of split files and a folder of videos.
+
+    read_split: from the two folders and a name of `splits`, that split.
+    """
+
+    def read(settings: SplitSettings, split: str) -> RecognitionSplit:
+        return read_split(settings.split_dir, settings.features_path, split)
+
+    return RecognitionDataset(SplitSettings, splits, read, left_right_matters)
 
 
 @dataclass(frozen=True)

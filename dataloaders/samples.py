@@ -13,7 +13,6 @@ VIDEO_SUFFIXES = frozenset(
     {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"}
 )
 MAX_LISTED_PROBLEMS = 10
-VIDEO_FOLDER_REMEDY = "Point --features_path to the folder of the dataset's video files, one file a video."
 
 
 @dataclass(frozen=True)
@@ -105,13 +104,3 @@ def scan_videos(folder: str | Path, suffixes: Collection[str] = VIDEO_SUFFIXES) 
     if not videos:
         problems.append(f"the video folder {folder} holds no videos ({', '.join(sorted(suffixes))})")
     return videos, problems
-
-
-def index_videos(folder: str | Path, suffixes: Collection[str] = VIDEO_SUFFIXES) -> dict[str, Path]:
-    """The videos of a folder by their stem; see `scan_videos`.
-
-    Raises AnnotationError where the folder is missing, holds no videos, or holds two files with one stem.
-    """
-    videos, problems = scan_videos(folder, suffixes)
-    raise_if_problems(f"videos in {folder}", problems, VIDEO_FOLDER_REMEDY)
-    return videos

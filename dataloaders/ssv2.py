@@ -9,19 +9,17 @@ directly in the folder, in any container. Samples keep the order of the lists.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from dataloaders.recognition import (
     ListedVideo,
-    RecognitionDataset,
     RecognitionSplit,
     VideoFiles,
     build_split,
+    make_dataset,
     read_json,
 )
 from dataloaders.samples import AnnotationError, raise_if_problems
-from modules.settings import setting
 
 SPLITS = ("1",)
 WITHOUT_BRACKETS = str.maketrans("", "", "[]")
@@ -100,16 +98,4 @@ def _read_list(path: Path, classes: tuple[str, ...]) -> tuple[list[ListedVideo],
     return listed, problems
 
 
-@dataclass(frozen=True)
-class Ssv2Settings:
-    """Where Something-Something V2's files are."""
-
-    split_dir: Path = setting(MISSING, "annotations: something-something-v2-train.json …", affects_results=False)
-    features_path: Path = setting(MISSING, "folder of the videos, in any container", affects_results=False)
-
-
-def _read(settings: Ssv2Settings, split: str) -> RecognitionSplit:
-    return read_split(settings.split_dir, settings.features_path, split)
-
-
-DATASET = RecognitionDataset(Ssv2Settings, SPLITS, _read, left_right_matters=True)
+DATASET = make_dataset(read_split, SPLITS, left_right_matters=True)

@@ -11,20 +11,18 @@ therefore compared without regard to case where none fits exactly.
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from dataloaders.recognition import (
     ListedVideo,
-    RecognitionDataset,
     RecognitionSplit,
     VideoFiles,
     build_split,
+    make_dataset,
     read_lines,
     strip_suffix,
 )
 from dataloaders.samples import raise_if_problems
-from modules.settings import setting
 
 REMEDY = (
     "Check that --split_dir is the folder ucfTrainTestlist with classInd.txt, trainlist01.txt and testlist01.txt "
@@ -106,16 +104,4 @@ def _read_list(path: Path, classes: tuple[str, ...], labelled: bool) -> tuple[li
     return listed, problems
 
 
-@dataclass(frozen=True)
-class Ucf101Settings:
-    """Where UCF101's files are."""
-
-    split_dir: Path = setting(MISSING, "official splits: ucfTrainTestlist", affects_results=False)
-    features_path: Path = setting(MISSING, "folder of the videos, in any container", affects_results=False)
-
-
-def _read(settings: Ucf101Settings, split: str) -> RecognitionSplit:
-    return read_split(settings.split_dir, settings.features_path, split)
-
-
-DATASET = RecognitionDataset(Ucf101Settings, ("1", "2", "3"), _read, left_right_matters=False)
+DATASET = make_dataset(read_split, ("1", "2", "3"), left_right_matters=False)
