@@ -206,6 +206,7 @@ class Trainer:
             disable=not self.processes.is_main,
         ) as bar:
             for batch, seconds in _timed(read_batches(loader)):
+                rate = self.scheduler.get_last_lr()[0]
                 loss, norm = self._step(batch)
                 self._advance(seconds())
                 bar.update()
@@ -213,7 +214,7 @@ class Trainer:
                     loss=f"{loss:.4f}", samples_s=f"{self.settings.batch_size / seconds():.1f}", refresh=False
                 )
                 if self.position.step % self.settings.n_display == 0:
-                    self._log_step(epoch + 1, loss, norm, seconds())
+                    self._log_step(epoch + 1, loss, norm, rate, seconds())
                 if self.position.step % self.settings.save_steps == 0:
                     self._save(LAST)
         self._save(LAST)
@@ -257,8 +258,7 @@ class Trainer:
     def _advance(self, seconds: float) -> None:
         self.position = replace(self.position, step=self.position.step + 1, seconds=self.position.seconds + seconds)
 
-    def _log_step(self, epoch: int, loss: float, norm: float, seconds: float) -> None:
-        rate = self.optimizer.param_groups[0]["lr"]
+    def _log_step(self, epoch: int, loss: float, norm: float, rate: float, seconds: float) -> None:
         step = self.position.step
         # in fp16 a step may overflow and be skipped: its norm is no number, and JSON has only numbers
         values = {"epoch": epoch, "loss": loss, "grad_norm": norm if math.isfinite(norm) else None, "lr": rate}

@@ -78,6 +78,9 @@ def test_a_training_leaves_what_it_should(trained):
     assert config["settings"]["num_regions"] == 3 and config["versions"]["torch"] == torch.__version__.split("+")[0]
     steps = lines(trained, "train")
     assert [entry["step"] for entry in steps] == list(range(1, 10))  # 22 videos, batches of 6: 3 a pass
+    assert (
+        steps[0]["lr"] == 1e-3 and 0 < steps[-1]["lr"] < 1e-4
+    )  # too few steps to warm up; the rate of the step itself
     evaluations = lines(trained, "eval")
     assert [entry["epoch"] for entry in evaluations] == [1, 2, 3]
     best = max(reversed(evaluations), key=lambda entry: entry["t2v_R1"])
