@@ -24,15 +24,23 @@ from typing import Any
 import numpy as np
 
 from dataloaders import hmdb51, ssv2, ucf101
-from dataloaders.dataset import EvaluationDataset, TrainingDataset, VideoSettings, Views
+from dataloaders.dataset import EvaluationDataset, TrainingDataset, Views
 from dataloaders.recognition import RecognitionSplit
 from dataloaders.samples import Sample, read_all
 from modules.errors import UserError
+from modules.interruption import Interruption
 from modules.processes import Processes
-from modules.program import Arguments, parse_arguments, run_once, run_program
+from modules.program import (
+    Arguments,
+    mark_when_interrupted,
+    parse_arguments,
+    run_once,
+    run_program,
+    video_settings,
+)
 from modules.randomness import derive_seed
-from modules.recognition import RecognitionTask, csv_text, read_templates
-from modules.run_folder import BEST, RESULTS, RunFolder
+from modules.recognition import RecognitionTask, read_templates
+from modules.run_folder import BEST, RESULTS, RunFolder, csv_text
 from modules.settings import setting
 
 logger = logging.getLogger("stop")
@@ -118,7 +126,8 @@ def draw_shots(split: RecognitionSplit, shots: int, seed: int) -> list[Sample]:
 def build_task(arguments: Arguments, data: RecognitionData, image_size: int) -> RecognitionTask:
     """The task on a split."""
     common, train, task, split = arguments.common, arguments.train, arguments.task, data.split
-    video = VideoSettings(common.max_frames, image_size, train.seed, horizontal_flip=task.horizontal_flip)
+    video = video_settings(arguments, image_size, task.horizontal_flip)
+    views, drop_bad = Views(task.num_clips, task.num_crops), common.on_bad_eval_video == "drop"
     training_set, files = None, {}
     if common.do_train:
         training_set = TrainingDataset(split.train, video, replace_bad=train.on_bad_video == "skip")
@@ -127,7 +136,7 @@ def build_task(arguments: Arguments, data: RecognitionData, image_size: int) -> 
             files["shots.csv"] = csv_text([["video", "class"], *rows])
     return RecognitionTask(
         training_set,
-        EvaluationDataset(split.test, video, common.eval_frame_order, Views(task.num_clips, task.num_crops)),
+        EvaluationDataset(split.test, video, common.eval_frame_order, views, drop_bad),
         split.classes,
         split.texts,
         data.templates,
@@ -138,10 +147,10 @@ def build_task(arguments: Arguments, data: RecognitionData, image_size: int) -> 
     )
 
 
-def run(arguments: Arguments, processes: Processes) -> None:
+def run(arguments: Arguments, processes: Processes, interruption: Interruption) -> None:
     """Run one split, or each of them in a folder of its own and write their mean."""
     if arguments.task.split != MEAN:
-        run_once(arguments, read_data, build_task, processes)
+        run_once(arguments, read_data, build_task, processes, interruption)
         return
     splits = DATASETS[arguments.datatype].splits
     if len(splits) < 2:
@@ -149,8 +158,12 @@ def run(arguments: Arguments, processes: Processes) -> None:
     parts = [of_split(arguments, name) for name in splits]
     # all of them before the first trains: what is wrong with the third should not be found a day later
     data = read_all([lambda _, part=part: read_data(part) for part in parts], None)
+    whole = RunFolder(arguments.common.output_dir, processes.is_main)
+    whole.unmark_interrupted()
+    mark_when_interrupted(whole, processes, interruption)
     results = [
-        run_once(part, lambda _, held=held: held, build_task, processes) for part, held in zip(parts, data, strict=True)
+        run_once(part, lambda _, held=held: held, build_task, processes, interruption)
+        for part, held in zip(parts, data, strict=True)
     ]
     write_mean(arguments, dict(zip(splits, results, strict=True)), processes)
 
@@ -198,7 +211,7 @@ def of_split(arguments: Arguments, name: str) -> Arguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
     arguments = parse_arguments(argv, __doc__, DATASETS, RecognitionSettings)
-    return run_program(lambda processes: run(arguments, processes))
+    return run_program(lambda processes, interruption: run(arguments, processes, interruption))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataloaders import msrvtt
-from dataloaders.dataset import EvaluationDataset, TrainingDataset, VideoSettings
+from dataloaders.dataset import EvaluationDataset, TrainingDataset
 from dataloaders.samples import Sample, read_all
-from modules.program import Arguments, parse_arguments, run_once, run_program
+from modules.program import Arguments, parse_arguments, run_once, run_program, video_settings
 from modules.retrieval import RetrievalTask
 from modules.settings import setting
 
@@ -55,10 +55,11 @@ def build_task(arguments: Arguments, data: tuple[list[Sample] | None, list[Sampl
     """The task on that data."""
     training, evaluation = data
     common, train = arguments.common, arguments.train
-    video = VideoSettings(common.max_frames, image_size, train.seed)
+    video = video_settings(arguments, image_size)
+    drop_bad = common.on_bad_eval_video == "drop"
     return RetrievalTask(
         None if training is None else TrainingDataset(training, video, train.on_bad_video == "skip"),
-        EvaluationDataset(evaluation, video, common.eval_frame_order),
+        EvaluationDataset(evaluation, video, common.eval_frame_order, drop_bad=drop_bad),
         arguments.task.mask_same_video,
         common.batch_size_val,
         train.num_thread_reader,
@@ -69,7 +70,9 @@ def build_task(arguments: Arguments, data: tuple[list[Sample] | None, list[Sampl
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
     arguments = parse_arguments(argv, __doc__, DATASETS, RetrievalSettings)
-    return run_program(lambda processes: run_once(arguments, read_data, build_task, processes))
+    return run_program(
+        lambda processes, interruption: run_once(arguments, read_data, build_task, processes, interruption)
+    )
 
 
 if __name__ == "__main__":

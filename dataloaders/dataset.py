@@ -1,17 +1,19 @@
 """Videos and captions as tensors: one dataset type for every reader."""
 
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dataloaders.decoding import VideoReader
 from dataloaders.preprocessing import resize_and_crop
 from dataloaders.samples import Sample
-from dataloaders.video import BadVideoError, read_video, sample_frame_indices
+from dataloaders.video import BadVideoError, FrameSampler
 from modules.errors import UserError
 from modules.randomness import derive_seed
 
@@ -28,12 +30,16 @@ class VideoSettings:
         image_size: side of a frame in pixels.
         seed: of every draw.
         horizontal_flip: mirror half of the videos in training.
+        time_limit: seconds that decoding a video may take.
+        reject_damage: take a video for bad where the decoder reports an error, although it returns frames.
     """
 
     num_frames: int
     image_size: int
     seed: int
     horizontal_flip: bool = False
+    time_limit: float = 60.0
+    reject_damage: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,24 @@ class Views:
 
 
 @dataclass(frozen=True)
+class SkippedVideo:
+    """A video that was drawn for a sample of training and could not be read.
+
+    Attributes:
+        epoch: from 0. sample_id: of the sample that it was drawn for, itself or in its stead.
+        path, reason: which video, and what is wrong with it.
+    """
+
+    epoch: int
+    sample_id: str
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Item:
     """One sample as tensors.
 
@@ -68,7 +92,7 @@ class Item:
         caption: the caption drawn for it.
         frames: (T, 3, S, S) uint8, real frames first, zeros behind.
         num_frames: how many are real.
-        bad_videos: the videos that could not be read before this one could.
+        skipped: the videos that could not be read before this one could, in the order in which they were drawn.
     """
 
     index: int
@@ -76,7 +100,7 @@ class Item:
     caption: str
     frames: Tensor
     num_frames: int
-    bad_videos: tuple[BadVideoError, ...] = ()
+    skipped: tuple[SkippedVideo, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +113,7 @@ class Batch:
         num_frames: (B,) int64.
         video_ids, captions: B strings each.
         labels: B class indices; None in retrieval.
-        bad_videos: of all items.
+        skipped: of all items.
     """
 
     indices: Tensor
@@ -98,7 +122,7 @@ class Batch:
     video_ids: list[str]
     captions: list[str]
     labels: list[int | None]
-    bad_videos: list[BadVideoError]
+    skipped: list[SkippedVideo]
 
     def pin_memory(self) -> "Batch":
         """The same batch with its frames in page-locked memory, from where they are copied to a GPU in passing."""
@@ -110,26 +134,51 @@ class Batch:
         return replace(self, frames=frames, num_frames=self.num_frames.to(device, non_blocking=True))
 
 
-def collate(items: Sequence[Item | BadVideoError]) -> Batch | BadVideoError:
-    """Put items side by side; one that could not be read stands for the batch."""
-    for item in items:
-        if isinstance(item, BadVideoError):
-            return item
-    return Batch(
-        torch.tensor([item.index for item in items]),
-        torch.stack([item.frames for item in items]),
-        torch.tensor([item.num_frames for item in items]),
-        [item.sample.video_id for item in items],
-        [item.caption for item in items],
-        [item.sample.label for item in items],
-        [bad for item in items for bad in item.bad_videos],
+@dataclass(frozen=True)
+class BadItem:
+    """What a worker returns for an item that could not be read.
+
+    Raised in the worker, the error would arrive as a text with the worker's traceback, without path and reason.
+    """
+
+    index: int
+    path: str
+    reason: str
+
+    def raise_error(self) -> NoReturn:
+        """Raise what was raised in the worker.
+
+        As a new error: one that its own traceback leads back to would keep the data loader alive.
+
+        Raises:
+            BadVideoError: always.
+        """
+        raise BadVideoError(self.path, self.reason)
+
+
+def collate(items: Sequence[Item | BadItem]) -> tuple[Batch | None, list[BadItem]]:
+    """Put items side by side: those that could be read, None where none could, and the others."""
+    bad = [item for item in items if isinstance(item, BadItem)]
+    good = [item for item in items if isinstance(item, Item)]
+    if not good:
+        return None, bad
+    batch = Batch(
+        torch.tensor([item.index for item in good]),
+        torch.stack([item.frames for item in good]),
+        torch.tensor([item.num_frames for item in good]),
+        [item.sample.video_id for item in good],
+        [item.caption for item in good],
+        [item.sample.label for item in good],
+        [video for item in good for video in item.skipped],
     )
+    return batch, bad
 
 
 class TrainingDataset(Dataset):
     """Samples for training: one random frame a segment, a random caption where a sample has several.
 
-    Items are asked for as (epoch, index), and are a function of these and the seed alone.
+    Items are asked for as (epoch, index), and are a function of these and the seed alone, but for videos that the clock
+    decides about (`replay`).
     """
 
     def __init__(self, samples: Sequence[Sample], settings: VideoSettings, replace_bad: bool):
@@ -137,13 +186,27 @@ class TrainingDataset(Dataset):
         self.samples = samples
         self.settings = settings
         self.replace_bad = replace_bad
+        self.reader = VideoReader(settings.time_limit, settings.reject_damage)
+        self._reasons: dict[tuple[int, str], list[str]] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> Item | BadVideoError:
-        """What `read` gives or raises; see `read_batches` about errors."""
-        return _error_as_value(self.read, *key)
+    def replay(self, skipped: Sequence[SkippedVideo]) -> None:
+        """Take these videos, in their order, for bad again when the same samples are drawn, without reading them.
+
+        A video that took too long may be read in time when a run is resumed; what was trained on would be another.
+        """
+        self._reasons = {}
+        for video in skipped:
+            self._reasons.setdefault((video.epoch, video.sample_id), []).append(video.reason)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item | BadItem:
+        """What `read` returns, or what it raises as a value."""
+        try:
+            return self.read(*key)
+        except BadVideoError as error:
+            return BadItem(key[1], str(error.path), error.reason)
 
     def read(self, epoch: int, index: int) -> Item:
         """Read a sample.
@@ -151,39 +214,41 @@ class TrainingDataset(Dataset):
         Raises:
             BadVideoError: if its video is bad, or with `replace_bad` if many drawn in its stead were bad too.
         """
-        bad: list[BadVideoError] = []
+        sample_id = self.samples[index].sample_id
+        known = self._reasons.get((epoch, sample_id), [])
+        skipped: list[SkippedVideo] = []
         chosen = index
         while True:
+            sample = self.samples[chosen]
             try:
-                return self._read(epoch, index, chosen, tuple(bad))
+                if len(skipped) < len(known):
+                    raise BadVideoError(sample.path, known[len(skipped)])
+                return self._read(epoch, index, sample, tuple(skipped))
             except BadVideoError as error:
-                bad.append(error)
-                if not self.replace_bad or len(bad) > MAX_REPLACEMENTS:
+                skipped.append(SkippedVideo(epoch, sample_id, str(error.path), error.reason))
+                if not self.replace_bad or len(skipped) > MAX_REPLACEMENTS:
                     raise
-            draw = np.random.default_rng(derive_seed(self.settings.seed, "replacement", epoch, index, len(bad)))
+            draw = np.random.default_rng(derive_seed(self.settings.seed, "replacement", epoch, index, len(skipped)))
             chosen = int(draw.integers(len(self.samples)))
 
-    def _read(self, epoch: int, index: int, chosen: int, bad: tuple[BadVideoError, ...]) -> Item:
-        sample = self.samples[chosen]
+    def _read(self, epoch: int, index: int, sample: Sample, skipped: tuple[SkippedVideo, ...]) -> Item:
         seed = self.settings.seed
-
-        def sample_frames(total: int, num_frames: int) -> np.ndarray:
-            # made anew at each call: a decoder that has to start again must get the same frames
-            draw = np.random.default_rng(derive_seed(seed, "frames", epoch, index))
-            return sample_frame_indices(total, num_frames, draw)
-
-        frames, num_frames = read_frames(sample, self.settings, sample_frames)
+        sampler = FrameSampler(derive_seed(seed, "frames", epoch, index))
+        frames, num_frames = read_frames(self.reader, sample, self.settings, sampler)
         draw = np.random.default_rng(derive_seed(seed, "caption", epoch, index))
         caption = sample.captions[int(draw.integers(len(sample.captions)))]
         if self.settings.horizontal_flip and derive_seed(seed, "flip", epoch, index) % 2:
             frames = frames.flip(-1)
-        return Item(index, sample, caption, frames, num_frames, bad)
+        return Item(index, sample, caption, frames, num_frames, skipped)
 
 
 class EvaluationDataset(Dataset):
     """Samples for evaluation: the middle frame of each segment, the first caption.
 
     With several views of a video its items follow each other.
+
+    Attributes:
+        dropped: the videos that are left out because they could not be read, by id, with the reason.
     """
 
     def __init__(
@@ -192,19 +257,45 @@ class EvaluationDataset(Dataset):
         settings: VideoSettings,
         frame_order: str = "ordered",
         views: Views | None = None,
+        drop_bad: bool = False,
     ):
-        """frame_order: "ordered", or "shuffle" for a seeded shuffle of each video's real frames; views: None for 1."""
+        """Put the parts together.
+
+        Args:
+            frame_order: "ordered", or "shuffle" for a seeded shuffle of each video's real frames.
+            views: None for 1.
+            drop_bad: leave out a video that cannot be read, which changes the metric; else it is an error.
+        """
         self.samples = samples
         self.settings = settings
         self.frame_order = frame_order
         self.views = views or Views()
+        self.drop_bad = drop_bad
+        self.dropped: dict[str, str] = {}
+        self.reader = VideoReader(settings.time_limit, settings.reject_damage)
 
     def __len__(self) -> int:
         return len(self.samples) * self.views.count
 
-    def __getitem__(self, index: int) -> Item | BadVideoError:
-        """What `read` gives or raises; see `read_batches` about errors."""
-        return _error_as_value(self.read, index)
+    @property
+    def kept(self) -> list[Sample]:
+        """The samples whose video is not dropped."""
+        return [sample for sample in self.samples if sample.video_id not in self.dropped]
+
+    def drop(self, videos: Mapping[str, str]) -> None:
+        """Leave out videos, by id, from now on; a later evaluation is then one of the same set."""
+        self.dropped |= videos
+
+    def sample_of(self, index: int) -> Sample:
+        """The sample that an item is a view of."""
+        return self.samples[index // self.views.count]
+
+    def __getitem__(self, index: int) -> Item | BadItem:
+        """What `read` returns, or what it raises as a value."""
+        try:
+            return self.read(index)
+        except BadVideoError as error:
+            return BadItem(index, str(error.path), error.reason)
 
     def read(self, index: int) -> Item:
         """Read a sample.
@@ -212,29 +303,26 @@ class EvaluationDataset(Dataset):
         Raises:
             BadVideoError: if its video is bad; leaving it out would change the metric.
         """
-        number, view = divmod(index, self.views.count)
-        clip, crop = divmod(view, self.views.num_crops)
-        sample = self.samples[number]
-        sample_frames = partial(sample_frame_indices, clip=clip, num_clips=self.views.num_clips)
-        frames, num_frames = read_frames(sample, self.settings, sample_frames, self.views.place(crop))
+        sample = self.sample_of(index)
+        if sample.video_id in self.dropped:
+            raise BadVideoError(sample.path, self.dropped[sample.video_id])
+        clip, crop = divmod(index % self.views.count, self.views.num_crops)
+        sampler = FrameSampler(clip=clip, num_clips=self.views.num_clips)
+        frames, num_frames = read_frames(self.reader, sample, self.settings, sampler, self.views.place(crop))
         if self.frame_order == "shuffle":
             draw = np.random.default_rng(derive_seed(self.settings.seed, "frame order", sample.video_id))
             frames[:num_frames] = frames[:num_frames][torch.from_numpy(draw.permutation(num_frames))]
         return Item(index, sample, sample.captions[0], frames, num_frames)
 
 
-def _error_as_value(read: Callable[..., Item], *key: int) -> Item | BadVideoError:
-    try:
-        return read(*key)
-    except BadVideoError as error:
-        return error
-
-
-def read_frames(sample: Sample, settings: VideoSettings, sample_frames, place: float = 0.5) -> tuple[Tensor, int]:
+def read_frames(
+    reader: VideoReader, sample: Sample, settings: VideoSettings, sampler: FrameSampler, place: float = 0.5
+) -> tuple[Tensor, int]:
     """A video's frames as the encoder takes them: (T, 3, S, S) uint8, zeros behind the real ones, and their number."""
-    decoded, num_frames = read_video(sample.path, settings.num_frames, sample_frames)
+    decoded = reader.read(sample.path, settings.num_frames, sampler)  # (n, H, W, 3)
+    num_frames = len(decoded)
     frames = torch.zeros(settings.num_frames, 3, settings.image_size, settings.image_size, dtype=torch.uint8)
-    frames[:num_frames] = resize_and_crop(decoded[:num_frames], settings.image_size, place)
+    frames[:num_frames] = resize_and_crop(decoded, settings.image_size, place)
     return frames, num_frames
 
 
@@ -299,26 +387,24 @@ def training_loader(dataset: TrainingDataset, batches: GlobalBatches, num_worker
         collate_fn=collate,
         pin_memory=pin,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_leave_signals_to_the_trainer,
     )
 
 
 def read_batches(loader: DataLoader) -> Iterator[Batch]:
     """The batches of a loader.
 
-    A bad video comes out of a worker as a value and is raised here: raised in the worker it would arrive as a text with
-    the worker's traceback, without path and reason.
-
     Raises:
         BadVideoError: of the first video that could not be read.
     """
-    for batch in loader:
-        if isinstance(batch, BadVideoError):
-            raise batch
+    for batch, bad in loader:
+        if bad:
+            bad[0].raise_error()
         yield batch
 
 
 def evaluation_loader(
-    dataset: Dataset, indices: Sequence[int], batch_size: int, num_workers: int, pin: bool
+    dataset: EvaluationDataset, indices: Sequence[int], batch_size: int, num_workers: int, pin: bool
 ) -> DataLoader:
     """A loader of some items, in order."""
     return DataLoader(
@@ -328,4 +414,14 @@ def evaluation_loader(
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin,
+        worker_init_fn=_leave_signals_to_the_trainer,
     )
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Whoever stops a run may signal all of its processes; a worker that left by itself would look like one that died.
+
+    It ends when its parent ends or closes the loader.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

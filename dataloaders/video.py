@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,10 +34,19 @@ else:
 cv2.setNumThreads(0)
 
 Sampler = Callable[[int, int], np.ndarray]
+Complaints = Callable[[], str]
 
 # Containers whose header counts frames. The others know a duration, of their longest track, and a frame rate.
 COUNTING_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi"})
 DURATION_TOLERANCE = 0.05
+
+
+def listen_to_libraries() -> None:
+    """Let libav report errors on the standard output and error; to be called before the first video is read."""
+    os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "16"  # errors
+    cv2.utils.logging.setLogLevel(0)  # OpenCV's own words tell nothing about a file that its failure does not
+    if decord is not None:
+        decord.logging.set_level(decord.logging.ERROR)
 
 
 class BadVideoError(RuntimeError):
@@ -87,12 +98,34 @@ def sample_frame_indices(
     return rng.integers(bounds[:-1], bounds[1:])
 
 
-def read_video(path: str | Path, num_frames: int, sample: Sampler = sample_frame_indices) -> tuple[np.ndarray, int]:
+@dataclass(frozen=True)
+class FrameSampler:
+    """`sample_frame_indices` with all that it depends on but the clip's length, as plain values.
+
+    seed: of the draw in training; None for the middle of each segment. clip, num_clips: the view in time.
+    """
+
+    seed: int | None = None
+    clip: int = 0
+    num_clips: int = 1
+
+    def __call__(self, total: int, num_frames: int) -> np.ndarray:
+        # The generator is made anew in each call: a decoder that has to start again must get the same frames.
+        rng = None if self.seed is None else np.random.default_rng(self.seed)
+        return sample_frame_indices(total, num_frames, rng, self.clip, self.num_clips)
+
+
+def read_video(
+    path: str | Path, num_frames: int, sample: Sampler = sample_frame_indices, complaints: Complaints | None = None
+) -> tuple[np.ndarray, int]:
     """Decodes the sampled frames of a video, turned upright as its rotation tag says.
 
     sample: (total, num_frames) -> increasing frame indices, at most `num_frames`. It is asked a second time
     where the header proves to have miscounted, or where OpenCV takes over from decord; a sampler that draws
     from a generator should make it anew in each call if its frames are not to depend on that.
+    complaints: what the libraries have reported since it was last called, "" for nothing. Frames that a library
+    returned with complaints are taken for damaged. Without it they pass: libav patches up a damaged picture from its
+    neighbours and only reports that it did.
 
     Returns frames (num_frames, H, W, 3) uint8 RGB, and how many of them are real; the others are zeros. Only
     sampled frames are kept, so memory does not grow with the clip.
@@ -101,21 +134,39 @@ def read_video(path: str | Path, num_frames: int, sample: Sampler = sample_frame
     than the header counts is its end too. OpenCV alone cannot tell a losslessly trimmed MP4, whose header
     also counts the hidden frames, from a broken one, and rejects it.
     """
-    if not Path(path).is_file():
-        raise BadVideoError(path, "is a directory" if Path(path).is_dir() else "no such file")
+    _check_file(Path(path))
+    failures = []
+    for library, read in _libraries().items():
+        try:
+            clip = _pad(read(path, num_frames, sample), num_frames)
+            if complaints is not None and (complaint := complaints()):
+                raise DecodingError(complaint)
+            return clip
+        except DecodingError as error:
+            failures.append(f"{library}: {error}")
+            if complaints is not None:
+                complaints()  # those of this library are not the next one's
+    raise BadVideoError(path, "; ".join(failures))
+
+
+def _check_file(path: Path) -> None:
+    """Raises BadVideoError where there is no file to read."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise BadVideoError(path, "no such file" if isinstance(error, FileNotFoundError) else str(error)) from error
+    if not stat.S_ISREG(mode):
+        raise BadVideoError(path, "is a directory" if stat.S_ISDIR(mode) else "is not a regular file")
     if not os.access(path, os.R_OK):
         raise BadVideoError(path, "no permission to read it")
-    failures = []
-    if decord is not None:
-        try:
-            return _pad(_read_with_decord(path, num_frames, sample), num_frames)
-        except DecodingError as error:
-            failures.append(f"decord: {error}")
-    try:
-        return _pad(_read_with_opencv(path, num_frames, sample), num_frames)
-    except DecodingError as error:
-        failures.append(f"OpenCV: {error}")
-    raise BadVideoError(path, "; ".join(failures))
+    if path.stat().st_size == 0:
+        raise BadVideoError(path, "the file is empty")
+
+
+def _libraries() -> dict[str, Callable[[str | Path, int, Sampler], list[np.ndarray]]]:
+    """What reads a file, by name, in the order in which they are tried."""
+    with_decord = {} if decord is None else {"decord": _read_with_decord}
+    return with_decord | {"OpenCV": _read_with_opencv}
 
 
 def _read_with_decord(path: str | Path, num_frames: int, sample: Sampler) -> list[np.ndarray]:

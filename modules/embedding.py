@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataloaders.dataset import EvaluationDataset, evaluation_loader, read_batches
+from dataloaders.dataset import EvaluationDataset, evaluation_loader
+from modules.errors import UserError
 from modules.precision import Precision
 from modules.processes import Processes
 from modules.video_text_model import VideoTextModel
@@ -25,28 +26,40 @@ def embed_items(
 ) -> np.ndarray:
     """Embed videos of a dataset.
 
+    A video that cannot be read is an error, or with the dataset's `drop_bad` among its `dropped` from then on.
+
     Args:
         model: in eval mode.
         items: which of the dataset's items, in the order wanted.
         batch_size: videos at a time, on each process. num_workers: decoding workers a process.
 
     Returns:
-        (len(items), E) float32, the same on every process.
+        (len(items), E) float32, the same on every process; rows of dropped videos are zero.
 
     Raises:
         BadVideoError: if a video cannot be decoded; leaving it out would change a metric.
+        UserError: if none can.
     """
     mine = items[processes.rank :: processes.world_size]
+    places = {item: place for place, item in enumerate(mine)}
     loader = evaluation_loader(dataset, mine, batch_size, num_workers, pin=processes.device.type == "cuda")
-    embedded = []
-    batches = read_batches(loader)
-    for batch in tqdm(
-        batches, total=len(loader), desc="evaluate", unit="batch", leave=False, disable=not processes.is_main
+    rows, failed = None, []
+    for batch, bad in tqdm(
+        loader, total=len(loader), desc="evaluate", unit="batch", leave=False, disable=not processes.is_main
     ):
+        if bad and not dataset.drop_bad:
+            bad[0].raise_error()
+        failed += [(dataset.sample_of(item.index).video_id, item.reason) for item in bad]
+        if batch is None:
+            continue
         batch = batch.to(processes.device)
         with precision.autocast():
-            embedded.append(model.encode_video(batch.frames, batch.num_frames)["embedding"])
-    return gather_strided(embedded, len(items), processes)
+            embedded = model.encode_video(batch.frames, batch.num_frames)["embedding"].float().cpu()
+        if rows is None:
+            rows = torch.zeros(len(mine), embedded.shape[1])
+        rows[[places[item] for item in batch.indices.tolist()]] = embedded
+    dataset.drop(dict(processes.gather_list(failed)))
+    return gather_strided([] if rows is None else [rows], len(items), processes)
 
 
 def gather_strided(rows: list[Tensor], total: int, processes: Processes) -> np.ndarray:
@@ -57,11 +70,17 @@ def gather_strided(rows: list[Tensor], total: int, processes: Processes) -> np.n
         total: of all ranks.
 
     Returns:
-        (total, E) float32.
+        (total, E) float32; rows of a rank without any are zero.
+
+    Raises:
+        UserError: if no rank has rows.
     """
     mine = torch.cat(rows).float().cpu().numpy() if rows else None
     parts = processes.gather_objects(mine)
-    joined = np.empty((total, parts[0].shape[1]), dtype=np.float32)
+    widths = {part.shape[1] for part in parts if part is not None}
+    if not widths:
+        raise UserError("none of the videos to evaluate on could be read")
+    joined = np.zeros((total, widths.pop()), dtype=np.float32)
     for rank, part in enumerate(parts):
         if part is not None:
             joined[rank :: processes.world_size] = part

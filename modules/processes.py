@@ -6,6 +6,8 @@ loss: a parameter before the gathering gets the sum of what the ranks found, one
 mean of equal values. It is why `DistributedDataParallel`, which expects separate losses, is not used.
 """
 
+import contextlib
+import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from modules.errors import UserError
 
@@ -26,11 +29,13 @@ class Processes:
         rank: of this process, 0 to world_size − 1.
         world_size: how many there are.
         device: what this process computes on.
+        store: keys and values that all share, also while one of them waits for another; None for one process.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    store: dist.Store | None = None
 
     @property
     def is_main(self) -> bool:
@@ -79,6 +84,38 @@ class Processes:
         for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad.copy_(grad.view_as(p))
 
+    def add_up(self, *counts: int) -> list[int]:
+        """Sums over all ranks."""
+        if self.world_size == 1:
+            return list(counts)
+        summed = torch.tensor(counts, device=self.device)
+        dist.all_reduce(summed)
+        return summed.tolist()
+
+    def is_first_to_say(self, message: str) -> bool:
+        """Whether no other rank has asked this with the same message; for errors that all of them meet."""
+        if self.store is None:
+            return True
+        try:
+            return self.store.add("said/" + hashlib.sha256(message.encode()).hexdigest(), 1) == 1
+        except RuntimeError:  # whoever kept the store is gone
+            return True
+
+    def report_failure(self) -> None:
+        """Let the other ranks know that this one cannot go on."""
+        if self.store is not None:
+            with contextlib.suppress(RuntimeError):
+                self.store.add("failures", 1)
+
+    def others_failed(self) -> bool:
+        """Whether another rank has reported a failure."""
+        if self.store is None:
+            return False
+        try:
+            return self.store.add("failures", 0) > 0
+        except RuntimeError:
+            return True
+
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value of something picklable, on every rank."""
         if self.world_size == 1:
@@ -108,9 +145,12 @@ def start_processes() -> Processes:
         device = torch.device("mps")
     else:
         device = torch.device("cpu")
-    if world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Processes(rank, world_size, device)
+    if world_size == 1:
+        return Processes(rank, world_size, device)
+    store, rank, world_size = next(rendezvous("env://"))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size)
+    return Processes(rank, world_size, device, dist.PrefixStore("run", store))
 
 
 def stop_processes() -> None:

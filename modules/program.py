@@ -1,28 +1,31 @@
 """What the entry scripts share: flags, processes, CLIP, the method's model, training, evaluation, results."""
 
 import argparse
+import contextlib
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from dataloaders.dataset import FRAME_ORDERS, EvaluationDataset
+from dataloaders.dataset import FRAME_ORDERS, VideoSettings
 from dataloaders.recognition import RecognitionDataset
 from dataloaders.samples import Dataset, Sample
 from dataloaders.video import BadVideoError
 from modules.clip_loader import LoadedCLIP, load_clip
 from modules.errors import UserError
+from modules.interruption import EXIT_CODE as INTERRUPTED_EXIT_CODE
+from modules.interruption import Interrupted, Interruption, end_children
 from modules.methods import METHODS
 from modules.methods.base import Method
 from modules.precision import Precision, choose_precision
 from modules.processes import Processes, start_processes, stop_processes
-from modules.run_folder import BEST, LAST, RESULTS, RunFolder, load_checkpoint
+from modules.run_folder import BEST, LAST, MISSING, RESULTS, RunFolder, load_checkpoint
 from modules.settings import (
     add_arguments,
     all_settings,
@@ -57,6 +60,22 @@ class CommonSettings:
     max_frames: int = setting(12, "T, frames a video")
     max_words: int = setting(32, "tokens a caption, start and end included")
     batch_size_val: int = setting(32, "videos encoded at a time in evaluation", affects_results=False)
+    allow_missing: bool = setting(
+        False, "leave training videos without a file out, and list them, instead of stopping", affects_results=False
+    )
+    on_bad_eval_video: str = setting(
+        "error",
+        "an evaluation video that is missing or cannot be decoded: stop, or leave it out, which changes the metric",
+        ("error", "drop"),
+        affects_results=False,
+    )
+    video_time_limit: float = setting(60.0, "seconds that decoding a video may take", affects_results=False)
+    decoder_errors: str = setting(
+        "reject",
+        "a video where the decoder reports errors but returns patched-up frames: a bad video, or as good as any",
+        ("reject", "ignore"),
+    )
+    deterministic: bool = setting(False, "the same bits in every run on the same machine; slower on a GPU")
     eval_frame_order: str = setting(
         "ordered", "order of a video's frames in evaluation; shuffle shows whether a model reads time", FRAME_ORDERS
     )
@@ -89,13 +108,13 @@ class ReportingTask(Task, Protocol):
     """What a program asks of a task beyond what the trainer does.
 
     Attributes:
-        evaluation_set: what metrics are computed on.
         files: small text files that belong to the run from its start, by name.
+        missing: (list, video id) of each video that is left out because it has no file.
         identity: what results depend on and the settings do not show, by name.
     """
 
-    evaluation_set: EvaluationDataset
     files: Mapping[str, str]
+    missing: Sequence[tuple[str, str]]
     identity: Mapping[str, Any]
 
     def report(
@@ -143,27 +162,55 @@ def parse_arguments(
     return Arguments(chosen.method, chosen.datatype, *(from_arguments(s, args) for s in groups.values()))
 
 
-def run_program(run: Callable[[Processes], Any]) -> int:
+def run_program(run: Callable[[Processes, Interruption], Any]) -> int:
     """Run something on the processes there are, and say what went wrong if the user can mend it.
 
     Args:
         run: what to do.
 
     Returns:
-        The exit status: 0, or 1 after an error that the user can mend, which has been printed.
+        The exit status: 0; 1 after an error that the user can mend, which has been printed; or
+        `modules.interruption.EXIT_CODE` after SIGTERM or SIGINT, when the same command continues.
     """
-    try:
-        run(start_processes())
-    except UserError as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # the others of this machine have met the same
-            logger.error("%s", error)
+    processes = None
+    with Interruption() as interruption:
+        try:
+            processes = start_processes()
+            run(processes, interruption)
+            stop_processes()
+            return 0
+        except BaseException as error:
+            status = _exit_status(error, processes, interruption)
+        # the loaders that the error held are closed by now; a worker in the middle of a video has not noticed
+        end_children()
+        return status
+
+
+def _exit_status(error: BaseException, processes: Processes | None, interruption: Interruption) -> int:
+    """Say what ended a run; raises it again if it is nothing that the user can mend."""
+    if isinstance(error, Interrupted):
+        interruption.speak_last_words()
+        return INTERRUPTED_EXIT_CODE
+    if isinstance(error, UserError | BadVideoError | FloatingPointError):
+        _say(str(error), processes)
         return 1
-    except (BadVideoError, FloatingPointError) as error:
-        logger.error("%s", error)
+    if processes is not None and isinstance(error, Exception) and processes.others_failed():
+        logger.error("process %d: stopped, since another process failed", processes.rank)
         return 1
-    finally:
-        stop_processes()
-    return 0
+    if processes is not None:
+        processes.report_failure()
+    end_children()
+    raise error
+
+
+def _say(message: str, processes: Processes | None) -> None:
+    """Log an error, once where all processes have met the same."""
+    if processes is None or processes.world_size == 1:
+        logger.error("%s", message)
+        return
+    processes.report_failure()
+    if processes.is_first_to_say(message):
+        logger.error("process %d of %d: %s", processes.rank, processes.world_size, message)
 
 
 def run_once(
@@ -171,6 +218,7 @@ def run_once(
     read_data: Callable[[Arguments], Any],
     build_task: Callable[[Arguments, Any, int], ReportingTask],
     processes: Processes,
+    interruption: Interruption,
 ) -> dict[str, Any]:
     """Train or evaluate, as the flags say.
 
@@ -180,19 +228,56 @@ def run_once(
             error for everything that is wrong with them.
         build_task: from the arguments, that data and CLIP's image size, the task.
         processes: to share the work among.
+        interruption: tells when to stop.
 
     Returns:
         What ``results.json`` holds.
     """
     folder = RunFolder(arguments.common.output_dir, processes.is_main)
     folder.start_logging()
+    mark_when_interrupted(folder, processes, interruption)
     try:
-        return _run(arguments, read_data, build_task, processes, folder)
+        with determinism(arguments.common.deterministic):
+            return _run(arguments, read_data, build_task, processes, folder, interruption)
     finally:
         folder.close()
 
 
-def _run(arguments: Arguments, read_data, build_task, processes: Processes, folder: RunFolder) -> dict[str, Any]:
+def mark_when_interrupted(folder: RunFolder, processes: Processes, interruption: Interruption) -> None:
+    """Have a run leave a mark in its folder when it is told to stop; a launcher hides its processes' exit codes."""
+
+    def mark() -> None:
+        if not processes.others_failed():  # then the launcher stops the rest, and nobody asked for it
+            folder.mark_interrupted(interruption.signal_name)
+
+    interruption.before_leaving(mark)
+
+
+@contextlib.contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Within this, if wanted, only algorithms that give the same bits every time; torch raises where it has none."""
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+def _run(
+    arguments: Arguments,
+    read_data,
+    build_task,
+    processes: Processes,
+    folder: RunFolder,
+    interruption: Interruption,
+) -> dict[str, Any]:
     start = time.perf_counter()
     common = arguments.common
     training = _check_mode(arguments, METHODS[arguments.method])
@@ -217,27 +302,33 @@ def _run(arguments: Arguments, read_data, build_task, processes: Processes, fold
     settings = {"method": arguments.method, "datatype": arguments.datatype} | all_settings(*arguments.parts)
     # an evaluation in a training's folder does not write over what the training left
     folder.suffix = "_eval" if not training and folder.has(LAST) else ""
+    counts = {}
     if training:
-        trainer = Trainer(model, task, arguments.train, processes, precision, folder, identity)
+        trainer = Trainer(model, task, arguments.train, processes, precision, folder, identity, interruption)
         trainer.resume()
-        folder.write_config(settings)
-        write_files(task, folder)
+        begin(folder, settings, task)
         position = trainer.train()
         load_best(model, processes, folder)
         epoch = position.best["epoch"]
         logger.info("reporting epoch %d, the best by %s on the evaluation set", epoch, task.selection_metric)
         origin = {"checkpoint": BEST, "epoch": epoch, "last_epoch": position.last}
+        counts = {name: getattr(position, name) for name in ("bad_videos", "nonfinite_steps", "overflow_steps")}
     else:
-        folder.write_config(settings)
-        write_files(task, folder)
+        begin(folder, settings, task)
         origin = {"checkpoint": None if common.init_model is None else str(common.init_model)}
     metrics = task.report(model, processes, precision, folder)
+    if dropped := task.evaluation_set.dropped:
+        folder.write_dropped(dropped)
+        logger.warning("%d evaluation videos were left out, which changes the metrics", len(dropped))
     results = {
         "dataset": arguments.datatype,
         "method": arguments.method,
         **metrics,
         **origin,
         "trainable_parameters": trained,
+        **counts,
+        "missing_videos": len(task.missing),
+        "dropped_videos": len(dropped),
         "seconds": round(position.seconds if training else time.perf_counter() - start, 1),
         "peak_memory_mb": round(peak_memory_mb(device), 1),
     }
@@ -246,10 +337,15 @@ def _run(arguments: Arguments, read_data, build_task, processes: Processes, fold
     return results
 
 
-def write_files(task: ReportingTask, folder: RunFolder) -> None:
-    """Write the small files that belong to a run from its start."""
+def begin(folder: RunFolder, settings: Mapping[str, Any], task: ReportingTask) -> None:
+    """Write what belongs to a run from its start."""
+    folder.unmark_interrupted()
+    folder.write_config(settings)
     for name, text in task.files.items():
         folder.write_text(name, text)
+    if task.missing:
+        folder.write_table(MISSING, ["list", "video"], task.missing)
+        logger.warning("%d videos have no file and are left out; %s lists them", len(task.missing), MISSING)
 
 
 def load_best(model: VideoTextModel, processes: Processes, folder: RunFolder) -> None:
@@ -287,6 +383,8 @@ def _check_mode(arguments: Arguments, method: Method) -> bool:
         raise UserError(f"--init_model {common.init_model} lies in --output_dir, which the training writes to")
     if common.max_frames < 1:
         raise UserError(f"--max_frames must be at least 1, found {common.max_frames}")
+    if common.video_time_limit <= 0:
+        raise UserError(f"--video_time_limit is in seconds and must be positive, found {common.video_time_limit}")
     return common.do_train
 
 
@@ -296,6 +394,19 @@ def build_model(arguments: Arguments, clip: LoadedCLIP) -> VideoTextModel:
     common = arguments.common
     method = METHODS[arguments.method]
     return method.build(clip, arguments.method_settings, common.max_frames, common.max_words)
+
+
+def video_settings(arguments: Arguments, image_size: int, horizontal_flip: bool = False) -> VideoSettings:
+    """How videos are read, from the flags that every program has."""
+    common = arguments.common
+    return VideoSettings(
+        common.max_frames,
+        image_size,
+        arguments.train.seed,
+        horizontal_flip,
+        common.video_time_limit,
+        common.decoder_errors == "reject",
+    )
 
 
 def make_identity(arguments: Arguments, clip: LoadedCLIP, precision: Precision, task: ReportingTask) -> dict[str, Any]:

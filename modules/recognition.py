@@ -3,7 +3,6 @@
 A video's class is the one whose text embedding is nearest.
 """
 
-import csv
 import hashlib
 import io
 import logging
@@ -21,7 +20,7 @@ from modules.embedding import embed_items
 from modules.errors import UserError
 from modules.precision import Precision
 from modules.processes import Processes
-from modules.run_folder import RunFolder
+from modules.run_folder import RunFolder, csv_text
 from modules.video_text_model import VideoTextModel
 
 logger = logging.getLogger("stop")
@@ -104,6 +103,7 @@ class RecognitionTask:
         num_workers: int,
         save_features: Path | None = None,
         files: Mapping[str, str] | None = None,
+        missing: Sequence[tuple[str, str]] = (),
     ):
         """Put the parts together.
 
@@ -116,6 +116,7 @@ class RecognitionTask:
             num_workers: decoding workers a process.
             save_features: folder that `report` writes the embeddings to, or None.
             files: small files that belong to the run, by name.
+            missing: (list, video id) of the videos left out because they have no file.
         """
         self.training_set = training_set
         self.evaluation_set = evaluation_set
@@ -125,6 +126,7 @@ class RecognitionTask:
         self.num_workers = num_workers
         self.save_features = save_features
         self.files = dict(files or {})
+        self.missing = list(missing)
         self.identity = {"class_prompts": hashlib.sha256(repr(self.prompts).encode()).hexdigest()[:16]}
 
     def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,13 +168,15 @@ class RecognitionTask:
     def _embed(
         self, model: VideoTextModel, processes: Processes, precision: Precision
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Class texts (C, E) and test videos (N, views, E), float32."""
+        """Class texts (C, E) and test videos that are not dropped (N, views, E), float32."""
         model.eval()
         with precision.autocast():
             text = self.class_embeddings(model).float().cpu().numpy()
         items = range(len(self.evaluation_set))
         video = embed_items(model, self.evaluation_set, items, self.batch_size, self.num_workers, processes, precision)
-        return text, video.reshape(len(self.evaluation_set.samples), -1, video.shape[1])
+        views = video.reshape(len(self.evaluation_set.samples), -1, video.shape[1])
+        kept = [sample.video_id not in self.evaluation_set.dropped for sample in self.evaluation_set.samples]
+        return text, views[kept]
 
     def predict(self, model: VideoTextModel, text: np.ndarray, video: np.ndarray) -> Predictions:
         """Class probabilities from embeddings.
@@ -184,12 +188,12 @@ class RecognitionTask:
         probabilities = torch.from_numpy(logits).softmax(-1).mean(1).numpy()
         if np.isnan(probabilities).any():
             raise FloatingPointError("the class probabilities hold values that are not numbers (NaN)")
-        return Predictions(probabilities, np.array([s.label for s in self.evaluation_set.samples]))
+        return Predictions(probabilities, np.array([sample.label for sample in self.evaluation_set.kept]))
 
     def _prediction_table(self, predictions: Predictions) -> str:
         rows = [["video", "label", "prediction", "top5", "probability"]]  # names may hold spaces and commas
         for sample, ranked, probabilities in zip(
-            self.evaluation_set.samples, predictions.ranked, predictions.probabilities, strict=True
+            self.evaluation_set.kept, predictions.ranked, predictions.probabilities, strict=True
         ):
             names = [self.classes[c] for c in ranked[:TOP]]
             rows.append(
@@ -213,7 +217,7 @@ class RecognitionTask:
         mean = video.mean(1)
         np.save(folder / "text.npy", text)
         np.save(folder / "video.npy", mean / np.linalg.norm(mean, axis=1, keepdims=True))
-        samples = self.evaluation_set.samples
+        samples = self.evaluation_set.kept
         columns = {
             "text_ids": self.classes,
             "video_ids": [sample.video_id for sample in samples],
@@ -247,10 +251,3 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
 
 def _named_rows(names: Sequence[str], values: np.ndarray) -> list[list]:
     return [[name, *row] for name, row in zip(names, values.tolist(), strict=True)]
-
-
-def csv_text(rows: Sequence[Sequence]) -> str:
-    """Rows as CSV."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()

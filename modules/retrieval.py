@@ -61,6 +61,7 @@ class RetrievalTask:
         batch_size: int,
         num_workers: int,
         save_features: Path | None = None,
+        missing: Sequence[tuple[str, str]] = (),
     ):
         """Put the parts together.
 
@@ -71,6 +72,7 @@ class RetrievalTask:
             batch_size: videos encoded at a time in evaluation, on each process.
             num_workers: decoding workers a process.
             save_features: folder that `report` writes the embeddings to, or None.
+            missing: (list, video id) of the videos left out because they have no file.
         """
         self.training_set = training_set
         self.evaluation_set = evaluation_set
@@ -78,6 +80,7 @@ class RetrievalTask:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.save_features = save_features
+        self.missing = list(missing)
         self.files: dict[str, str] = {}
         self.identity: dict[str, str] = {}
 
@@ -116,30 +119,32 @@ class RetrievalTask:
 
     @torch.no_grad()
     def embed(self, model: VideoTextModel, processes: Processes, precision: Precision) -> Embeddings:
-        """Embed the evaluation set, each item once, on the process whose turn it is.
+        """Embed the evaluation set, each item once, on the process whose turn it is; dropped videos are left out.
 
         Raises:
-            BadVideoError: if a video cannot be decoded.
+            BadVideoError: if a video cannot be decoded and is not to be dropped.
         """
         model.eval()
-        samples = self.evaluation_set.samples
         first_rows: dict[str, int] = {}
-        for row, sample in enumerate(samples):
+        for row, sample in enumerate(self.evaluation_set.samples):
             first_rows.setdefault(sample.video_id, row)
-        video_ids = list(first_rows)
+        video = embed_items(
+            model,
+            self.evaluation_set,
+            list(first_rows.values()),
+            self.batch_size,
+            self.num_workers,
+            processes,
+            precision,
+        )
+        dropped, samples = self.evaluation_set.dropped, self.evaluation_set.kept
+        kept = [row for row, video_id in enumerate(first_rows) if video_id not in dropped]
+        video_ids = [video_id for video_id in first_rows if video_id not in dropped]
         numbers = {video_id: number for number, video_id in enumerate(video_ids)}
         captions = [sample.captions[0] for sample in samples]
         return Embeddings(
             text=self._embed_texts(model, captions, processes, precision),
-            video=embed_items(
-                model,
-                self.evaluation_set,
-                list(first_rows.values()),
-                self.batch_size,
-                self.num_workers,
-                processes,
-                precision,
-            ),
+            video=video[kept],
             text_to_video=np.array([numbers[sample.video_id] for sample in samples]),
             text_ids=[sample.sample_id for sample in samples],
             captions=captions,

@@ -1,23 +1,29 @@
 """What a run leaves in its output folder."""
 
+import contextlib
 import csv
+import io
 import json
 import logging
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
+from dataloaders.dataset import SkippedVideo
 from modules.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "decord", "opencv-python-headless")
 LAST, BEST, RESULTS = "last.pt", "best.pt", "results.json"
+METRICS, SKIPPED, DROPPED, MISSING = "metrics.jsonl", "bad_videos.csv", "dropped_videos.csv", "missing_videos.csv"
+INTERRUPTED = "interrupted.json"
 
 logger = logging.getLogger("stop")
 
@@ -64,8 +70,7 @@ class RunFolder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """A file, complete or not there."""
-        stem, dot, ending = name.partition(".")
-        self._write(f"{stem}{self.suffix}{dot}{ending}", lambda file: file.write(content))
+        self._write(self._in_full(name), lambda file: file.write(content))
 
     def log_metrics(self, kind: str, step: int, values: Mapping[str, float | None]) -> None:
         """Add a line to ``metrics.jsonl`` and points to TensorBoard.
@@ -74,7 +79,7 @@ class RunFolder:
         """
         if not self.is_main:
             return
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with self._no_space(METRICS), (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         for name, value in values.items():
             if value is not None:
@@ -88,7 +93,7 @@ class RunFolder:
     def forget_after(self, step: int, epochs_evaluated: int) -> None:
         """Take back what a run logged after the checkpoint that it is resumed from."""
         self._first_step = step + 1
-        path = self.path / "metrics.jsonl"
+        path = self.path / METRICS
         if not self.is_main or not path.exists():
             return
         kept = []
@@ -99,40 +104,86 @@ class RunFolder:
                 continue  # the last line of a run that was killed while it wrote; its step is logged again
             if entry["step"] <= step and not (entry["kind"] == "eval" and entry["epoch"] > epochs_evaluated):
                 kept.append(line + "\n")
-        self._write("metrics.jsonl", lambda file: file.write("".join(kept).encode()))
-        self._forget_bad_videos_after(step)
+        self._write(METRICS, lambda file: file.write("".join(kept).encode()))
 
     def clear(self) -> None:
         """Remove what an earlier run left that this one would add to."""
         if self.is_main:
-            for name in ("metrics.jsonl", "bad_videos.csv", RESULTS, LAST, BEST):
+            for name in (METRICS, SKIPPED, DROPPED, MISSING, INTERRUPTED, RESULTS, LAST, BEST):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
-    def _forget_bad_videos_after(self, step: int) -> None:
-        path = self.path / "bad_videos.csv"
-        if not path.exists():
-            return
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        path.unlink()
-        self.add_bad_videos([(int(row["step"]), row["video"], row["reason"]) for row in rows])
+    def add_skipped(self, step: int, videos: Sequence[SkippedVideo]) -> None:
+        """Add lines to ``bad_videos.csv``, on the disk when this returns; those that are there already stay single.
 
-    def add_bad_videos(self, rows: list[tuple[int, str, str]]) -> None:
-        """Add lines (step, video, reason) to ``bad_videos.csv``."""
-        if not self.is_main or not rows:
+        Args:
+            step: that they were drawn for, from 1.
+        """
+        if not self.is_main:
             return
-        path = self.path / "bad_videos.csv"
-        is_new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if is_new:
-                writer.writerow(["step", "video", "reason"])
-            writer.writerows(rows)
+        rows = dict.fromkeys([*self.read_skipped(), *((step, video) for video in videos)])
+        self.write_table(
+            SKIPPED,
+            ["step", "epoch", "sample", "video", "reason"],
+            [[at, video.epoch + 1, video.sample_id, video.path, video.reason] for at, video in rows],
+        )
+
+    def read_skipped(self) -> list[tuple[int, SkippedVideo]]:
+        """What ``bad_videos.csv`` holds: videos with the step, from 1, that they were drawn for."""
+        return [
+            (int(row["step"]), SkippedVideo(int(row["epoch"]) - 1, row["sample"], row["video"], row["reason"]))
+            for row in self._read_table(SKIPPED)
+        ]
+
+    def write_dropped(self, videos: Mapping[str, str]) -> None:
+        """``dropped_videos.csv``: the videos that evaluation left out, by id, with the reason."""
+        self.write_table(DROPPED, ["video", "reason"], [[video, reason] for video, reason in videos.items()])
+
+    def read_dropped(self) -> dict[str, str]:
+        """What ``dropped_videos.csv`` holds."""
+        return {row["video"]: row["reason"] for row in self._read_table(DROPPED)}
+
+    def mark_interrupted(self, signal_name: str | None) -> None:
+        """``interrupted.json``: the run was told to stop and can be continued."""
+        self.write_json(INTERRUPTED, {"signal": signal_name, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+
+    def unmark_interrupted(self) -> None:
+        """Remove that file: the run goes on."""
+        if self.is_main:
+            (self.path / self._in_full(INTERRUPTED)).unlink(missing_ok=True)
+
+    def write_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A CSV file with a header, complete or not there."""
+        self.write_text(name, csv_text([columns, *rows]))
+
+    def _in_full(self, name: str) -> str:
+        """A file's name with the suffix in it."""
+        stem, dot, ending = name.partition(".")
+        return f"{stem}{self.suffix}{dot}{ending}"
+
+    def _read_table(self, name: str) -> list[dict[str, str]]:
+        path = self.path / name
+        if not self.is_main or not path.exists():
+            return []
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
 
     def save_checkpoint(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a checkpoint; the one before stays until the new one is complete and on the disk."""
-        self._write(name, lambda file: torch.save(content, file))
+        """Write a checkpoint; the one before stays until the new one is complete and on the disk.
+
+        What was logged up to it is on the disk before it is.
+
+        Raises:
+            UserError: if there is no room for it.
+        """
+        if not self.is_main:
+            return
+        buffer = io.BytesIO()  # torch's own errors about a file do not say that the disk is full
+        torch.save(content, buffer)
+        if self.has(METRICS):
+            with self._no_space(METRICS), (self.path / METRICS).open("rb") as file:
+                os.fsync(file.fileno())
+        self._write(name, lambda file: file.write(buffer.getbuffer()))
 
     def load_checkpoint(self, name: str) -> dict[str, Any] | None:
         """A checkpoint of this folder; None if there is none or this is not the main process."""
@@ -159,11 +210,46 @@ class RunFolder:
         if not self.is_main:
             return
         temporary = self.path / f".{name}.partial"
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path / name)
+        with self._no_space(name):
+            try:
+                with temporary.open("wb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.path / name)
+                _sync_folder(self.path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)  # it takes up what little room there is
+                raise
+
+    @contextlib.contextmanager
+    def _no_space(self, name: str) -> Iterator[None]:
+        """Around writing a file: say what it means that this failed."""
+        try:
+            yield
+        except OSError as error:
+            kept = f"{LAST} is whole, that of the last save" if self.has(LAST) else f"there is no {LAST} yet"
+            raise UserError(
+                f"{self.path / name} cannot be written: {error.strerror}. What it held is unchanged, and {kept}. "
+                "Make room on the disk or mend it, then give the same command again to continue."
+            ) from error
+
+
+def _sync_folder(path: Path) -> None:
+    """Flush a folder's entries, without which a renamed file may be gone when the machine is."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def csv_text(rows: Sequence[Sequence]) -> str:
+    """Rows as CSV."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

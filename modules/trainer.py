@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
 from typing import Any, Protocol
 
 import torch
@@ -18,17 +19,27 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dataloaders.dataset import Batch, GlobalBatches, TrainingDataset, read_batches, training_loader
+from dataloaders.dataset import (
+    Batch,
+    EvaluationDataset,
+    GlobalBatches,
+    TrainingDataset,
+    read_batches,
+    training_loader,
+)
 from modules.errors import UserError
+from modules.interruption import Interrupted, Interruption
 from modules.optimization import build_optimizer, build_scheduler
 from modules.precision import PRECISIONS, Precision
 from modules.processes import Processes
 from modules.randomness import derive_seed
-from modules.run_folder import BEST, LAST, RESULTS, RunFolder
+from modules.run_folder import BEST, LAST, RESULTS, SKIPPED, RunFolder
 from modules.settings import setting
 from modules.video_text_model import VideoTextModel
 
 logger = logging.getLogger("stop")
+
+MIN_JUDGED = 200  # samples, before which one bad video would be a large share
 
 
 @dataclass(frozen=True)
@@ -43,8 +54,23 @@ class TrainSettings:
     max_grad_norm: float = setting(1.0, "the gradient is scaled down to this norm")
     precision: str = setting("amp", "amp is bf16 where the device has it; fp64 is for checks", PRECISIONS)
     seed: int = setting(42, "of every random draw")
+    # what follows decides whether a run stops, not what it computes: a run that stopped may go on with another choice
     on_bad_video: str = setting(
-        "skip", "a video that cannot be decoded in training: read another instead, or stop", ("skip", "error")
+        "skip",
+        "a video that cannot be decoded in training: read another instead, or stop",
+        ("skip", "error"),
+        affects_results=False,
+    )
+    max_bad_fraction: float = setting(
+        0.01,
+        f"stop when more than this share of the samples had a bad video, judged from {MIN_JUDGED} samples on",
+        affects_results=False,
+    )
+    on_nonfinite: str = setting(
+        "stop",
+        "a loss or gradient that is not finite: stop, or leave out the step",
+        ("stop", "skip"),
+        affects_results=False,
     )
     num_thread_reader: int = setting(2, "decoding workers a process", affects_results=False)
     n_display: int = setting(50, "steps between two lines of the log", affects_results=False)
@@ -62,10 +88,12 @@ class Task(Protocol):
 
     Attributes:
         training_set: what to train on.
+        evaluation_set: what metrics are computed on.
         selection_metric: the metric by which the best checkpoint is chosen, larger is better.
     """
 
     training_set: TrainingDataset
+    evaluation_set: EvaluationDataset
     selection_metric: str
 
     def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,17 +116,32 @@ class Position:
     """How far a run has come.
 
     Attributes:
-        step: optimiser steps done.
+        step: steps done, also those that changed nothing.
         epochs_evaluated: epochs whose evaluation is done.
         seconds: spent on training and evaluation so far.
+        bad_videos: videos that could not be read, in whose stead others were.
+        nonfinite_steps: left out because the loss or the gradient was not finite.
+        overflow_steps: left out because the scaled gradient was too large for fp16, which lowers the scale.
         best, last: metrics of the best and of the last evaluation, with their ``epoch``; empty before the first.
     """
 
     step: int = 0
     epochs_evaluated: int = 0
     seconds: float = 0.0
+    bad_videos: int = 0
+    nonfinite_steps: int = 0
+    overflow_steps: int = 0
     best: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
+
+
+class Outcome(Enum):
+    """What became of a step."""
+
+    DONE = "done"
+    OVERFLOW = "overflow"
+    LOSS_NOT_FINITE = "loss not finite"
+    GRADIENT_NOT_FINITE = "gradient not finite"
 
 
 class Trainer:
@@ -113,6 +156,7 @@ class Trainer:
         precision: Precision,
         folder: RunFolder,
         identity: Mapping[str, Any],
+        interruption: Interruption,
     ):
         """Prepare a run.
 
@@ -123,6 +167,7 @@ class Trainer:
             processes, precision, folder: where.
             identity: everything that the result depends on, by name; a checkpoint with another one is not continued.
                 Holds at least ``method``.
+            interruption: tells when to stop.
 
         Raises:
             UserError: if the method has nothing to train or the batch size does not fit.
@@ -146,7 +191,7 @@ class Trainer:
         self.scheduler = build_scheduler(self.optimizer, total_steps, settings.warmup_proportion)
         self.scaler = precision.scaler()
         self.position = Position()
-        self._bad_videos: list[tuple[int, str, str]] = []
+        self.interruption = interruption
 
     def resume(self) -> None:
         """Continue from the folder's last checkpoint, if there is one and it is of this very run; call before `train`.
@@ -155,7 +200,7 @@ class Trainer:
             UserError: listing the settings that differ from the checkpoint's.
         """
         if self.settings.resume == "never":
-            self.folder.clear()
+            self._start_anew()
             return
         checkpoint = self.processes.broadcast_object(self.folder.load_checkpoint(LAST))
         if checkpoint is None:
@@ -165,7 +210,7 @@ class Trainer:
                     f"{self.folder.path} holds {found[0]} but no {LAST} to continue from: give another --output_dir, "
                     "or --resume never to start anew, which removes it"
                 )
-            self.folder.clear()
+            self._start_anew()
             return
         if differences := list_differences(checkpoint["identity"], self.identity):
             raise UserError(
@@ -178,13 +223,22 @@ class Trainer:
         self.scaler.load_state_dict(checkpoint["scaler"])
         self.position = Position(**checkpoint["position"])
         self.folder.forget_after(self.position.step, self.position.epochs_evaluated)
+        # what came after the checkpoint comes again, with the decisions that the clock had a part in
+        skipped, dropped = self.processes.broadcast_object((self.folder.read_skipped(), self.folder.read_dropped()))
+        self.task.training_set.replay([video for step, video in skipped if step > self.position.step])
+        self.task.evaluation_set.drop(dropped)
         logger.info("continuing %s at step %d", self.folder.path, self.position.step)
+
+    def _start_anew(self) -> None:
+        """Begin with an empty folder, and a checkpoint: whose run it is is known from the first step on."""
+        self.folder.clear()
+        self._save(LAST)
 
     def train(self) -> Position:
         """Train to the end of the last epoch, evaluating after each, and return where that led."""
         on_gpu = self.processes.device.type == "cuda"
         loader = training_loader(self.task.training_set, self.batches, self.settings.num_thread_reader, pin=on_gpu)
-        with logging_redirect_tqdm([logger]):
+        with logging_redirect_tqdm([logger]), self.interruption.finish_steps(self._save_and_close):
             for epoch in range(self.position.epochs_evaluated, self.settings.epochs):
                 self._train_epoch(loader, epoch)
                 self._evaluate_epoch(epoch + 1)
@@ -206,48 +260,99 @@ class Trainer:
             disable=not self.processes.is_main,
         ) as bar:
             for batch, seconds in _timed(read_batches(loader)):
+                num_skipped = self._agree_to_go_on(batch)
                 rate = self.scheduler.get_last_lr()[0]
-                loss, norm = self._step(batch)
-                self._advance(seconds())
+                loss, norm, outcome = self._compute(batch)
+                with self.interruption.changing_state():
+                    self._update(outcome)
+                    self._advance(seconds(), outcome, num_skipped)
+                    if self.position.step % self.settings.n_display == 0:
+                        self._log_step(epoch + 1, loss, norm, rate, seconds())
+                    if self.position.step % self.settings.save_steps == 0:
+                        self._save(LAST)
                 bar.update()
                 bar.set_postfix(
                     loss=f"{loss:.4f}", samples_s=f"{self.settings.batch_size / seconds():.1f}", refresh=False
                 )
-                if self.position.step % self.settings.n_display == 0:
-                    self._log_step(epoch + 1, loss, norm, rate, seconds())
-                if self.position.step % self.settings.save_steps == 0:
-                    self._save(LAST)
-        self._save(LAST)
+        with self.interruption.changing_state():
+            self._save(LAST)
 
-    def _step(self, batch: Batch) -> tuple[float, float]:
-        """One optimiser step: the loss of the global batch and the norm of its gradient before clipping."""
-        for bad in batch.bad_videos:
-            logger.warning("bad video, another was read instead: %s", bad)
-            self._bad_videos.append((self.position.step + 1, str(bad.path), bad.reason))
+    def _agree_to_go_on(self, batch: Batch) -> int:
+        """Before a step: record its bad videos, and see whether all ranks are to take it; returns how many they are.
+
+        Raises:
+            Interrupted: on all ranks, if one was told to stop.
+            UserError: if there are too many bad videos.
+        """
+        stops, num_skipped = self.processes.add_up(int(self.interruption.requested), len(batch.skipped))
+        if stops:
+            raise Interrupted
+        if num_skipped == 0:
+            return 0
+        step = self.position.step + 1
+        skipped = self.processes.gather_list(batch.skipped)
+        if self.processes.is_main:
+            for video in skipped:
+                logger.warning("step %d: bad video, another was read instead: %s", step, video)
+        # on the disk before anything depends on it: a resumed run has to decide the same
+        self.folder.add_skipped(step, skipped)
+        samples, bad = step * self.settings.batch_size, self.position.bad_videos + num_skipped
+        if samples >= MIN_JUDGED and bad > self.settings.max_bad_fraction * samples:
+            raise UserError(
+                f"{bad} bad videos among {samples} samples are more than --max_bad_fraction "
+                f"{self.settings.max_bad_fraction:g}; {self.folder.path / SKIPPED} lists them with their reasons. "
+                "preprocess/check_videos.py finds all of them beforehand. Replace them, or allow a larger share."
+            )
+        return num_skipped
+
+    def _compute(self, batch: Batch) -> tuple[float, float, Outcome]:
+        """The loss of the global batch, its gradient in the parameters, clipped, and the norm it had before.
+
+        Raises:
+            FloatingPointError: if one is not finite and that is not to be left out.
+        """
         batch = batch.to(self.processes.device)
         with self.precision.autocast():
             text, video = self.task.encode(self.model, batch, self._dropout_keys(batch))
         loss = self.task.loss(self.model, text, video, batch, self.processes)
         if not torch.isfinite(loss):
-            raise self._not_finite("loss", loss, batch)
+            self._report_not_finite("loss", loss, batch)
+            return loss.item(), math.nan, Outcome.LOSS_NOT_FINITE
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.processes.average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
-        if not self.scaler.is_enabled() and not torch.isfinite(norm):  # the scaler skips such a step by itself
-            raise self._not_finite("norm of the gradient", norm, batch)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.scheduler.step()
-        return loss.item(), norm.item()
+        if torch.isfinite(norm):
+            return loss.item(), norm.item(), Outcome.DONE
+        if self.scaler.is_enabled() and self.scaler.get_scale() > 1:  # unscaled, the gradient might have been finite
+            scale = self.scaler.get_scale()
+            logger.info("step %d: fp16 overflow at loss scale %g, which is lowered", self.position.step + 1, scale)
+            return loss.item(), norm.item(), Outcome.OVERFLOW
+        self._report_not_finite("norm of the gradient", norm, batch)
+        return loss.item(), norm.item(), Outcome.GRADIENT_NOT_FINITE
 
-    def _not_finite(self, what: str, value: Tensor, batch: Batch) -> FloatingPointError:
+    def _report_not_finite(self, what: str, value: Tensor, batch: Batch) -> None:
+        """Raise, or warn if the step is to be left out; the same on every rank."""
         rate = self.scheduler.get_last_lr()[0]
-        return FloatingPointError(
+        video_ids = self.processes.gather_list(batch.video_ids)
+        message = (
             f"step {self.position.step + 1}: the {what} is {value.item()}, at rate {rate:.3g} "
-            f"with videos {', '.join(batch.video_ids)}"
+            f"with videos {', '.join(video_ids)}"
         )
+        if self.settings.on_nonfinite == "stop":
+            raise FloatingPointError(f"{message}. A lower --lr may help; --on_nonfinite skip leaves such steps out.")
+        if self.processes.is_main:
+            logger.warning("%s; the step is left out", message)
+
+    def _update(self, outcome: Outcome) -> None:
+        """Change the parameters by the gradient they hold, unless it is not to be used; the schedule goes on."""
+        if outcome in (Outcome.DONE, Outcome.OVERFLOW):
+            self.scaler.step(self.optimizer)  # which leaves out an overflow by itself
+            self.scaler.update()
+        elif outcome is Outcome.GRADIENT_NOT_FINITE:
+            self.scaler.update(self.scaler.get_scale())  # the scale had no part in it
+        self.scheduler.step()
 
     def _dropout_keys(self, batch: Batch) -> Tensor:
         """One key a sample, a function of the seed, the step and the sample: (b,) int64."""
@@ -255,13 +360,27 @@ class Trainer:
         keys = [derive_seed(self.settings.seed, "dropout", step, index) for index in batch.indices.tolist()]
         return torch.tensor(keys, device=self.processes.device)
 
-    def _advance(self, seconds: float) -> None:
-        self.position = replace(self.position, step=self.position.step + 1, seconds=self.position.seconds + seconds)
+    def _advance(self, seconds: float, outcome: Outcome, num_skipped: int) -> None:
+        position = self.position
+        not_finite = outcome in (Outcome.LOSS_NOT_FINITE, Outcome.GRADIENT_NOT_FINITE)
+        self.position = replace(
+            position,
+            step=position.step + 1,
+            seconds=position.seconds + seconds,
+            bad_videos=position.bad_videos + num_skipped,
+            nonfinite_steps=position.nonfinite_steps + not_finite,
+            overflow_steps=position.overflow_steps + (outcome is Outcome.OVERFLOW),
+        )
 
     def _log_step(self, epoch: int, loss: float, norm: float, rate: float, seconds: float) -> None:
         step = self.position.step
-        # in fp16 a step may overflow and be skipped: its norm is no number, and JSON has only numbers
-        values = {"epoch": epoch, "loss": loss, "grad_norm": norm if math.isfinite(norm) else None, "lr": rate}
+        # of a step that was left out; JSON has only numbers
+        values = {
+            "epoch": epoch,
+            "loss": loss if math.isfinite(loss) else None,
+            "grad_norm": norm if math.isfinite(norm) else None,
+            "lr": rate,
+        }
         self.folder.log_metrics("train", step, values)
         self.folder.log_speed(step, self.settings.batch_size / seconds)
         logger.info("epoch %d step %d loss %.4f gradient %.3f rate %.3g", epoch, step, loss, norm, rate)
@@ -270,27 +389,34 @@ class Trainer:
         """Evaluate, and keep the checkpoint if it is the best so far."""
         start = time.perf_counter()
         metrics = self.task.evaluate(self.model, self.processes, self.precision)
-        self.folder.log_metrics("eval", self.position.step, {"epoch": epoch, **metrics})
-        name = self.task.selection_metric
-        best = self.position.best
-        is_best = not best or metrics[name] >= best[name]  # of equals the later, which has seen more
-        logger.info("epoch %d: %s", epoch, " ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
-        last = {"epoch": epoch, **metrics}
-        self.position = replace(
-            self.position,
-            epochs_evaluated=epoch,
-            seconds=self.position.seconds + time.perf_counter() - start,
-            best=last if is_best else best,
-            last=last,
-        )
-        if is_best:
-            logger.info("%s is the best checkpoint so far, by %s on the evaluation set", BEST, name)
-            self._save(BEST)
+        with self.interruption.changing_state():
+            if dropped := self.task.evaluation_set.dropped:
+                self.folder.write_dropped(dropped)
+            self.folder.log_metrics("eval", self.position.step, {"epoch": epoch, **metrics})
+            name = self.task.selection_metric
+            best = self.position.best
+            is_best = not best or metrics[name] >= best[name]  # of equals the later, which has seen more
+            logger.info("epoch %d: %s", epoch, " ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
+            last = {"epoch": epoch, **metrics}
+            self.position = replace(
+                self.position,
+                epochs_evaluated=epoch,
+                seconds=self.position.seconds + time.perf_counter() - start,
+                best=last if is_best else best,
+                last=last,
+            )
+            if is_best:
+                logger.info("%s is the best checkpoint so far, by %s on the evaluation set", BEST, name)
+                self._save(BEST)
+            self._save(LAST)
+
+    def _save_and_close(self) -> None:
+        """Save where the run has come to, as the last thing that it does."""
         self._save(LAST)
+        self.folder.close()
+        logger.info("saved step %d to %s; the same command continues", self.position.step, self.folder.path / LAST)
 
     def _save(self, name: str) -> None:
-        self.folder.add_bad_videos(self.processes.gather_list(self._bad_videos))
-        self._bad_videos = []
         content = {
             "method": self.identity["method"],
             "model": self.model.trainable_state(),

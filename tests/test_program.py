@@ -120,9 +120,9 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("owner", "method", "calls"),
     [
-        *((Trainer, "_step", calls) for calls in (1, 4, 8)),
+        *((Trainer, name, calls) for name in ("_compute", "_update", "_log_step") for calls in (1, 4, 8)),
         *((RetrievalTask, "evaluate", calls) for calls in (0, 1)),
-        *((RunFolder, "save_checkpoint", calls) for calls in range(1, 10)),  # also between best.pt and last.pt
+        *((RunFolder, "save_checkpoint", calls) for calls in range(1, 11)),  # also between best.pt and last.pt
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny_run, trained, tmp_path, monkeypatch, owner, method, calls):

@@ -240,7 +240,7 @@ def test_what_is_no_video_is_bad(tmp_path, library):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("no video at all" * 100)
     for name, reason in [
-        ("empty.mp4", "OpenCV"),
+        ("empty.mp4", "the file is empty"),
         ("text.mp4", "OpenCV"),
         ("gone.mp4", "no such file"),
         ("", "dir"),

@@ -1,0 +1,262 @@
+"""Decoding in a process of its own, so that no video can hang, crash or fill the process that asks for it.
+
+The libraries that decode are written in C and read files from anywhere: some files make them loop, crash, or leak.
+`VideoReader` keeps a child that decodes one video after the other, ends it when a video takes too long, and starts a
+new one. The child also listens to what libav reports: where it patches up a damaged picture, it says so to nobody but
+the standard error, and returns the picture as if it were whole.
+
+Child and parent talk through pipes, in lines of JSON and raw frames: nothing that a video could make of the child runs
+in the parent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from dataloaders.video import BadVideoError, FrameSampler, listen_to_libraries, read_video
+
+ROOT = Path(__file__).resolve().parents[1]
+START_LIMIT = 60.0  # seconds for the child to import the libraries
+MEMORY_LIMIT = 16 * 2**30  # bytes of address space: a header may announce frames of any size
+MAX_DECODES = 2_000  # of one child; then a new one takes over, whatever the libraries have left behind
+PIPE_SIZE = 2**20
+F_SETPIPE_SZ = 1031  # of Linux; the fcntl module names it from Python 3.10.9 on
+COMMAND = (sys.executable, "-c", "from dataloaders.decoding import serve; serve()")
+
+
+class _ChildDied(Exception):
+    """A signal ended the child before it had answered; the message says which."""
+
+
+class VideoReader:
+    """Reads videos through a child process, which is started when it is first needed.
+
+    May be handed to data loader workers, by fork or pickling: each process that reads has a child of its own.
+    """
+
+    def __init__(self, time_limit: float, reject_damage: bool = True, command: tuple[str, ...] = COMMAND):
+        """Start nothing yet.
+
+        time_limit: seconds that a video may take. reject_damage: take frames for damaged where the decoder reports an
+        error, although it returns them. command: what runs `serve`.
+        """
+        self.time_limit = time_limit
+        self.reject_damage = reject_damage
+        self.command = command
+        self._child: _Child | None = None
+
+    def read(self, path: str | Path, num_frames: int, sampler: FrameSampler) -> np.ndarray:
+        """The sampled frames of a video, upright: (n, H, W, 3) uint8 RGB, n at most `num_frames`.
+
+        Raises BadVideoError where `read_video` does, where the decoder reports damage or takes too long, and where it
+        crashes twice in a row (once may be the machine's doing).
+        """
+        crash = ""
+        for _ in range(2):
+            try:
+                return self._ask(path, num_frames, sampler)
+            except _ChildDied as death:
+                self.close()
+                crash = str(death)
+            except BaseException:  # an interruption too: half an answer must not be taken for the next one's beginning
+                self.close()
+                raise
+        raise BadVideoError(path, f"the decoder crashed: {crash}")
+
+    def close(self) -> None:
+        """End the child, if there is one."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_child": None}
+
+    def _ask(self, path: str | Path, num_frames: int, sampler: FrameSampler) -> np.ndarray:
+        child = self._get_child()
+        request = {"path": os.fspath(path), "num_frames": num_frames, "sampler": asdict(sampler)}
+        try:
+            child.send(request)
+            header = child.receive_line(self.time_limit)
+            frames = child.receive_array(header["shape"]) if "shape" in header else None
+        except TimeoutError:
+            self.close()
+            raise BadVideoError(path, f"not decoded within {self.time_limit:g} seconds") from None
+        if child.decodes >= MAX_DECODES:
+            self.close()
+        if frames is not None:
+            return frames
+        if "bad" in header:
+            raise BadVideoError(path, header["bad"])
+        raise RuntimeError(f"reading {path} failed in the decoding process:\n{header['mistake']}")
+
+    def _get_child(self) -> _Child:
+        # after a fork the parent's child is still the parent's
+        if self._child is None or self._child.owner != os.getpid():
+            self._child = _Child(self.command, self.time_limit, self.reject_damage)
+        return self._child
+
+
+class _Child:
+    """The parent's end of a decoding process."""
+
+    def __init__(self, command: tuple[str, ...], time_limit: float, reject_damage: bool):
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        self.owner = os.getpid()
+        self.decodes = 0
+        self._buffer = b""
+        self._process = subprocess.Popen(
+            [*command, str(math.ceil(time_limit)), str(int(reject_damage))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C is for the parent to handle
+        )
+        self._output = self._process.stdout.fileno()
+        self._finalizer = weakref.finalize(self, _end, self._process, self.owner)
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.fcntl(self._output, F_SETPIPE_SZ, PIPE_SIZE)
+        self._deadline = time.monotonic() + START_LIMIT
+        self._read_line()
+
+    def send(self, request: dict) -> None:
+        self.decodes += 1
+        with suppress(BrokenPipeError):  # the answer says how it ended
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+
+    def receive_line(self, time_limit: float) -> dict:
+        """The child's next line; TimeoutError where it has not come in time."""
+        self._deadline = time.monotonic() + time_limit
+        return json.loads(self._read_line())
+
+    def receive_array(self, shape: list[int]) -> np.ndarray:
+        """The frames behind a line, in what is left of its time."""
+        frames = np.empty(shape, dtype=np.uint8)
+        view = memoryview(frames).cast("B")
+        filled = min(len(self._buffer), len(view))
+        view[:filled] = self._buffer[:filled]
+        self._buffer = self._buffer[filled:]
+        while filled < len(view):
+            self._wait()
+            count = os.readv(self._output, [view[filled:]])
+            if count == 0:
+                raise _ChildDied(self._ending())
+            filled += count
+        return frames
+
+    def close(self) -> None:
+        self._finalizer()
+
+    def _read_line(self) -> bytes:
+        while b"\n" not in self._buffer:
+            self._wait()
+            part = os.read(self._output, 65536)
+            if not part:
+                raise _ChildDied(self._ending())
+            self._buffer += part
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return line
+
+    def _wait(self) -> None:
+        poll = select.poll()
+        poll.register(self._output, select.POLLIN)
+        if not poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
+            raise TimeoutError
+
+    def _ending(self) -> str:
+        code = self._process.wait()
+        if code >= 0:  # not the video's doing: `serve` answers whatever happens
+            raise RuntimeError(f"the decoding process ended by itself, with exit code {code}")
+        return f"killed by {signal.Signals(-code).name}"
+
+
+def _end(process: subprocess.Popen, owner: int) -> None:
+    if os.getpid() != owner:  # a fork of the owner cleans up after itself only
+        return
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+def serve() -> None:
+    """Be the child: answer requests on the standard input until it ends."""
+    time_limit, reject_damage = int(sys.argv[1]), sys.argv[2] == "1"
+    # those who stop a run end its processes all at once; this one goes when its parent does
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    answers = os.fdopen(os.dup(1), "wb")
+    listen_to_libraries()
+    complaints = _capture_output()
+    _answer(answers, {"ready": True})
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        # the parent keeps the time; this is for a child that hangs when its parent is gone
+        signal.alarm(time_limit + 5)
+        try:
+            sampler = FrameSampler(**request["sampler"])
+            frames, count = read_video(
+                request["path"], request["num_frames"], sampler, complaints if reject_damage else None
+            )
+        except BadVideoError as error:
+            _answer(answers, {"bad": error.reason})
+        except Exception:
+            _answer(answers, {"mistake": traceback.format_exc()})
+        else:
+            _answer(answers, {"shape": [count, *frames.shape[1:]]}, frames[:count])
+        signal.alarm(0)
+        complaints()  # of a video that was refused all the same
+
+
+def _answer(answers: BinaryIO, header: dict, frames: np.ndarray | None = None) -> None:
+    answers.write(json.dumps(header).encode() + b"\n")
+    if frames is not None:
+        answers.write(memoryview(frames).cast("B"))
+    answers.flush()
+
+
+def _capture_output() -> Callable[[], str]:
+    """Send this process's output to a file, and return a function that takes the first line out of it."""
+    file = os.memfd_create("output") if hasattr(os, "memfd_create") else _temporary_file()
+    for stream in (1, 2):
+        os.dup2(file, stream)
+
+    def take() -> str:
+        size = os.lseek(file, 0, os.SEEK_END)
+        text = os.pread(file, min(size, 65536), 0).decode(errors="replace")
+        os.ftruncate(file, 0)
+        os.lseek(file, 0, os.SEEK_SET)
+        lines = [line for line in text.splitlines() if line.strip()]
+        # without the address of the decoder, which is another in every run
+        return re.sub(r" @ 0x[0-9a-f]+|\[OPENCV:FFMPEG:\d+\] ", "", lines[0]).strip() if lines else ""
+
+    return take
+
+
+def _temporary_file() -> int:
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

@@ -1,0 +1,160 @@
+"""Being told to stop: SIGTERM from a scheduler, SIGINT from a keyboard.
+
+A training finishes its step, saves and leaves. Where a step takes longer than a scheduler waits, the state after the
+last finished step is saved in its middle, by a thread: Python runs signal handlers between two of its own instructions
+only, and a backward pass on a CPU, or a collective operation whose other side is gone, is one instruction.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
+PATIENCE = 5.0  # seconds for a step to finish
+LOCK_PATIENCE = 3.0  # seconds for a change of the state to finish
+
+logger = logging.getLogger("stop")
+
+
+class Interrupted(BaseException):
+    """The run was told to stop. Not an `Exception`, so that nothing takes it for a failure of its own."""
+
+
+class Interruption:
+    """Listens for SIGTERM and SIGINT while it is entered; does nothing outside the main thread.
+
+    Attributes:
+        signal_name: of the signal that came, or None.
+    """
+
+    def __init__(self):
+        """Nothing is installed before it is entered."""
+        self.signal_name: str | None = None
+        self._lock = threading.Lock()
+        self._save: Callable[[], None] | None = None
+        self._last_words: list[Callable[[], None]] = []
+        self._left = threading.Event()
+        self._raised = False
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal came."""
+        return self.signal_name is not None
+
+    def __enter__(self) -> "Interruption":
+        self._installed = threading.current_thread() is threading.main_thread()
+        if self._installed:
+            self._reading, writing = os.pipe()
+            os.set_blocking(writing, False)
+            self._writing = writing
+            self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+            self._wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+            self._watcher = threading.Thread(target=self._watch, daemon=True)
+            self._watcher.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._installed:
+            self._left.set()
+            signal.set_wakeup_fd(self._wakeup)
+            os.write(self._writing, bytes([0]))  # ends the watcher
+            self._watcher.join()
+            os.close(self._writing)
+            os.close(self._reading)
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+
+    def before_leaving(self, callback: Callable[[], None]) -> None:
+        """Have something done when the run is left because of a signal."""
+        self._last_words.append(callback)
+
+    def speak_last_words(self) -> None:
+        """Do what `before_leaving` was asked to."""
+        for callback in self._last_words:
+            callback()
+
+    @contextlib.contextmanager
+    def finish_steps(self, save: Callable[[], None]) -> Iterator[None]:
+        """Within this a signal raises nothing: whoever takes the steps looks at `requested` between two of them.
+
+        Args:
+            save: saves the state after the last finished step. It is called when this is left by an exception after a
+                signal, or from another thread if it is not left in time.
+
+        Raises:
+            Interrupted: at its end, if a signal came.
+        """
+        self._save = save
+        try:
+            yield
+        except BaseException as error:
+            if not self.requested and not isinstance(error, Interrupted):
+                raise
+            with self._lock:
+                if self._save is not None:
+                    save()
+            # also where the other processes left first, which breaks what they share with this one
+            raise Interrupted(self.signal_name) from error
+        finally:
+            self._save = None
+        if self.requested:
+            self._raise_once()
+
+    @contextlib.contextmanager
+    def changing_state(self) -> Iterator[None]:
+        """Around what must not be saved half done; if it fails, nothing is saved any more."""
+        with self._lock:
+            try:
+                yield
+            except BaseException:
+                self._save = None
+                raise
+
+    def _on_signal(self, number: int, frame) -> None:
+        self.signal_name = signal.Signals(number).name
+        if self._save is None:
+            self._raise_once()
+
+    def _raise_once(self) -> None:
+        if not self._raised:  # launchers send a second signal while the first is being followed
+            self._raised = True
+            raise Interrupted(self.signal_name)
+
+    def _watch(self) -> None:
+        """Wait for a signal, then for the run to be left, then leave it."""
+        while not self._left.is_set():
+            received = os.read(self._reading, 1)[0]
+            if received in (signal.SIGTERM, signal.SIGINT):  # others that have handlers are written too
+                self.signal_name = signal.Signals(received).name
+                if not self._left.wait(PATIENCE):
+                    self._leave()
+
+    def _leave(self) -> None:
+        if self._lock.acquire(timeout=LOCK_PATIENCE):
+            try:
+                if self._save is not None:
+                    self._save()
+                self.speak_last_words()
+            except Exception:
+                logger.exception("nothing could be saved")
+        end_children()
+        logging.shutdown()
+        os._exit(EXIT_CODE)
+
+
+def end_children() -> None:
+    """End the data loaders' workers, which may be in the middle of a video."""
+    in_main = threading.current_thread() is threading.main_thread()
+    # torch's handler would report them as crashed
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None
+    children = multiprocessing.active_children()
+    for child in children:
+        child.kill()
+    for child in children:
+        child.join()
+    if handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
