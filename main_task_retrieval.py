@@ -48,7 +48,7 @@ def read_data(arguments: Arguments) -> tuple[list[Sample] | None, list[Sample]]:
     dataset = DATASETS[arguments.datatype]
     readers = [dataset.read_train, dataset.read_eval] if arguments.common.do_train else [dataset.read_eval]
     *training, evaluation = read_all(readers, arguments.data)
-    return (training[0] if training else None), evaluation
+    return (training[0].samples if training else None), evaluation.samples
 
 
 def build_task(arguments: Arguments, data: tuple[list[Sample] | None, list[Sample]], image_size: int) -> RetrievalTask:

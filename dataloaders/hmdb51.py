@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 
 from dataloaders.recognition import (
@@ -20,21 +21,24 @@ from dataloaders.recognition import (
     read_lines,
     strip_suffix,
 )
-from dataloaders.samples import raise_if_problems
+from dataloaders.samples import list_folder, raise_if_problems
 
 SPLIT_FILE = re.compile(r"(?P<name>.+)_test_split(?P<split>\d+)\.txt")
 TRAIN, TEST, UNUSED = "1", "2", "0"
 REMEDY = (
     "Check that --split_dir is the folder testTrainMulti_7030_splits with a file such as "
     "brush_hair_test_split1.txt for every class, and that --features_path holds all videos of HMDB51, unpacked, "
-    "as <class>/<file>.avi or directly, in any container."
+    "as <class>/<file>.avi or directly, in any container. --allow_missing leaves out videos without a file."
 )
 
 
-def read_split(split_dir: str | Path, features_path: str | Path, split: str) -> RecognitionSplit:
+def read_split(
+    split_dir: str | Path, features_path: str | Path, split: str, allow_missing: Collection[str] = ()
+) -> RecognitionSplit:
     """Split "1", "2" or "3" of HMDB51; `sample_id` is `<class>/<file without suffix>`.
 
     split_dir: the folder of split files; other files in it do not matter. features_path: the folder of videos.
+    allow_missing: the lists, "training" and "test", whose videos without a file are left out.
 
     Raises AnnotationError, once, with everything that is wrong or missing in the two.
     """
@@ -51,15 +55,15 @@ def read_split(split_dir: str | Path, features_path: str | Path, split: str) -> 
             file, mark = line.rsplit(None, 1) if len(line.split()) > 1 else (line, "")
             stem = strip_suffix(file)
             if stem is None or not mark:
-                problems.append(f"{where}: needs a video file and a mark, found {line!r}")
+                problems.append(f"{where}: needs a video file and a mark, found {line!r:.80}")
             elif mark not in listed:
-                problems.append(f"{where}: mark {mark!r} is none of 1 (training), 2 (test) and 0 (unused)")
+                problems.append(f"{where}: mark {mark!r:.80} is none of 1 (training), 2 (test) and 0 (unused)")
             else:
                 listed[mark].append(ListedVideo(f"{name}/{stem}", label, where))
     if not problems:
         problems += [f"no video has mark {mark} in any file" for mark in (TRAIN, TEST) if not listed[mark]]
     videos = VideoFiles(features_path, class_folders=True)
-    result, split_problems = build_split(classes, texts, listed[TRAIN], listed[TEST], videos)
+    result, split_problems = build_split(classes, texts, listed[TRAIN], listed[TEST], videos, allow_missing)
     raise_if_problems(f"HMDB51 split {split} in {split_dir}", problems + split_problems, REMEDY)
     return result
 
@@ -74,12 +78,13 @@ def _find_split_files(folder: Path, split: str) -> tuple[dict[str, Path], list[s
 
     A class with a file for another split only is a problem: without it all labels after it would move.
     """
-    if not folder.is_dir():
-        return {}, [f"the folder of split files {folder} does not exist"]
+    entries, problems = list_folder(folder, "folder of split files")
+    if problems:
+        return {}, problems
     files: dict[str, dict[str, Path]] = defaultdict(dict)
-    for path in folder.iterdir():
-        if (match := SPLIT_FILE.fullmatch(path.name)) and not path.name.startswith("."):
-            files[match["split"]][match["name"]] = path
+    for entry in entries:
+        if match := SPLIT_FILE.fullmatch(entry.name):
+            files[match["split"]][match["name"]] = Path(entry.path)
     if not files[split]:
         return {}, [f"no file *_test_split{split}.txt in {folder}"]
     known = {name for names in files.values() for name in names}

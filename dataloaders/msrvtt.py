@@ -7,129 +7,217 @@ evaluation reads `MSRVTT_JSFUSION_test.csv`, the 1k-A split (columns `key`, `vid
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-import pandas as pd
-
-from dataloaders.samples import AnnotationError, Dataset, Sample, raise_if_problems, scan_videos
+from dataloaders.samples import (
+    AnnotationError,
+    Dataset,
+    Listed,
+    Sample,
+    caption_problem,
+    is_blank,
+    missing_problems,
+    raise_if_problems,
+    read_json,
+    read_text,
+    scan_videos,
+    show,
+)
 from modules.settings import setting
 
+OFFICIAL_TRAIN = ("MSRVTT_train.9k.csv", "MSRVTT_train.7k.csv")
+OFFICIAL_EVAL = "MSRVTT_JSFUSION_test.csv"
 REMEDY = (
     "Check that the CSV file, MSRVTT_data.json (--data_path) and the folder of videos (--features_path, with "
-    "files such as video0.mp4) are those of one MSR-VTT download, complete and unpacked."
+    "files such as video0.mp4) are those of one MSR-VTT download, complete and unpacked. --allow_missing leaves out "
+    "videos without a file."
 )
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row of a CSV file.
+
+    where: the place in the file, for messages. values: column -> stripped text, empty where it is blank or where the
+    file has no such column.
+    """
+
+    where: str
+    values: dict[str, str]
+
+
 def read_train(
-    train_csv: str | Path, data_path: str | Path, features_path: str | Path, expand_sentences: bool
-) -> list[Sample]:
+    train_csv: str | Path,
+    data_path: str | Path,
+    features_path: str | Path,
+    expand_sentences: bool,
+    allow_missing: bool = False,
+) -> Listed:
     """The training videos of `train_csv` with their captions.
 
     data_path: `MSRVTT_data.json`. features_path: the folder of video files, `<video_id>.<any container>`.
     expand_sentences: every caption is a sample of its own, `video0#3` for the fourth caption of video0 in the
     JSON (the customary protocol: 180,000 samples for 9k); else a sample is a video with all of its captions.
+    allow_missing: leave out videos without a file; that all are without one is an error still.
 
     Raises AnnotationError, once, with everything that is missing or empty in the three sources.
     """
-    table, problems = _read_table(train_csv, ["video_id"], unique="video_id")
+    rows, problems = _read_table(train_csv, ["video_id"], unique="video_id")
     captions, caption_problems = _read_captions(data_path)
     videos, video_problems = scan_videos(features_path)
-    problems += caption_problems + video_problems
+    missing, missing_videos = _find_missing(rows, videos, train_csv, features_path, allow_missing)
+    problems += caption_problems + video_problems + missing_videos
 
     samples = []
-    for video_id in filter(None, table["video_id"]):
-        texts = captions.get(video_id, [])
-        if captions and not texts:
-            problems.append(f"{video_id}: unknown to {data_path}, no captions")
+    left_out = set(missing)
+    for row in rows:
+        video_id = row.values["video_id"]
+        if not video_id or (allow_missing and video_id in left_out):
+            continue
+        listed = captions.get(video_id, [])
+        if captions and not listed:
+            problems.append(f"{row.where}: {show(video_id)}: unknown to {data_path}, no captions")
         problems += [
-            f"{video_id}: caption {position} in {data_path} is empty" for position, text in enumerate(texts) if not text
+            f"sentence {position} of {data_path}: {show(video_id)}: {problem}"
+            for position, text in listed
+            if (problem := caption_problem(text))
         ]
-        problems += _missing(video_id, videos, features_path)
+        texts = tuple(text for _, text in listed)
         path = videos.get(video_id)
         if expand_sentences:
-            samples += [
-                Sample(f"{video_id}#{position}", video_id, path, (text,)) for position, text in enumerate(texts)
-            ]
+            samples += [Sample(f"{video_id}#{number}", video_id, path, (text,)) for number, text in enumerate(texts)]
         else:
-            samples.append(Sample(video_id, video_id, path, tuple(texts)))
+            samples.append(Sample(video_id, video_id, path, texts))
     raise_if_problems(f"MSR-VTT training split {train_csv}", problems, REMEDY)
-    return samples
+    return Listed(samples, missing)
 
 
-def read_eval(val_csv: str | Path, features_path: str | Path) -> list[Sample]:
+def read_eval(val_csv: str | Path, features_path: str | Path, allow_missing: bool = False) -> Listed:
     """The text-video pairs of an evaluation split, a sample a row, `sample_id` being the row's key.
 
     features_path: the folder of video files, `<video_id>.<any container>`. Sentences may repeat (1k-A: 995
-    different ones in 1,000); keys may not.
+    different ones in 1,000); keys may not. allow_missing: leave out videos without a file; that all are without
+    one is an error still.
 
     Raises AnnotationError, once, with everything that is missing or empty in the two sources.
     """
-    table, problems = _read_table(val_csv, ["key", "video_id", "sentence"], unique="key")
+    rows, problems = _read_table(val_csv, ["key", "video_id", "sentence"], unique="key")
     videos, video_problems = scan_videos(features_path)
-    problems += video_problems
-    for video_id in filter(None, table["video_id"]):
-        problems += _missing(video_id, videos, features_path)
+    missing, missing_videos = _find_missing(rows, videos, val_csv, features_path, allow_missing)
+    problems += video_problems + missing_videos
+    for row in rows:
+        # The table has reported what is empty.
+        sentence = row.values["sentence"]
+        if sentence and (problem := caption_problem(sentence)):
+            problems.append(f"{row.where}: {problem}")
     raise_if_problems(f"MSR-VTT evaluation split {val_csv}", problems, REMEDY)
-    return [
-        Sample(row.key, row.video_id, videos[row.video_id], (row.sentence,)) for row in table.itertuples(index=False)
+    samples = [
+        Sample(row.values["key"], video_id, videos[video_id], (row.values["sentence"],))
+        for row in rows
+        if (video_id := row.values["video_id"]) in videos
     ]
+    return Listed(samples, missing)
 
 
-def _missing(video_id: str, videos: dict[str, Path], features_path: str | Path) -> list[str]:
-    """The problem of a video without a file; none in a folder without videos, which is itself reported."""
-    return [] if not videos or video_id in videos else [f"{video_id}: no video file in {features_path}"]
+def _find_missing(
+    rows: list[Row], videos: dict[str, Path], source: str | Path, features_path: str | Path, allowed: bool
+) -> tuple[list[str], list[str]]:
+    """The ids of the videos without a file, each once, and the problems of these.
 
-
-def _read_table(path: str | Path, columns: list[str], unique: str) -> tuple[pd.DataFrame, list[str]]:
-    """The named columns of a CSV file as stripped text, and its problems.
-
-    A missing column is one problem and comes back as empty strings, so that the others are checked still.
+    None in a folder without videos, which is itself reported.
     """
-    empty = pd.DataFrame({column: [] for column in columns}, dtype=str)
-    if not Path(path).is_file():
-        return empty, [f"no such file: {path}"]
-    try:
-        # Without keep_default_na a caption "null" would be a missing value; without index_col a row with a
-        # comma too many would shift the columns.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except (OSError, ValueError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors
-        return empty, [f"{path} cannot be read as CSV: {error}"]
-    problems = []
-    missing = [column for column in columns if column not in table]
-    if missing:
-        problems.append(f"{path} needs the columns {columns}; missing {missing}, found {list(table)}")
-    if table.empty:
+    where: dict[str, str] = {}
+    for row in rows:
+        if row.values["video_id"]:
+            where.setdefault(row.values["video_id"], row.where)
+    missing = {video_id: place for video_id, place in where.items() if video_id not in videos} if videos else {}
+    return list(missing), missing_problems(missing, len(where), allowed, str(source), features_path)
+
+
+def _read_table(path: str | Path, columns: list[str], unique: str) -> tuple[list[Row], list[str]]:
+    """The rows of a CSV file with the named columns, and its problems.
+
+    A missing column is one problem and comes back as empty strings, so that the others are checked still; a row with
+    too many or too few fields is a problem and does not come back, since any of its fields may be in a wrong place.
+    """
+    text, problems = read_text(path)
+    if problems:
+        return [], problems
+    records, problems = _read_records(text, path)
+    if not records:
+        return [], problems or [f"{path} is empty"]
+    (line, header), *records = records
+    places = {column: header.index(column) for column in columns if column in header}
+    if absent := [column for column in columns if column not in places]:
+        found = f"{header!s:.200}"
+        problems.append(f"line {line} of {path}: needs the columns {columns}; missing {absent}, found {found}")
+    problems += [
+        f"line {line} of {path}: more than one column {column}" for column in columns if header.count(column) > 1
+    ]
+    if not records and not problems:
         problems.append(f"{path} has no rows")
-    table = table.reindex(columns=columns, fill_value="").apply(lambda column: column.str.strip())
-    for column in columns:
-        if column not in missing:
-            problems += [f"row {row + 1} of {path}: empty {column}" for row in table.index[table[column] == ""]]
-    repeated = table[unique][table[unique].duplicated() & (table[unique] != "")]
-    problems += [f"{value}: more than one row of {path} with this {unique}" for value in repeated.unique()]
-    return table, problems
+    rows: list[Row] = []
+    first: dict[str, int] = {}
+    for line, fields in records:
+        where = f"line {line} of {path}"
+        if len(fields) != len(header):
+            problems.append(
+                f"{where}: {len(fields)} fields, the header has {len(header)}; a text with commas needs quotation marks"
+            )
+            continue
+        values = {column: "" for column in columns}
+        values |= {column: fields[place] for column, place in places.items() if not is_blank(fields[place])}
+        problems += [f"{where}: empty {column}" for column in places if not values[column]]
+        key = values[unique]
+        if key in first:
+            problems.append(f"{where}: {unique} {show(key)} is there before, in line {first[key]}")
+        elif key:
+            first[key] = line
+        rows.append(Row(where, values))
+    return rows, problems
 
 
-def _read_captions(path: str | Path) -> tuple[dict[str, list[str]], list[str]]:
-    """Captions of each video in the order of `MSRVTT_data.json`, stripped, and the problems of that file."""
-    if not Path(path).is_file():
-        return {}, [f"no such file: {path}"]
+def _read_records(text: str, path: str | Path) -> tuple[list[tuple[int, list[str]]], list[str]]:
+    """The records of a CSV text and the number of each one's first line, and the problem that ended the reading.
+
+    Blank lines are no records.
+    """
+    # Strict: else a quotation mark that is never closed silently makes one field of all that follows.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    records = []
+    line = 1
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        return {}, [f"{path} cannot be read as JSON: {error}"]
-    sentences = content.get("sentences") if isinstance(content, dict) else None
+        for fields in reader:
+            fields = [field.strip() for field in fields]
+            if len(fields) > 1 or any(fields):
+                records.append((line, fields))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        reason = f"cannot be read as CSV ({error}); probably a quotation mark that is never closed"
+        return records, [f"line {line} of {path}: {reason}, or one in a text that is not doubled"]
+    return records, []
+
+
+def _read_captions(path: str | Path) -> tuple[dict[str, list[tuple[int, str]]], list[str]]:
+    """Captions of each video in the order of `MSRVTT_data.json`, stripped, and the problems of that file.
+
+    Each has its position in the list of all sentences before it.
+    """
+    content, problems = read_json(path, dict)
+    if problems:
+        return {}, problems
+    sentences = content.get("sentences")
     if not isinstance(sentences, list) or not sentences:
-        found = sorted(content) if isinstance(content, dict) else type(content).__name__
-        return {}, [f"{path} needs a list 'sentences' of captions, found {found}"]
-    captions: dict[str, list[str]] = {}
-    problems = []
+        return {}, [f"{path} needs a list 'sentences' of captions, found {sorted(content)!s:.200}"]
+    captions: dict[str, list[tuple[int, str]]] = {}
     for position, sentence in enumerate(sentences):
         entry = sentence if isinstance(sentence, dict) else {}
         caption, video_id = entry.get("caption"), entry.get("video_id")
         if isinstance(caption, str) and isinstance(video_id, str):
-            captions.setdefault(video_id, []).append(caption.strip())
+            captions.setdefault(video_id, []).append((position, caption.strip()))
         else:
             problems.append(f"sentence {position} of {path} needs texts 'caption' and 'video_id': {sentence!r:.80}")
     return captions, problems
@@ -146,15 +234,22 @@ class MsrvttSettings:
     expand_msrvtt_sentences: bool = setting(False, "every caption a sample, instead of one drawn for each video")
 
 
-def _read_train(settings: MsrvttSettings) -> list[Sample]:
-    missing = [name for name in ("train_csv", "data_path") if getattr(settings, name) is None]
-    if missing:
-        raise AnnotationError(f"training on MSR-VTT needs {' and '.join('--' + name for name in missing)}")
-    return read_train(settings.train_csv, settings.data_path, settings.features_path, settings.expand_msrvtt_sentences)
+def _read_train(settings: MsrvttSettings, allow_missing: bool = False) -> Listed:
+    absent = [name for name in ("train_csv", "data_path") if getattr(settings, name) is None]
+    if absent:
+        raise AnnotationError(f"training on MSR-VTT needs {' and '.join('--' + name for name in absent)}")
+    return read_train(
+        settings.train_csv, settings.data_path, settings.features_path, settings.expand_msrvtt_sentences, allow_missing
+    )
 
 
-def _read_eval(settings: MsrvttSettings) -> list[Sample]:
-    return read_eval(settings.val_csv, settings.features_path)
+def _read_eval(settings: MsrvttSettings, allow_missing: bool = False) -> Listed:
+    return read_eval(settings.val_csv, settings.features_path, allow_missing)
 
 
-DATASET = Dataset(MsrvttSettings, _read_train, _read_eval)
+def _official(settings: MsrvttSettings) -> bool:
+    train_csv = settings.train_csv
+    return train_csv is not None and train_csv.name in OFFICIAL_TRAIN and settings.val_csv.name == OFFICIAL_EVAL
+
+
+DATASET = Dataset(MsrvttSettings, _read_train, _read_eval, _official)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
-from collections.abc import Callable
+import posixpath
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
-from dataloaders.samples import VIDEO_SUFFIXES, Sample
+from dataloaders.samples import (
+    UNUSABLE,
+    VIDEO_SUFFIXES,
+    Sample,
+    is_blank,
+    is_video,
+    list_folder,
+    missing_problems,
+    read_text,
+    show,
+)
 from modules.settings import setting
 
 
@@ -19,12 +29,15 @@ class RecognitionSplit:
 
     classes: official class names; a class's position is its label. texts: the words shown to CLIP, same order.
     train, test: in the order of the split files; a sample's only caption is its class's text.
+    missing: the list ("training" or "test") and id of each video without a file, in order; they are in neither
+    `train` nor `test`, and there are none unless the reader was told to go on without them.
     """
 
     classes: tuple[str, ...]
     texts: tuple[str, ...]
     train: list[Sample]
     test: list[Sample]
+    missing: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,13 +46,14 @@ class RecognitionDataset:
 
     settings: a frozen dataclass of `modules.settings.setting` fields; each becomes a flag.
     splits: the names that --split takes.
-    read: from the settings and a name of `splits`, that split; raises AnnotationError.
+    read: from the settings and a name of `splits`, that split; raises AnnotationError. A third argument, by name
+    `allow_missing`, holds "training", "test" or both: the lists whose videos without a file are left out.
     left_right_matters: left and right are part of a class's meaning, so frames must not be mirrored.
     """
 
     settings: type
     splits: tuple[str, ...]
-    read: Callable[[Any, str], RecognitionSplit]
+    read: Callable[..., RecognitionSplit]
     left_right_matters: bool
 
 
@@ -56,15 +70,17 @@ class SplitSettings:
 
 
 def make_dataset(
-    read_split: Callable[[Path, Path, str], RecognitionSplit], splits: tuple[str, ...], left_right_matters: bool
+    read_split: Callable[[Path, Path, str, Collection[str]], RecognitionSplit],
+    splits: tuple[str, ...],
+    left_right_matters: bool,
 ) -> RecognitionDataset:
     """A dataset of a folder of split files and a folder of videos.
 
-    read_split: from the two folders and a name of `splits`, that split.
+    read_split: from the two folders, a name of `splits` and the lists that may miss files, that split.
     """
 
-    def read(settings: SplitSettings, split: str) -> RecognitionSplit:
-        return read_split(settings.split_dir, settings.features_path, split)
+    def read(settings: SplitSettings, split: str, allow_missing: Collection[str] = ()) -> RecognitionSplit:
+        return read_split(settings.split_dir, settings.features_path, split, allow_missing)
 
     return RecognitionDataset(SplitSettings, splits, read, left_right_matters)
 
@@ -95,44 +111,37 @@ class VideoFiles:
         """folder: holds the videos. class_folders: it may hold them in subfolders, one a class."""
         self.folder = Path(folder)
         self.problems: list[str] = []
+        self._class_folders = class_folders
         self._paths: dict[str, list[str]] = {}  # case-folded `<class>/<stem>` or `<stem>` -> files
-        if not self.folder.is_dir():
-            self.problems.append(f"the video folder {folder} does not exist")
-            return
         self._list(self.folder, "", class_folders)
-        if not self._paths:
+        if not self._paths and not self.problems:
             place = "no videos, neither directly nor in class folders" if class_folders else "no videos"
             self.problems.append(f"the video folder {folder} holds {place} ({', '.join(sorted(VIDEO_SUFFIXES))})")
 
     def _list(self, folder: str | Path, prefix: str, subfolders: bool) -> None:
         # Not glob, to which the brackets in HMDB51's file names are patterns; and not a Path for every entry, of
         # which Something-Something V2 has 220,000.
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                # A leading dot marks what file managers leave behind ("._1.webm"), never a video of the dataset.
-                if entry.name.startswith("."):
-                    continue
-                stem, suffix = os.path.splitext(entry.name)
-                if suffix.lower() in VIDEO_SUFFIXES:
-                    self._paths.setdefault(prefix + stem.casefold(), []).append(entry.path)
-                elif subfolders and entry.is_dir():
-                    self._list(entry.path, f"{entry.name.casefold()}/", subfolders=False)
+        entries, problems = list_folder(folder, "class folder" if prefix else "video folder")
+        self.problems += problems
+        for entry in entries:
+            if is_video(entry):
+                stem = os.path.splitext(entry.name)[0]
+                self._paths.setdefault(prefix + stem.casefold(), []).append(entry.path)
+            elif subfolders and os.path.isdir(entry.path):
+                self._list(entry.path, f"{entry.name.casefold()}/", subfolders=False)
 
-    def find(self, video_id: str) -> tuple[Path | None, list[str]]:
-        """The file of a video, in its class folder or directly in the folder, and the problem where not one fits.
+    def find(self, video_id: str) -> list[Path]:
+        """The files of a video, in its class folder or directly in the folder: one, if all is well.
 
-        In a folder without any video, which is itself among `problems`, no further one is reported.
+        What is found was in a listing of the folders: no id leads out of them.
         """
-        stem = PurePosixPath(video_id).name
-        names = dict.fromkeys([video_id.casefold(), stem.casefold()])
+        *folders, stem = video_id.split("/")
+        names = [video_id.casefold()]
+        if self._class_folders and len(folders) == 1:
+            names.append(stem.casefold())
         found = [path for name in names for path in self._paths.get(name, [])]
         found = [path for path in found if Path(path).stem == stem] or found
-        if len(found) == 1:
-            return Path(found[0]), []
-        if found:
-            files = ", ".join(os.path.relpath(path, self.folder) for path in sorted(found))
-            return None, [f"{video_id}: more than one video file in {self.folder}: {files}"]
-        return None, [f"{video_id}: no video file in {self.folder}"] if self._paths else []
+        return [Path(path) for path in found]
 
 
 def build_split(
@@ -141,13 +150,18 @@ def build_split(
     train: list[ListedVideo],
     test: list[ListedVideo],
     videos: VideoFiles,
+    allow_missing: Collection[str] = (),
 ) -> tuple[RecognitionSplit, list[str]]:
     """The samples of a split, and the problems that no single line of its files shows.
 
     These are: a class without a text of its own, a video without exactly one file, a video listed twice, and a
     test video in its own training list. The split is of use only where neither this nor the reader found any.
+
+    allow_missing: the lists, "training" and "test", whose videos without a file are left out; that all of a list
+    are without one is a problem still.
     """
-    problems = [f"class {name!r} has no text" for name, text in zip(classes, texts, strict=True) if not text]
+    problems = [f"class {name!r} has no text" for name, text in zip(classes, texts, strict=True) if is_blank(text)]
+    problems += [f"class {name!r} is not written in UTF-8" for name in classes if UNUSABLE.search(name)]
     problems += [
         f"classes {classes[texts.index(text)]!r} and {classes[label]!r} are both shown to CLIP as {text!r}"
         for label, text in enumerate(texts)
@@ -156,49 +170,48 @@ def build_split(
     problems += videos.problems
     first: dict[Path | str, tuple[str, str]] = {}
     samples: dict[str, list[Sample]] = {"training": [], "test": []}
+    missing: list[tuple[str, str]] = []
     for name, listed in (("training", train), ("test", test)):
+        places: dict[str, str] = {}
         for video in listed:
-            path, path_problems = videos.find(video.video_id)
-            problems += path_problems
+            shown = show(video.video_id)
+            found = videos.find(video.video_id)
+            path = found[0] if len(found) == 1 else None
+            if len(found) > 1:
+                files = ", ".join(os.path.relpath(file, videos.folder) for file in sorted(found))
+                problems.append(f"{video.where}: {shown}: more than one video file in {videos.folder}: {files}")
             # One file under two names is one video as well.
             key = path or video.video_id
             if key in first:
                 before, where = first[key]
                 problems.append(
-                    f"{video.video_id}: in the {name} list ({video.where}) and before in the {before} list ({where})"
+                    f"{shown}: in the {name} list ({video.where}) and before in the {before} list ({where})"
                 )
             first.setdefault(key, (name, video.where))
-            samples[name].append(Sample(video.video_id, video.video_id, path, (texts[video.label],), video.label))
-    return RecognitionSplit(classes, texts, samples["training"], samples["test"]), problems
+            if found:
+                samples[name].append(Sample(video.video_id, video.video_id, path, (texts[video.label],), video.label))
+            else:
+                places.setdefault(video.video_id, video.where)
+        # What a folder lacks that cannot be listed or holds no videos is not reported again for every video.
+        if not videos.problems:
+            problems += missing_problems(places, len(listed), name in allow_missing, f"the {name} list", videos.folder)
+        missing += [(name, video_id) for video_id in places]
+    return RecognitionSplit(classes, texts, samples["training"], samples["test"], tuple(missing)), problems
 
 
 def strip_suffix(file: str) -> str | None:
     """The name of a listed video file without its suffix; None where it is not the name of a video file."""
-    path = PurePosixPath(file)
-    return str(path.with_suffix("")) if path.suffix.lower() in VIDEO_SUFFIXES else None
+    stem, suffix = posixpath.splitext(file)
+    return stem if suffix.lower() in VIDEO_SUFFIXES else None
+
+
+def to_number(text: str) -> int | None:
+    """The number that a text writes in decimal digits; None where it writes none, or one that is no label."""
+    return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
 def read_lines(path: Path) -> tuple[list[tuple[int, str]], list[str]]:
     """The lines of a text file that are not blank, stripped and with their numbers from 1, and its problems."""
-    if not path.is_file():
-        return [], [f"no such file: {path}"]
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # a UnicodeDecodeError is a ValueError
-        return [], [f"{path} cannot be read as text: {error}"]
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    return lines, [] if lines else [f"{path} is empty"]
-
-
-def read_json(path: Path, kind: type) -> tuple[Any, list[str]]:
-    """What a JSON file holds, which must be a `kind` (list or dict) that is not empty, and its problems."""
-    if not path.is_file():
-        return kind(), [f"no such file: {path}"]
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        return kind(), [f"{path} cannot be read as JSON: {error}"]
-    if not isinstance(content, kind) or not content:
-        wanted = {list: "a list", dict: "an object"}[kind]
-        return kind(), [f"{path} needs {wanted} that is not empty, found {content!s:.80}"]
-    return content, []
+    text, problems = read_text(path)
+    lines = enumerate(io.StringIO(text, newline=None), start=1)
+    return [(number, line.strip()) for number, line in lines if line.strip()], problems

@@ -9,6 +9,7 @@ directly in the folder, in any container. Samples keep the order of the lists.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from dataloaders.recognition import (
@@ -17,22 +18,26 @@ from dataloaders.recognition import (
     VideoFiles,
     build_split,
     make_dataset,
-    read_json,
+    to_number,
 )
-from dataloaders.samples import AnnotationError, raise_if_problems
+from dataloaders.samples import AnnotationError, raise_if_problems, read_json, show
 
 SPLITS = ("1",)
 WITHOUT_BRACKETS = str.maketrans("", "", "[]")
 REMEDY = (
     "Check that --split_dir holds something-something-v2-train.json, -validation.json and -labels.json, and that "
-    "--features_path holds all videos of Something-Something V2, unpacked into one folder, with files such as 1.webm."
+    "--features_path holds all videos of Something-Something V2, unpacked into one folder, with files such as 1.webm. "
+    "--allow_missing leaves out videos without a file."
 )
 
 
-def read_split(split_dir: str | Path, features_path: str | Path, split: str = "1") -> RecognitionSplit:
+def read_split(
+    split_dir: str | Path, features_path: str | Path, split: str = "1", allow_missing: Collection[str] = ()
+) -> RecognitionSplit:
     """The only split of Something-Something V2; `sample_id` is the video's id.
 
-    split_dir: the folder of annotation files. features_path: the folder of videos.
+    split_dir: the folder of annotation files. features_path: the folder of videos. allow_missing: the lists,
+    "training" and "test" (that of the validation videos), whose videos without a file are left out.
 
     Raises AnnotationError, once, with everything that is wrong or missing in the two.
     """
@@ -44,7 +49,7 @@ def read_split(split_dir: str | Path, features_path: str | Path, split: str = "1
     test, test_problems = _read_list(_find_file(folder, "validation"), classes)
     texts = tuple(to_text(name) for name in classes)
     videos = VideoFiles(features_path, class_folders=False)
-    result, split_problems = build_split(classes, texts, train, test, videos)
+    result, split_problems = build_split(classes, texts, train, test, videos, allow_missing)
     problems += train_problems + test_problems + split_problems
     raise_if_problems(f"Something-Something V2 in {split_dir}", problems, REMEDY)
     return result
@@ -65,13 +70,14 @@ def _read_classes(path: Path) -> tuple[tuple[str, ...], list[str]]:
     """The class names in label order and the problems of the file; with problems, no classes."""
     content, problems = read_json(path, dict)
     names: dict[int, str] = {}
-    for name, label in content.items():
-        if not str(label).isdecimal():
-            problems.append(f"{path.name}: label {label!r} of {name!r} is not a number from 0")
-        elif int(label) in names:
-            problems.append(f"{path.name}: {name!r} and {names[int(label)]!r} both have label {label}")
+    for name, given in content.items():
+        label = to_number(str(given))
+        if label is None:
+            problems.append(f"{path.name}: label {given!r:.80} of {name!r} is not a number from 0")
+        elif label in names:
+            problems.append(f"{path.name}: {name!r} and {names[label]!r} both have label {label}")
         else:
-            names[int(label)] = name
+            names[label] = name
     if not problems and sorted(names) != list(range(len(names))):
         count, absent = len(names), sorted(set(range(len(names))) - set(names))
         problems.append(f"{path.name}: the labels of {count} classes must be 0 to {count - 1}, missing {absent}")
@@ -94,7 +100,7 @@ def _read_list(path: Path, classes: tuple[str, ...]) -> tuple[list[ListedVideo],
         if label is not None:
             listed.append(ListedVideo(video_id, label, where))
         elif classes:
-            problems.append(f"{where}: video {video_id}: template {template!r} is not among the labels")
+            problems.append(f"{where}: video {show(video_id)}: template {template!r:.120} is not among the labels")
     return listed, problems
 
 

@@ -11,6 +11,7 @@ therefore compared without regard to case where none fits exactly.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from dataloaders.recognition import (
@@ -21,21 +22,24 @@ from dataloaders.recognition import (
     make_dataset,
     read_lines,
     strip_suffix,
+    to_number,
 )
 from dataloaders.samples import raise_if_problems
 
 REMEDY = (
     "Check that --split_dir is the folder ucfTrainTestlist with classInd.txt, trainlist01.txt and testlist01.txt "
     "to 03, and that --features_path holds all videos of UCF101, unpacked, as <Class>/<file>.avi or directly, in "
-    "any container."
+    "any container. --allow_missing leaves out videos without a file."
 )
 
 
-def read_split(split_dir: str | Path, features_path: str | Path, split: str) -> RecognitionSplit:
+def read_split(
+    split_dir: str | Path, features_path: str | Path, split: str, allow_missing: Collection[str] = ()
+) -> RecognitionSplit:
     """Split "1", "2" or "3" of UCF101; `sample_id` is `<Class>/<file without suffix>`.
 
     split_dir: the folder of split files. features_path: the folder of videos. A sample's label is that of
-    `classInd.txt` less 1.
+    `classInd.txt` less 1. allow_missing: the lists, "training" and "test", whose videos without a file are left out.
 
     Raises AnnotationError, once, with everything that is wrong or missing in the two.
     """
@@ -45,7 +49,7 @@ def read_split(split_dir: str | Path, features_path: str | Path, split: str) -> 
     test, test_problems = _read_list(folder / f"testlist0{split}.txt", classes, labelled=False)
     texts = tuple(to_text(name) for name in classes)
     videos = VideoFiles(features_path, class_folders=True)
-    result, split_problems = build_split(classes, texts, train, test, videos)
+    result, split_problems = build_split(classes, texts, train, test, videos, allow_missing)
     problems += train_problems + test_problems + split_problems
     raise_if_problems(f"UCF101 split {split} in {split_dir}", problems, REMEDY)
     return result
@@ -63,14 +67,21 @@ def _read_classes(path: Path) -> tuple[tuple[str, ...], list[str]]:
     """
     lines, problems = read_lines(path)
     names: dict[int, str] = {}
+    first: dict[int | str, int] = {}  # a label or a case-folded class -> its line
     for number, line in lines:
         parts = line.split()
-        if len(parts) != 2 or not parts[0].isdecimal():
-            problems.append(f"line {number} of {path.name}: needs a label and a class, found {line!r}")
-        elif int(parts[0]) in names or parts[1].casefold() in {name.casefold() for name in names.values()}:
-            problems.append(f"line {number} of {path.name}: label or class is there before: {line!r}")
-        else:
-            names[int(parts[0])] = parts[1]
+        label = to_number(parts[0])
+        if len(parts) != 2 or label is None:
+            problems.append(f"line {number} of {path.name}: needs a label and a class, found {line!r:.80}")
+            continue
+        before = first.get(label, first.get(parts[1].casefold()))
+        if before is not None:
+            problems.append(
+                f"line {number} of {path.name}: label or class is there before, in line {before}: {line!r:.80}"
+            )
+            continue
+        names[label] = parts[1]
+        first |= {label: number, parts[1].casefold(): number}
     if not problems and sorted(names) != list(range(1, len(names) + 1)):
         absent = sorted(set(range(1, len(names) + 1)) - set(names))
         problems.append(f"{path.name}: the labels of {len(names)} classes must be 1 to {len(names)}, missing {absent}")
@@ -83,6 +94,7 @@ def _read_list(path: Path, classes: tuple[str, ...], labelled: bool) -> tuple[li
     labelled: each line ends with the class's number, as in the training lists.
     """
     labels = {name.casefold(): label for label, name in enumerate(classes)}
+    wanted = "and a label" if labelled else "alone"
     lines, problems = read_lines(path)
     listed = []
     for number, line in lines:
@@ -90,13 +102,13 @@ def _read_list(path: Path, classes: tuple[str, ...], labelled: bool) -> tuple[li
         # From the right: only the label is known to hold no spaces.
         file, given = line.rsplit(None, 1) if labelled and len(line.split()) > 1 else (line, "")
         video_id = strip_suffix(file)
-        if video_id is None or video_id.count("/") != 1 or given.isdecimal() != labelled:
-            problems.append(f"{where}: needs Class/file.avi {'and a label' if labelled else 'alone'}, found {line!r}")
+        if video_id is None or video_id.count("/") != 1 or (to_number(given) is not None) != labelled:
+            problems.append(f"{where}: needs Class/file.avi {wanted}, found {line!r:.80}")
             continue
         name = video_id.split("/")[0]
         label = labels.get(name.casefold())
         if label is None:
-            problems += [f"{where}: class {name!r} is not in classInd.txt"] if classes else []
+            problems += [f"{where}: class {name!r:.80} is not in classInd.txt"] if classes else []
         elif labelled and int(given) != label + 1:
             problems.append(f"{where}: label {given} for class {name!r}, which is {label + 1} in classInd.txt")
         else:

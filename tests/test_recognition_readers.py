@@ -108,6 +108,23 @@ MINIATURES = {
 }
 
 
+# Where the second and the third video are listed
+PLACES = {
+    "hmdb51": {
+        "climb/b_1": "line 2 of climb_test_split1.txt",
+        "climb/c_2": "line 3 of climb_test_split1.txt",
+    },
+    "ucf101": {
+        "HandstandPushups/v_HandStandPushups_g01_c01": "line 2 of testlist01.txt",
+        "YoYo/v_YoYo_g08_c01": "line 2 of trainlist01.txt",
+    },
+    "ssv2": {
+        "78687": "entry 0 of something-something-v2-train.json",
+        "74225": "entry 0 of something-something-v2-validation.json",
+    },
+}
+
+
 def miniature(name, folder, suffix=".avi", flat=False, **form):
     """Split files and videos of a made-up dataset: the arguments of its `read_split`."""
     write, video_ids = MINIATURES[name]
@@ -295,7 +312,7 @@ def test_ssv2(tmp_path, prefix, suffix):
     assert [sample.path for sample in split.train] == [videos / f"78687{suffix}", videos / f"42326{suffix}"]
 
 
-@pytest.mark.parametrize("form", [{"newline": "\r\n"}, {"encoding": "utf-8-sig"}])
+@pytest.mark.parametrize("form", [{"newline": "\r\n"}, {"newline": "\r"}, {"encoding": "utf-8-sig"}])
 @pytest.mark.parametrize("name", ["hmdb51", "ucf101"])
 def test_line_ends_and_byte_order_marks_do_not_matter(tmp_path, name, form):
     read_split = READERS[name].read_split
@@ -365,7 +382,8 @@ def test_missing_videos_are_named_and_those_left_out_are_not(tmp_path, name):
         path.rename(path.with_name("._" + path.name))  # what a file manager leaves behind is no video
     message = problems_of(name, (splits, videos, split))
     assert "2 problems" in message
-    assert all(f"{video_id}: no video file in {videos}" in message for video_id in gone)
+    for video_id in gone:
+        assert f"{PLACES[name][video_id]}: {video_id}: no video file in {videos}\n" in message
     assert "left out" not in message
 
 
@@ -436,6 +454,15 @@ def test_classes_need_texts_that_tell_them_apart(tmp_path):
     assert "classes 'climb__stairs' and 'climb_stairs' are both shown to CLIP as 'climb stairs'" in message
 
 
+@pytest.mark.parametrize(
+    "name, reason",
+    [("\ud800", "class '\\ud800' is not written in UTF-8"), ("\u200b", "class '\\u200b' has no text")],
+)
+def test_a_class_that_cannot_be_read_is_refused(tmp_path, name, reason):
+    message = problems_of("ssv2", miniature("ssv2", tmp_path, labels=SSV2_LABELS | {name: "3"}))
+    assert "1 problem\n" in message and reason in message
+
+
 def test_an_unknown_split_is_refused(tmp_path):
     assert "no file *_test_split4.txt in" in problems_of("hmdb51", (*miniature("hmdb51", tmp_path / "a")[:2], "4"))
     message = problems_of("ucf101", (*miniature("ucf101", tmp_path / "b")[:2], "4"))
@@ -473,8 +500,9 @@ def test_labels_and_classes_of_ucf101_must_agree_with_classind(tmp_path):
     "lines, reason",
     [
         (["1 YoYo", "TaiChi", "x HandstandPushups"], "2 problems"),
-        (["1 YoYo", "2 TaiChi", "2 HandstandPushups"], "line 3 of classInd.txt: label or class is there before"),
-        (["1 YoYo", "2 TaiChi", "3 yoyo"], "line 3 of classInd.txt: label or class is there before"),
+        (["1 YoYo", "2 TaiChi", "2 Other"], "line 3 of classInd.txt: label or class is there before, in line 2"),
+        (["1 YoYo", "2 TaiChi", "", "3 yoyo"], "line 4 of classInd.txt: label or class is there before, in line 1"),
+        (["1 YoYo", "2 TaiChi", "9" * 5000 + " Other"], "line 3 of classInd.txt: needs a label and a class"),
         (["1 YoYo", "2 HandstandPushups", "4 TaiChi"], "the labels of 3 classes must be 1 to 3, missing [3]"),
         (["0 YoYo", "1 HandstandPushups", "2 TaiChi"], "missing [3]"),
         ([], "classInd.txt is empty"),
@@ -491,6 +519,7 @@ def test_a_bad_classind_is_reported_and_not_again_for_every_video(tmp_path, line
 @pytest.mark.parametrize(
     "content, reason",
     [
+        ('[\n{"id": 1}, {', "line 2, column 13 of "),
         ("{", "cannot be read as JSON"),
         ("[]", "needs a list that is not empty, found []"),
         ('{"id": "1"}', "needs a list that is not empty"),
@@ -511,6 +540,7 @@ def test_malformed_lists_of_ssv2_are_refused(tmp_path, content, reason):
         ({"a": "0", "b": "0"}, "'b' and 'a' both have label 0"),
         ({"a": "zero"}, "label 'zero' of 'a' is not a number from 0"),
         ({"a": -1}, "label -1 of 'a' is not a number from 0"),
+        ({"a": "9" * 5000}, "of 'a' is not a number from 0"),
         ({}, "needs an object that is not empty"),
     ],
 )
@@ -563,3 +593,174 @@ def test_a_video_listed_twice_is_named(tmp_path):
         "78687: in the training list (entry 2 of something-something-v2-train.json) "
         "and before in the training list (entry 0 of something-something-v2-train.json)"
     ) in message
+
+
+# Files that are no text
+
+
+@pytest.mark.parametrize(
+    "name, file, line",
+    [
+        ("hmdb51", "climb_test_split1.txt", 2),
+        ("ucf101", "testlist01.txt", 2),
+        ("ssv2", "something-something-v2-labels.json", 3),
+    ],
+)
+@pytest.mark.parametrize("bad, reason", [("ü".encode("latin-1"), "not UTF-8"), (b"\0", "a NUL character")])
+def test_a_file_that_is_no_text_is_one_problem_with_its_line(tmp_path, name, file, line, bad, reason):
+    splits, videos, split = miniature(name, tmp_path)
+    path = splits / file
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[line - 1] = bad + lines[line - 1]
+    path.write_bytes(b"".join(lines))
+    message = problems_of(name, (splits, videos, split))
+    assert f"line {line} of {path}: {reason}" in message
+    assert message.count(str(path)) == (2 if "iconv" in message else 1)  # the second is in what to do
+
+
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("hmdb51", "climb_test_split1.txt"),
+        ("ucf101", "classInd.txt"),
+        ("ssv2", "something-something-v2-train.json"),
+    ],
+)
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf\r\n", None])
+def test_an_empty_file_or_a_folder_in_its_place_is_a_problem(tmp_path, name, file, content):
+    splits, videos, split = miniature(name, tmp_path)
+    path = splits / file
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
+    message = problems_of(name, (splits, videos, split))
+    assert f"{path} {'is empty' if content is not None else 'cannot be read: Is a directory'}\n" in message
+
+
+# Videos without a file
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("allowed", [(), ("training",), ("test",), ("training", "test")])
+def test_videos_without_a_file_are_left_out_of_the_lists_that_may_miss_them(tmp_path, name, allowed):
+    splits, videos, split = miniature(name, tmp_path)
+    read_split = READERS[name].read_split
+    full = read_split(splits, videos, split)
+    if len(full.test) == 1:  # leave one to test on
+        test = [*SSV2_TEST, ssv2_entry("5", "Pushing [something] from left to right")]
+        write_ssv2(splits, test=test)
+        make_videos(videos, ["5.avi"])
+        full = read_split(splits, videos, split)
+    assert full.missing == ()
+    gone = {"training": full.train[1], "test": full.test[0]}
+    for sample in gone.values():
+        sample.path.unlink()
+    refused = [sample.video_id for list_name, sample in gone.items() if list_name not in allowed]
+    if refused:
+        with pytest.raises(AnnotationError) as caught:
+            read_split(splits, videos, split, allow_missing=allowed)
+        message = str(caught.value)
+        assert f"{len(refused)} problem" in message
+        assert all(f"{video_id}: no video file in {videos}" in message for video_id in refused)
+        assert message.count("no video file") == len(refused)
+        return
+    settings = READERS[name].DATASET.settings(split_dir=splits, features_path=videos)
+    for left in (
+        read_split(splits, videos, split, allowed),
+        READERS[name].DATASET.read(settings, split, allow_missing=allowed),
+    ):
+        assert left.train == [sample for sample in full.train if sample != gone["training"]]
+        assert left.test == full.test[1:]
+        assert (left.classes, left.texts) == (full.classes, full.texts)
+        assert left.missing == (("training", gone["training"].video_id), ("test", gone["test"].video_id))
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("list_name", ["training", "test"])
+def test_that_a_whole_list_is_missing_is_an_error_even_where_allowed(tmp_path, name, list_name):
+    splits, videos, split = miniature(name, tmp_path)
+    full = READERS[name].read_split(splits, videos, split)
+    gone = full.train if list_name == "training" else full.test
+    for sample in gone:
+        sample.path.unlink()
+    message = problems_of(name, (splits, videos, split, ("training", "test")))
+    assert "1 problem\n" in message
+    assert f"none of the {len(gone)} videos in the {list_name} list has a video file in {videos}" in message
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_link_to_nothing_is_no_video_file(tmp_path, name):
+    splits, videos, split = miniature(name, tmp_path)
+    path = READERS[name].read_split(splits, videos, split).train[0].path
+    path.rename(tmp_path / path.name)
+    path.symlink_to(tmp_path / "gone.avi")
+    message = problems_of(name, (splits, videos, split))
+    assert "1 problem\n" in message and f"no video file in {videos}" in message
+    path.unlink()
+    path.symlink_to(tmp_path / path.name)
+    assert READERS[name].read_split(splits, videos, split).train[0].path == path
+
+
+# Paths in split files
+
+
+OUTSIDE = ["../outside/x", "{outside}/x", "a/../../outside/x", "../../outside/x", "..\\outside\\x", "../x"]
+
+
+def outside(tmp_path):
+    """Videos beside the video folder, which joined paths would reach from it or from a class folder."""
+    make_videos(tmp_path, ["x.avi"])
+    return make_videos(tmp_path / "outside", ["x.avi"])
+
+
+@pytest.mark.parametrize("form", OUTSIDE)
+@pytest.mark.parametrize("inside", [False, True])
+def test_no_file_name_of_hmdb51_leads_out_of_the_video_folder(tmp_path, form, inside):
+    splits, videos, split = miniature("hmdb51", tmp_path)
+    make_videos(videos, ["a/other.avi", *(["x.avi"] if inside else [])])  # nor to a video that has that name inside
+    file = form.format(outside=outside(tmp_path)) + ".avi"
+    with open(splits / "climb_test_split1.txt", "a") as lines:
+        lines.write(f"{file} 1 \n")
+    message = problems_of("hmdb51", (splits, videos, split))
+    assert "1 problem\n" in message
+    assert f"line 5 of climb_test_split1.txt: climb/{file[:-4]}: no video file in {videos}" in message
+    left = hmdb51.read_split(splits, videos, split, allow_missing=["training"])
+    assert left.missing == (("training", f"climb/{file[:-4]}"),)
+    assert all(videos in sample.path.parents for sample in left.train)
+
+
+def test_no_class_of_hmdb51_leads_out_of_the_video_folder(tmp_path):
+    splits, videos, split = miniature("hmdb51", tmp_path)
+    outside(tmp_path)
+    plain = hmdb51.read_split(splits, videos, split)
+    for name in ("..", "..\\outside"):
+        write_lines(splits / f"{name}_test_split1.txt", "x.avi 1 ")
+    assert hmdb51.read_split(splits, videos, split) == plain  # names with a leading dot are no split files
+    write_lines(splits / "a\\..\\outside_test_split1.txt", "x.avi 1 ")
+    assert "outside/x: no video file" in problems_of("hmdb51", (splits, videos, split)).replace("\\", "/")
+
+
+@pytest.mark.parametrize("form", OUTSIDE)
+@pytest.mark.parametrize("class_name", ["YoYo", ".."])
+def test_no_file_name_of_ucf101_leads_out_of_the_video_folder(tmp_path, form, class_name):
+    splits, videos, split = miniature("ucf101", tmp_path)
+    write_lines(splits / "classInd.txt", "1 YoYo", "2 HandstandPushups", "3 TaiChi", f"4 Z{class_name}")
+    (splits / "classInd.txt").write_text((splits / "classInd.txt").read_text().replace("Z..", ".."))
+    make_videos(videos, ["a/other.avi"])
+    file = form.format(outside=outside(tmp_path)) + ".avi"
+    label = 4 if class_name == ".." else 1
+    lines = [f"YoYo/{file} 1", f"{file} {label}", "TaiChi/v_TaiChi_g08_c01.avi 3"]
+    write_lines(splits / "trainlist01.txt", *lines)
+    message = problems_of("ucf101", (splits, videos, split))
+    assert "2 problems" in message
+    assert "line 1 of trainlist01.txt: " in message and "line 2 of trainlist01.txt: " in message
+
+
+@pytest.mark.parametrize("form", [*OUTSIDE, "outside/../78687", "/78687", "./78687"])
+def test_no_id_of_ssv2_leads_out_of_the_video_folder(tmp_path, form):
+    video_id = form.format(outside=outside(tmp_path))
+    template = "Pushing [something] from left to right"
+    splits, videos, split = miniature("ssv2", tmp_path, test=[*SSV2_TEST, ssv2_entry(video_id, template)])
+    message = problems_of("ssv2", (splits, videos, split))
+    assert "1 problem\n" in message
+    assert f"entry 1 of something-something-v2-validation.json: {video_id}: no video file in {videos}" in message
+    assert ssv2.read_split(splits, videos, split, ["test"]).missing == (("test", video_id),)
