@@ -96,11 +96,14 @@ def read_data(arguments: Arguments) -> RecognitionData:
     templates = read_templates(task.class_prompt)
     if task.horizontal_flip and dataset.left_right_matters:
         raise UserError(f"--horizontal_flip: left and right are part of the labels of {arguments.datatype}")
-    split = dataset.read(arguments.data, task.split)
+    common = arguments.common
+    # nothing is trained on in an evaluation
+    allowed = {"training": common.allow_missing or not common.do_train, "test": common.on_bad_eval_video == "drop"}
+    split = dataset.read(arguments.data, task.split, [name for name in allowed if allowed[name]])
     sided = [text for text in split.texts if {"left", "right"} & set(text.split())]
     if task.horizontal_flip and sided:
         raise UserError(f"--horizontal_flip: left and right are part of the class {sided[0]!r}")
-    if task.shots and arguments.common.do_train:
+    if task.shots and common.do_train:
         split = replace(split, train=draw_shots(split, task.shots, arguments.train.seed))
     return RecognitionData(split, templates)
 
@@ -144,6 +147,7 @@ def build_task(arguments: Arguments, data: RecognitionData, image_size: int) -> 
         train.num_thread_reader,
         task.save_features,
         files,
+        [(name, video) for name, video in split.missing if common.do_train or name == "test"],
     )
 
 

@@ -14,17 +14,21 @@ The same command again continues an interrupted run. Evaluation of a checkpoint,
 `--method` and `--datatype` decide which further flags there are; --help shows those of the ones chosen.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dataloaders import msrvtt
 from dataloaders.dataset import EvaluationDataset, TrainingDataset
-from dataloaders.samples import Sample, read_all
+from dataloaders.samples import Sample, check_overlap, read_all
 from modules.program import Arguments, parse_arguments, run_once, run_program, video_settings
 from modules.retrieval import RetrievalTask
 from modules.settings import setting
+
+logger = logging.getLogger("stop")
 
 DATASETS = {"msrvtt": msrvtt.DATASET}
 
@@ -39,31 +43,58 @@ class RetrievalSettings:
     )
 
 
-def read_data(arguments: Arguments) -> tuple[list[Sample] | None, list[Sample]]:
-    """The training samples, None for an evaluation alone, and the evaluation samples.
+@dataclass(frozen=True)
+class RetrievalData:
+    """What the files of a run hold.
+
+    Attributes:
+        training: None for an evaluation alone.
+        evaluation: text–video pairs.
+        missing: (list, video id) of the videos that are left out because they have no file.
+    """
+
+    training: list[Sample] | None
+    evaluation: list[Sample]
+    missing: list[tuple[str, str]]
+
+
+def read_data(arguments: Arguments) -> RetrievalData:
+    """Read what the flags name.
 
     Raises:
-        AnnotationError: listing everything that is wrong with the annotation files of both.
+        AnnotationError: listing everything that is wrong with the annotation files of both lists; also if official
+            splits share videos, which otherwise is a warning.
     """
-    dataset = DATASETS[arguments.datatype]
-    readers = [dataset.read_train, dataset.read_eval] if arguments.common.do_train else [dataset.read_eval]
-    *training, evaluation = read_all(readers, arguments.data)
-    return (training[0].samples if training else None), evaluation.samples
+    common, dataset = arguments.common, DATASETS[arguments.datatype]
+    readers = {"evaluation": partial(dataset.read_eval, allow_missing=common.on_bad_eval_video == "drop")}
+    if common.do_train:
+        readers = {"training": partial(dataset.read_train, allow_missing=common.allow_missing)} | readers
+    lists = dict(zip(readers, read_all(list(readers.values()), arguments.data), strict=True))
+    training = lists["training"].samples if "training" in lists else None
+    evaluation = lists["evaluation"].samples
+    if training is not None:
+        official = dataset.official(arguments.data)
+        if warning := check_overlap(training, evaluation, official, f"--datatype {arguments.datatype}"):
+            logger.warning("%s", warning)
+    return RetrievalData(training, evaluation, [(name, video) for name in lists for video in lists[name].missing])
 
 
-def build_task(arguments: Arguments, data: tuple[list[Sample] | None, list[Sample]], image_size: int) -> RetrievalTask:
+def build_task(arguments: Arguments, data: RetrievalData, image_size: int) -> RetrievalTask:
     """The task on that data."""
-    training, evaluation = data
     common, train = arguments.common, arguments.train
     video = video_settings(arguments, image_size)
     drop_bad = common.on_bad_eval_video == "drop"
+    training_set = None
+    if data.training is not None:
+        training_set = TrainingDataset(data.training, video, train.on_bad_video == "skip")
     return RetrievalTask(
-        None if training is None else TrainingDataset(training, video, train.on_bad_video == "skip"),
-        EvaluationDataset(evaluation, video, common.eval_frame_order, drop_bad=drop_bad),
+        training_set,
+        EvaluationDataset(data.evaluation, video, common.eval_frame_order, drop_bad=drop_bad),
         arguments.task.mask_same_video,
         common.batch_size_val,
         train.num_thread_reader,
         arguments.task.save_features,
+        data.missing,
     )
 
 

@@ -69,12 +69,14 @@ class SkippedVideo:
     """A video that was drawn for a sample of training and could not be read.
 
     Attributes:
-        epoch: from 0. sample_id: of the sample that it was drawn for, itself or in its stead.
+        epoch: from 0. sample_id: of the sample that it was drawn for.
+        attempt: 0 for the sample's own video, then for those drawn in its stead.
         path, reason: which video, and what is wrong with it.
     """
 
     epoch: int
     sample_id: str
+    attempt: int
     path: str
     reason: str
 
@@ -187,19 +189,17 @@ class TrainingDataset(Dataset):
         self.settings = settings
         self.replace_bad = replace_bad
         self.reader = VideoReader(settings.time_limit, settings.reject_damage)
-        self._reasons: dict[tuple[int, str], list[str]] = {}
+        self._reasons: dict[tuple[int, str, int], str] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def replay(self, skipped: Sequence[SkippedVideo]) -> None:
-        """Take these videos, in their order, for bad again when the same samples are drawn, without reading them.
+        """Take these videos for bad again when they are drawn for the same samples, without reading them.
 
         A video that took too long may be read in time when a run is resumed; what was trained on would be another.
         """
-        self._reasons = {}
-        for video in skipped:
-            self._reasons.setdefault((video.epoch, video.sample_id), []).append(video.reason)
+        self._reasons = {(video.epoch, video.sample_id, video.attempt): video.reason for video in skipped}
 
     def __getitem__(self, key: tuple[int, int]) -> Item | BadItem:
         """What `read` returns, or what it raises as a value."""
@@ -215,17 +215,16 @@ class TrainingDataset(Dataset):
             BadVideoError: if its video is bad, or with `replace_bad` if many drawn in its stead were bad too.
         """
         sample_id = self.samples[index].sample_id
-        known = self._reasons.get((epoch, sample_id), [])
         skipped: list[SkippedVideo] = []
         chosen = index
         while True:
             sample = self.samples[chosen]
             try:
-                if len(skipped) < len(known):
-                    raise BadVideoError(sample.path, known[len(skipped)])
+                if known := self._reasons.get((epoch, sample_id, len(skipped))):
+                    raise BadVideoError(sample.path, known)
                 return self._read(epoch, index, sample, tuple(skipped))
             except BadVideoError as error:
-                skipped.append(SkippedVideo(epoch, sample_id, str(error.path), error.reason))
+                skipped.append(SkippedVideo(epoch, sample_id, len(skipped), str(error.path), error.reason))
                 if not self.replace_bad or len(skipped) > MAX_REPLACEMENTS:
                     raise
             draw = np.random.default_rng(derive_seed(self.settings.seed, "replacement", epoch, index, len(skipped)))

@@ -188,15 +188,16 @@ def run_program(run: Callable[[Processes, Interruption], Any]) -> int:
 
 def _exit_status(error: BaseException, processes: Processes | None, interruption: Interruption) -> int:
     """Say what ended a run; raises it again if it is nothing that the user can mend."""
-    if isinstance(error, Interrupted):
-        interruption.speak_last_words()
-        return INTERRUPTED_EXIT_CODE
     if isinstance(error, UserError | BadVideoError | FloatingPointError):
         _say(str(error), processes)
         return 1
-    if processes is not None and isinstance(error, Exception) and processes.others_failed():
+    if processes is not None and isinstance(error, Exception | Interrupted) and processes.others_failed():
+        # the launcher told this one to stop, or what they share is broken
         logger.error("process %d: stopped, since another process failed", processes.rank)
         return 1
+    if isinstance(error, Interrupted):
+        interruption.speak_last_words()
+        return INTERRUPTED_EXIT_CODE
     if processes is not None:
         processes.report_failure()
     end_children()
@@ -247,7 +248,7 @@ def mark_when_interrupted(folder: RunFolder, processes: Processes, interruption:
     """Have a run leave a mark in its folder when it is told to stop; a launcher hides its processes' exit codes."""
 
     def mark() -> None:
-        if not processes.others_failed():  # then the launcher stops the rest, and nobody asked for it
+        if not processes.others_failed():  # else the launcher stops the rest, and nobody asked for it
             folder.mark_interrupted(interruption.signal_name)
 
     interruption.before_leaving(mark)

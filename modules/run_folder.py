@@ -24,6 +24,7 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "decord", "openc
 LAST, BEST, RESULTS = "last.pt", "best.pt", "results.json"
 METRICS, SKIPPED, DROPPED, MISSING = "metrics.jsonl", "bad_videos.csv", "dropped_videos.csv", "missing_videos.csv"
 INTERRUPTED = "interrupted.json"
+SKIPPED_COLUMNS = ("step", "epoch", "sample", "attempt", "video", "reason")
 
 logger = logging.getLogger("stop")
 
@@ -124,15 +125,15 @@ class RunFolder:
         rows = dict.fromkeys([*self.read_skipped(), *((step, video) for video in videos)])
         self.write_table(
             SKIPPED,
-            ["step", "epoch", "sample", "video", "reason"],
-            [[at, video.epoch + 1, video.sample_id, video.path, video.reason] for at, video in rows],
+            SKIPPED_COLUMNS,
+            [[at, v.epoch + 1, v.sample_id, v.attempt, v.path, v.reason] for at, v in rows],
         )
 
     def read_skipped(self) -> list[tuple[int, SkippedVideo]]:
         """What ``bad_videos.csv`` holds: videos with the step, from 1, that they were drawn for."""
         return [
-            (int(row["step"]), SkippedVideo(int(row["epoch"]) - 1, row["sample"], row["video"], row["reason"]))
-            for row in self._read_table(SKIPPED)
+            (int(step), SkippedVideo(int(epoch) - 1, sample, int(attempt), video, reason))
+            for step, epoch, sample, attempt, video, reason in (row.values() for row in self._read_table(SKIPPED))
         ]
 
     def write_dropped(self, videos: Mapping[str, str]) -> None:

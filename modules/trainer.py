@@ -9,6 +9,7 @@ import math
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
@@ -352,7 +353,10 @@ class Trainer:
             self.scaler.update()
         elif outcome is Outcome.GRADIENT_NOT_FINITE:
             self.scaler.update(self.scaler.get_scale())  # the scale had no part in it
-        self.scheduler.step()
+        with warnings.catch_warnings():
+            # a run may begin with steps that are left out
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
+            self.scheduler.step()
 
     def _dropout_keys(self, batch: Batch) -> Tensor:
         """One key a sample, a function of the seed, the step and the sample: (b,) int64."""

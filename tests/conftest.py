@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from modules.clip_loader import LoadedCLIP
 from preprocess.make_toy_dataset import DatasetSettings, make_dataset
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
 
 TINY_CONFIG = {
     "embed_dim": 16,

@@ -11,17 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAINING, shared_data
+from conftest import ROOT, TINY_TRAINING, shared_data
 
 import main_task_retrieval
 from modules import program
 from modules.metrics import retrieval_metrics
-from modules.processes import Processes
 from modules.retrieval import RetrievalTask
 from modules.run_folder import RunFolder
 from modules.trainer import Trainer
 
-ROOT = Path(__file__).resolve().parents[1]
 METRICS = [f"{d}_{m}" for d in ("t2v", "v2t") for m in ("R1", "R5", "R10", "MdR", "MnR")]
 
 
@@ -200,18 +198,6 @@ def test_training_can_start_from_a_checkpoint(tiny_run, trained, tmp_path, capsy
     assert "lies in --output_dir" in capsys.readouterr().err
 
 
-def test_a_gradient_that_is_no_number_stops_the_run_before_it_reaches_the_weights(tiny_run, tmp_path, capsys):
-    def poisoned(self, parameters):
-        next(iter(parameters)).grad.fill_(float("inf"))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Processes, "average_gradients", poisoned)
-        assert run(tiny_run, tmp_path, *TINY_TRAINING) == 1
-    message = capsys.readouterr().err
-    assert "step 1: the norm of the gradient is" in message and "video" in message
-    assert not (tmp_path / "last.pt").exists()
-
-
 def test_resume_never_starts_anew(tiny_run, tmp_path):
     flags = [*TINY_TRAINING[:1], "--epochs", "1", *TINY_TRAINING[3:]]
     assert run(tiny_run, tmp_path, *flags) == 0
@@ -222,29 +208,6 @@ def test_resume_never_starts_anew(tiny_run, tmp_path):
 def test_the_number_of_decoding_workers_changes_nothing(tiny_run, trained, tmp_path):
     assert run(tiny_run, tmp_path, *TINY_TRAINING, "--num_thread_reader", "2") == 0
     assert (tmp_path / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
-
-
-def test_two_processes_give_the_losses_of_one(tiny_run, trained, tmp_path):
-    result = torchrun(2, tiny_run, tmp_path, *TINY_TRAINING)
-    assert result.returncode == 0, result.stderr
-    ours, theirs = lines(tmp_path, "train"), lines(trained, "train")
-    assert [e["loss"] for e in ours] == pytest.approx([e["loss"] for e in theirs], rel=1e-4)
-    assert [e["grad_norm"] for e in ours] == pytest.approx([e["grad_norm"] for e in theirs], rel=1e-3)
-    assert [e["step"] for e in ours] == [e["step"] for e in theirs]
-
-
-def test_two_processes_give_the_weights_of_one_in_float64(tiny_run, tmp_path):
-    flags = [*TINY_TRAINING, "--precision", "fp64", "--epochs", "7", "--mask_same_video", "--on_bad_video", "error"]
-    result = torchrun(2, tiny_run, tmp_path / "two", *flags)
-    assert result.returncode == 0, result.stderr
-    assert run(tiny_run, tmp_path / "one", *flags) == 0
-    two, one = checkpoint(tmp_path / "two"), checkpoint(tmp_path / "one")
-    assert one["position"]["step"] == 21
-    for name, value in one["model"].items():
-        assert value.dtype == torch.float64
-        assert (value - two["model"][name]).abs().max() < 1e-8, name
-    evaluations = [lines(tmp_path / folder, "eval") for folder in ("one", "two")]
-    assert evaluations[0] == evaluations[1]
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(tiny_run, tmp_path):
