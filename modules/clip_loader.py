@@ -140,7 +140,8 @@ def _open_clip_model(name: str, pretrained_dir: Path | None, trust_weights: bool
 def _download(model_name: str, tag: str, cache_dir: Path | None, file_name: str | None) -> LoadedCLIP:
     """open_clip's own download of named weights."""
     try:
-        model = open_clip.create_model(model_name, tag, cache_dir=None if cache_dir is None else str(cache_dir))
+        cache = None if cache_dir is None else str(cache_dir)
+        model = open_clip.create_model(model_name, tag, cache_dir=cache, weights_only=True)
     except Exception as error:  # whatever the network or the hub's client raises
         advice = f" Or put {file_name} in the folder given by --pretrained_dir." if file_name else ""
         raise WeightsError(
