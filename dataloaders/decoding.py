@@ -67,7 +67,8 @@ class VideoReader:
         """The sampled frames of a video, upright: (n, H, W, 3) uint8 RGB, n at most `num_frames`.
 
         Raises BadVideoError where `read_video` does, where the decoder reports damage or takes too long, and where it
-        crashes twice in a row (once may be the machine's doing).
+        crashes twice in a row (once may be the machine's doing). Raises RuntimeError where no child can be started or
+        one does not end as `serve` does: no video is to blame for that.
         """
         crash = ""
         for _ in range(2):
@@ -76,6 +77,8 @@ class VideoReader:
             except _ChildDied as death:
                 self.close()
                 crash = str(death)
+            except BadVideoError:
+                raise  # an answer like any other, and the whole of it; the child reads on
             except BaseException:  # an interruption too: half an answer must not be taken for the next one's beginning
                 self.close()
                 raise
@@ -92,7 +95,7 @@ class VideoReader:
 
     def _ask(self, path: str | Path, num_frames: int, sampler: FrameSampler) -> np.ndarray:
         child = self._get_child()
-        request = {"path": os.fspath(path), "num_frames": num_frames, "sampler": asdict(sampler)}
+        request = {"path": os.path.abspath(path), "num_frames": num_frames, "sampler": asdict(sampler)}
         try:
             child.send(request)
             header = child.receive_line(self.time_limit)
@@ -138,7 +141,12 @@ class _Child:
 
             fcntl.fcntl(self._output, F_SETPIPE_SZ, PIPE_SIZE)
         self._deadline = time.monotonic() + START_LIMIT
-        self._read_line()
+        try:
+            self._read_line()
+        except (_ChildDied, TimeoutError) as error:
+            self.close()
+            reason = str(error) or f"it was not ready within {START_LIMIT:g} seconds"
+            raise RuntimeError(f"the decoding process did not start: {reason}") from error
 
     def send(self, request: dict) -> None:
         self.decodes += 1

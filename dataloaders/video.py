@@ -138,23 +138,29 @@ def read_video(
     failures = []
     for library, read in _libraries().items():
         try:
-            clip = _pad(read(path, num_frames, sample), num_frames)
+            # an absolute path cannot be taken for a protocol ("a:b.mp4")
+            clip = _pad(read(os.path.abspath(path), num_frames, sample), num_frames)
             if complaints is not None and (complaint := complaints()):
                 raise DecodingError(complaint)
             return clip
-        except DecodingError as error:
-            failures.append(f"{library}: {error}")
+        except (DecodingError, MemoryError, cv2.error) as error:  # the latter two of frames without room for them
+            failures.append(f"{library}: {_first_line(error)}")
             if complaints is not None:
                 complaints()  # those of this library are not the next one's
     raise BadVideoError(path, "; ".join(failures))
 
 
 def _check_file(path: Path) -> None:
-    """Raises BadVideoError where there is no file to read."""
+    """Raises BadVideoError where there is no file to read, or none that the libraries can be told to read."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # OpenCV would crash
+        raise BadVideoError(path, "its name is not UTF-8; rename it") from None
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise BadVideoError(path, "no such file" if isinstance(error, FileNotFoundError) else str(error)) from error
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+        raise BadVideoError(path, reason) from error
     if not stat.S_ISREG(mode):
         raise BadVideoError(path, "is a directory" if stat.S_ISDIR(mode) else "is not a regular file")
     if not os.access(path, os.R_OK):
@@ -277,5 +283,5 @@ def _pad(frames: list[np.ndarray], num_frames: int) -> tuple[np.ndarray, int]:
 
 def _first_line(error: Exception) -> str:
     """A decoder's message without the source positions before it and the C++ stack trace behind it."""
-    lines = re.sub(r"\[\d\d:\d\d:\d\d\] \S+: ", "", str(error)).strip().splitlines()
+    lines = re.sub(r"\[\d\d:\d\d:\d\d\] \S+: |OpenCV\(\S+\) \S+ error: ", "", str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,0 +1,325 @@
+"""Find the videos that cannot be read, before a run meets them.
+
+    python preprocess/check_videos.py --features_path data/msrvtt/videos
+    python preprocess/check_videos.py --datatype msrvtt --train_csv MSRVTT_train.9k.csv --data_path MSRVTT_data.json \\
+        --val_csv MSRVTT_JSFUSION_test.csv --features_path data/msrvtt/videos
+    python preprocess/check_videos.py --datatype hmdb51 --split_dir testTrainMulti_7030_splits --features_path videos
+
+Without --datatype every video in the folder is checked, at any depth; hidden files are not videos. With it, the videos
+that a run with the same flags reads: MSR-VTT's training videos if --train_csv is given, all splits of a recognition
+dataset or the one of --split. Those without a file are then listed as well.
+
+A video is read as a run reads it, from its first frame to its last, with the same time limit. What is bad goes to
+`bad_videos.csv`, in the form of the file that a run leaves: step, epoch, sample (empty here), video, reason; of a
+missing video its id. The file is complete or not there, and also written, with its header alone, if nothing is bad.
+
+Exit code: 0 all videos are good, 1 some are bad or missing, 2 the command cannot start or write, 130 interrupted: what
+was found until then is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import queue
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+if __package__ in (None, ""):  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import main_task_recognition
+import main_task_retrieval
+from dataloaders.decoding import VideoReader
+from dataloaders.samples import VIDEO_SUFFIXES, Sample, read_all
+from dataloaders.video import BadVideoError, FrameSampler
+from modules.errors import UserError
+from modules.program import CommonSettings
+from modules.run_folder import SKIPPED, csv_text
+from modules.settings import add_arguments, from_arguments, setting
+
+RETRIEVAL, RECOGNITION = main_task_retrieval.DATASETS, main_task_recognition.DATASETS
+COLUMNS = ["step", "epoch", "sample", "video", "reason"]
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """Flags of the check."""
+
+    video_time_limit: float = setting(CommonSettings.video_time_limit, "seconds that decoding a video may take")
+    decoder_errors: str = setting(
+        CommonSettings.decoder_errors,
+        "a video where the decoder reports errors but returns patched-up frames: a bad video, or as good as any",
+        ("reject", "ignore"),
+    )
+    num_workers: int = setting(os.cpu_count() or 1, "videos read at a time")
+    output: Path = setting(Path(SKIPPED), "the bad videos go to this file")
+
+
+@dataclass(frozen=True)
+class FolderSettings:
+    """Flags where no dataset is named."""
+
+    features_path: Path = setting(MISSING, "folder of the videos, which may be in folders of their own")
+
+
+@dataclass(frozen=True)
+class SplitChoice:
+    """Flags of recognition beside those of its datasets."""
+
+    split: str | None = setting(None, "official split; without it all of them")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to check.
+
+    paths: sorted, each once. bad: what is bad without having been read, and why.
+    """
+
+    paths: list[Path]
+    bad: dict[str, str]
+
+
+# --- Which videos -----------------------------------------------------------------------------------------
+
+
+def plan_folder(folder: Path) -> Plan:
+    """Everything named like a video under a folder, also in linked folders and what is no file.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--features_path {folder} is not a folder")
+    paths: list[Path] = []
+    bad: dict[str, str] = {}
+
+    def add_unreadable(error: OSError) -> None:
+        bad[error.filename] = f"a folder that cannot be read: {error.strerror}"
+
+    for root, folders, files in os.walk(folder, onerror=add_unreadable, followlinks=True):
+        here = Path(root).resolve()
+        named = [name for name in folders + files if is_video_name(name)]
+        paths += [Path(root, name) for name in named]
+        folders[:] = [name for name in folders if not here.is_relative_to((here / name).resolve())]  # no link loops
+    if not paths and not bad:
+        raise UserError(f"--features_path {folder} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
+    return Plan(sorted(paths), bad)
+
+
+def is_video_name(name: str) -> bool:
+    return Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")
+
+
+def plan_retrieval(datatype: str, settings: Any) -> Plan:
+    """The videos of a retrieval dataset's evaluation and, where the settings name a training list, of its training.
+
+    Raises:
+        AnnotationError: listing everything that is wrong with its files, but for videos that are missing.
+    """
+    dataset = RETRIEVAL[datatype]
+    readers = [dataset.read_eval] if settings.train_csv is None else [dataset.read_train, dataset.read_eval]
+    lists = read_all([lambda s, read=read: read(s, allow_missing=True) for read in readers], settings)
+    samples = [sample for listed in lists for sample in listed.samples]
+    return plan_samples(samples, [video_id for listed in lists for video_id in listed.missing], settings)
+
+
+def plan_recognition(datatype: str, settings: Any, split: str | None) -> Plan:
+    """The videos of a recognition dataset's split, or where it is None of all its splits.
+
+    Raises:
+        UserError: there is no such split; as AnnotationError, as above.
+    """
+    dataset = RECOGNITION[datatype]
+    if split not in (None, *dataset.splits):
+        raise UserError(f"--split {split}: {datatype} has split {', '.join(dataset.splits)} only")
+    names = dataset.splits if split is None else (split,)
+    allowed = ("training", "test")
+    splits = read_all([lambda s, name=name: dataset.read(s, name, allow_missing=allowed) for name in names], settings)
+    samples = [sample for read in splits for sample in (*read.train, *read.test)]
+    return plan_samples(samples, [video_id for read in splits for _, video_id in read.missing], settings)
+
+
+def plan_samples(samples: Sequence[Sample], missing: Sequence[str], settings: Any) -> Plan:
+    paths = sorted({sample.path for sample in samples})
+    return Plan(paths, dict.fromkeys(missing, f"no video file in {settings.features_path}"))
+
+
+# --- Checking them ----------------------------------------------------------------------------------------
+
+
+def check_all(paths: Sequence[Path], settings: CheckSettings) -> Iterator[tuple[Path, str | None]]:
+    """Yield (video, None or what is wrong with it) as they are read, `num_workers` at a time."""
+    waiting: queue.SimpleQueue = queue.SimpleQueue()
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+    for path in paths:
+        waiting.put(path)
+    stopped = threading.Event()
+
+    def work() -> None:
+        reader = VideoReader(settings.video_time_limit, settings.decoder_errors == "reject")
+        try:
+            while not stopped.is_set():
+                path = waiting.get_nowait()
+                answers.put((path, reason_of(reader, path)))
+        except queue.Empty:
+            pass
+        except Exception as error:  # no video's doing; it ends the check, in the thread that everything else is in
+            answers.put(error)
+        finally:
+            reader.close()
+
+    # Threads are enough: each one waits for a process that decodes. As daemons, so that one that waits for a video
+    # does not hold up an interrupted program.
+    for _ in range(min(settings.num_workers, len(paths))):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        for _ in paths:
+            answer = answers.get()
+            if isinstance(answer, Exception):
+                raise answer
+            yield answer
+    finally:
+        stopped.set()
+
+
+def reason_of(reader: VideoReader, path: Path) -> str | None:
+    """What is wrong with a video, None for nothing."""
+    try:
+        reader.read(path, 1, FrameSampler())  # all frames are decoded, whichever is wanted
+    except BadVideoError as error:
+        return error.reason
+    return None
+
+
+def write_bad(path: Path, bad: dict[str, str]) -> None:
+    """The CSV file, sorted by video; complete or not there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    rows = [["", "", "", video, reason] for video, reason in sorted(bad.items())]
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            # a name may hold bytes that are not UTF-8
+            file.write(csv_text([COLUMNS, *rows]).encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"--output {path} cannot be written: {error.strerror}") from error
+
+
+def say(text: str) -> None:
+    """A line above the progress bar."""
+    tqdm.write(text.encode("utf-8", "backslashreplace").decode(), file=sys.stdout)
+
+
+# --- Command line -----------------------------------------------------------------------------------------
+
+
+def start(argv: Sequence[str] | None) -> tuple[CheckSettings, Plan]:
+    """Check everything that can be checked before the first video is read.
+
+    Raises:
+        UserError: the check cannot start.
+        SystemExit: from argparse.
+    """
+    datasets = RETRIEVAL | RECOGNITION
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--datatype", choices=list(datasets), help="the dataset; without it, all videos of a folder")
+    datatype = chooser.parse_known_args(argv)[0].datatype
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        parents=[chooser],
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    data = FolderSettings if datatype is None else datasets[datatype].settings
+    add_arguments(parser, CheckSettings, "check")
+    add_arguments(parser, data, "videos")
+    if datatype in RECOGNITION:
+        add_arguments(parser, SplitChoice, "split")
+    arguments = parser.parse_args(argv)
+
+    settings, files = from_arguments(CheckSettings, arguments), from_arguments(data, arguments)
+    if settings.num_workers < 1:
+        raise UserError(f"--num_workers must be at least 1, found {settings.num_workers}")
+    if settings.video_time_limit <= 0:
+        raise UserError(f"--video_time_limit is in seconds and must be positive, found {settings.video_time_limit}")
+    prepare_output(settings.output)
+    if datatype is None:
+        return settings, plan_folder(files.features_path)
+    if datatype in RETRIEVAL:
+        return settings, plan_retrieval(datatype, files)
+    return settings, plan_recognition(datatype, files, arguments.split)
+
+
+def prepare_output(path: Path) -> None:
+    """Make the folder of the output.
+
+    Raises:
+        UserError: the output could not be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {path}: its folder cannot be made: {error.strerror}") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"--output {path} {'is a folder' if path.is_dir() else 'lies in a folder that is read-only'}")
+
+
+def check(settings: CheckSettings, plan: Plan) -> int:
+    """Read the videos, report the bad ones, and return the exit status.
+
+    Raises:
+        UserError: the output cannot be written.
+    """
+    bad = dict(plan.bad)
+    for video, reason in bad.items():
+        say(f"bad: {video}: {reason}")
+    done = 0
+    ending = "interrupted"  # also by an error that is no video's, which is shown behind what was found
+    try:
+        with tqdm(total=len(plan.paths), unit="video") as bar:
+            bar.set_postfix(bad=len(bad))
+            for path, reason in check_all(plan.paths, settings):
+                done += 1
+                if reason is not None:
+                    bad[str(path)] = reason
+                    say(f"bad: {path}: {reason}")
+                    bar.set_postfix(bad=len(bad), refresh=False)
+                bar.update()
+        ending = ""
+    except KeyboardInterrupt:
+        pass
+    finally:
+        write_bad(settings.output, bad)
+        say(f"{done} of {len(plan.paths)} videos read, {len(bad)} bad or missing: {settings.output}")
+        if ending:
+            say(f"{ending}: {settings.output} is incomplete")
+    return 130 if ending else 1 if bad else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit status."""
+    try:
+        return check(*start(argv))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
