@@ -10,8 +10,8 @@ that a run with the same flags reads: MSR-VTT's training videos if --train_csv i
 dataset or the one of --split. Those without a file are then listed as well.
 
 A video is read as a run reads it, from its first frame to its last, with the same time limit. What is bad goes to
-`bad_videos.csv`, in the form of the file that a run leaves: step, epoch, sample (empty here), video, reason; of a
-missing video its id. The file is complete or not there, and also written, with its header alone, if nothing is bad.
+`bad_videos.csv`, in the form of the file that a run leaves: step, epoch, sample, attempt (empty here), video, reason;
+of a missing video its id. The file is complete or not there, and also written, with its header alone, if nothing is bad.
 
 Exit code: 0 all videos are good, 1 some are bad or missing, 2 the command cannot start or write, 130 interrupted: what
 was found until then is written.
@@ -42,11 +42,10 @@ from dataloaders.samples import VIDEO_SUFFIXES, Sample, read_all
 from dataloaders.video import BadVideoError, FrameSampler
 from modules.errors import UserError
 from modules.program import CommonSettings
-from modules.run_folder import SKIPPED, csv_text
+from modules.run_folder import SKIPPED, SKIPPED_COLUMNS, csv_text
 from modules.settings import add_arguments, from_arguments, setting
 
 RETRIEVAL, RECOGNITION = main_task_retrieval.DATASETS, main_task_recognition.DATASETS
-COLUMNS = ["step", "epoch", "sample", "video", "reason"]
 
 
 @dataclass(frozen=True)
@@ -206,12 +205,12 @@ def write_bad(path: Path, bad: dict[str, str]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    rows = [["", "", "", video, reason] for video, reason in sorted(bad.items())]
+    rows = [["", "", "", "", video, reason] for video, reason in sorted(bad.items())]
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with temporary.open("wb") as file:
             # a name may hold bytes that are not UTF-8
-            file.write(csv_text([COLUMNS, *rows]).encode("utf-8", "backslashreplace"))
+            file.write(csv_text([SKIPPED_COLUMNS, *rows]).encode("utf-8", "backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -34,9 +34,9 @@ def check(output, *flags):
 def read_rows(path):
     with open(path, newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    assert header == ["step", "epoch", "sample", "video", "reason"]
-    assert all(row[:3] == ["", "", ""] for row in rows)
-    return [(row[3], row[4]) for row in rows]
+    assert header == ["step", "epoch", "sample", "attempt", "video", "reason"]
+    assert all(row[:4] == [""] * 4 for row in rows)
+    return [(row[4], row[5]) for row in rows]
 
 
 @pytest.fixture(scope="module")
