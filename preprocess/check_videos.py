@@ -11,7 +11,8 @@ dataset or the one of --split. Those without a file are then listed as well.
 
 A video is read as a run reads it, from its first frame to its last, with the same time limit. What is bad goes to
 `bad_videos.csv`, in the form of the file that a run leaves: step, epoch, sample, attempt (empty here), video, reason;
-of a missing video its id. The file is complete or not there, and also written, with its header alone, if nothing is bad.
+of a missing video its id. The file is complete or not there, and also written, with its header alone, if nothing is
+bad.
 
 Exit code: 0 all videos are good, 1 some are bad or missing, 2 the command cannot start or write, 130 interrupted: what
 was found until then is written.
