@@ -76,6 +76,8 @@ class VideoReader:
             except _ChildDied as death:
                 self.close()
                 crash = str(death)
+            except BadVideoError:  # the child has answered to the end, or is closed already
+                raise
             except BaseException:  # an interruption too: half an answer must not be taken for the next one's beginning
                 self.close()
                 raise
