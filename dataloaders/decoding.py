@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import resource
 import select
 import signal
@@ -31,7 +30,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dataloaders.video import BadVideoError, FrameSampler, listen_to_libraries, read_video
+from dataloaders.video import BadVideoError, FrameSampler, find_damage, listen_to_libraries, read_video
 
 ROOT = Path(__file__).resolve().parents[1]
 START_LIMIT = 60.0  # seconds for the child to import the libraries
@@ -240,19 +239,18 @@ def _answer(answers: BinaryIO, header: dict, frames: np.ndarray | None = None) -
 
 
 def _capture_output() -> Callable[[], str]:
-    """Send this process's output to a file, and return a function that takes the first line out of it."""
+    """Send this process's output to a file, and return a function that empties it and tells of damage, "" for none."""
     file = os.memfd_create("output") if hasattr(os, "memfd_create") else _temporary_file()
     for stream in (1, 2):
         os.dup2(file, stream)
+    reader = os.fdopen(os.dup(file), encoding="utf-8", errors="replace")
 
     def take() -> str:
-        size = os.lseek(file, 0, os.SEEK_END)
-        text = os.pread(file, min(size, 65536), 0).decode(errors="replace")
+        reader.seek(0)
+        damage = find_damage(reader)
         os.ftruncate(file, 0)
         os.lseek(file, 0, os.SEEK_SET)
-        lines = [line for line in text.splitlines() if line.strip()]
-        # without the address of the decoder, which is another in every run
-        return re.sub(r" @ 0x[0-9a-f]+|\[OPENCV:FFMPEG:\d+\] ", "", lines[0]).strip() if lines else ""
+        return damage
 
     return take
 
