@@ -9,10 +9,11 @@ with B-frames, trimmed MP4 files), without an error.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -40,13 +41,53 @@ Complaints = Callable[[], str]
 COUNTING_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi"})
 DURATION_TOLERANCE = 0.05
 
+# What libav calls its levels, in its header log.h
+LIBAV_ERROR, LIBAV_INFORMATION, LIBAV_PRINT_LEVEL = 16, 32, 2
+HARMLESS_NAMES = frozenset({"warning", "info"})
+# "[OPENCV:FFMPEG:16] message" of OpenCV; "[h264 @ 0x55d0] [error] message" of decord, whose addresses differ in every
+# run, and which leaves the level out where `listen_to_libraries` could not ask for it
+REPORT_LABELS = re.compile(
+    r"(?:\[OPENCV:FFMPEG:(?P<number>\d+)\] )?"
+    r"(?:\[(?P<source>[^\]]+) @ (?:0x)?[0-9a-f]+\] )*"
+    r"(?:\[(?P<name>panic|fatal|error|warning|info)\] )?"
+)
+
 
 def listen_to_libraries() -> None:
-    """Let libav report errors on the standard output and error; to be called before the first video is read."""
-    os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "16"  # errors
+    """Let libav report on the standard output and error; to be called before the first video is read.
+
+    It reports all that it takes for information and worse: that it made up part of a picture is no error to it.
+    `find_damage` picks out what counts.
+    """
+    os.environ["OPENCV_FFMPEG_LOGLEVEL"] = str(LIBAV_INFORMATION)
     cv2.utils.logging.setLogLevel(0)  # OpenCV's own words tell nothing about a file that its failure does not
     if decord is not None:
-        decord.logging.set_level(decord.logging.ERROR)
+        decord.logging.set_level(LIBAV_INFORMATION if _label_reports_of_decord() else LIBAV_ERROR)
+
+
+def _label_reports_of_decord() -> bool:
+    """Let the libav inside decord write "[error]" or "[info]" before what it reports; whether that is possible."""
+    libraries = list(Path(decord.__file__).parents[1].glob("decord.libs/libavutil*"))  # of the wheel for Linux
+    if len(libraries) != 1:
+        return False
+    ctypes.CDLL(str(libraries[0])).av_log_set_flags(LIBAV_PRINT_LEVEL)
+    return True
+
+
+def find_damage(lines: Iterable[str]) -> str:
+    """The first line, of what `listen_to_libraries` lets out, that tells of damage, without its labels; "" for none.
+
+    These are errors, concealed ones, and what has no level. A line without labels belongs to the one before.
+    """
+    harmless = False
+    for line in filter(None, map(str.strip, lines)):
+        labels = REPORT_LABELS.match(line)
+        message = line[labels.end() :]
+        if labels.end():
+            harmless = labels["name"] in HARMLESS_NAMES or int(labels["number"] or 0) > LIBAV_ERROR
+        if not harmless or message.startswith("concealing"):
+            return f"[{labels['source']}] {message}" if labels["source"] else message
+    return ""
 
 
 class BadVideoError(RuntimeError):
@@ -140,8 +181,11 @@ def read_video(
         try:
             # an absolute path cannot be taken for a protocol ("a:b.mp4")
             clip = _pad(read(os.path.abspath(path), num_frames, sample), num_frames)
-            if complaints is not None and (complaint := complaints()):
-                raise DecodingError(complaint)
+            if complaints is not None:
+                if library == "decord" and _is_matroska(path):
+                    _walk_packets(path)
+                if complaint := complaints():
+                    raise DecodingError(complaint)
             return clip
         except (DecodingError, MemoryError, cv2.error) as error:  # the latter two of frames without room for them
             failures.append(f"{library}: {_first_line(error)}")
@@ -167,6 +211,22 @@ def _check_file(path: Path) -> None:
         raise BadVideoError(path, "no permission to read it")
     if path.stat().st_size == 0:
         raise BadVideoError(path, "the file is empty")
+
+
+def _is_matroska(path: str | Path) -> bool:
+    """Matroska and WebM begin with the same four bytes."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"\x1a\x45\xdf\xa3"
+
+
+def _walk_packets(path: str | Path) -> None:
+    """Reads a file by OpenCV without decoding it: the libav in it is newer, and reports on the container.
+
+    The one in decord skips what it cannot read of a Matroska file, be it half of the frames, and says nothing.
+    """
+    capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
+    while capture.grab():
+        pass
 
 
 def _libraries() -> dict[str, Callable[[str | Path, int, Sampler], list[np.ndarray]]]:
