@@ -21,7 +21,7 @@ from modules.program import CommonSettings
 from preprocess import check_videos
 
 ROOT = Path(__file__).resolve().parents[1]
-HEADER = "step,epoch,sample,video,reason\n"
+HEADER = "step,epoch,sample,attempt,video,reason\n"
 
 
 def check(output, *flags):
