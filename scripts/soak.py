@@ -268,13 +268,16 @@ def same_bits(ours: Any, theirs: Any) -> bool:
 def try_mutations(work: Path, count: int, seed: int) -> Row:
     """Read videos whose bytes were changed; see `soak_videos`."""
     counts = soak_mutations(count, seed, work / "mutations")
-    for name, why in counts.wrongly_good:
-        print(f"{name} passed as good: {why}", flush=True)
+    for name, why in (*counts.uncontained, *counts.wrongly_good):
+        print(f"{name}: {why}", flush=True)
+    failed = {name for name, _ in (*counts.uncontained, *counts.wrongly_good)}
     note = (
-        f"{counts.bad} refused, {counts.good} good to a strict decoder as well, "
-        f"{counts.hung} out of time, {counts.crashed} that crashed their decoder"
+        f"{counts.bad} refused, {counts.good} good to a strict decoder as well; of their decoders {counts.crashed} "
+        f"crashed and {counts.hung} hung, which is refused too"
     )
-    return Row("videos with flipped, cut or spliced bytes", counts.tried, counts.tried - len(counts.wrongly_good), note)
+    return Row(
+        "videos with flipped, cut or spliced bytes", counts.tried, counts.tried - len(failed), note, vars(counts)
+    )
 
 
 def try_decodes(work: Path, count: int, seed: int) -> Row:
