@@ -164,11 +164,11 @@ def run(arguments: Arguments, processes: Processes, interruption: Interruption) 
     data = read_all([lambda _, part=part: read_data(part) for part in parts], None)
     whole = RunFolder(arguments.common.output_dir, processes.is_main)
     whole.unmark_interrupted()
-    mark_when_interrupted(whole, processes, interruption)
-    results = [
-        run_once(part, lambda _, held=held: held, build_task, processes, interruption)
-        for part, held in zip(parts, data, strict=True)
-    ]
+    with mark_when_interrupted(whole, processes, interruption):
+        results = [
+            run_once(part, lambda _, held=held: held, build_task, processes, interruption)
+            for part, held in zip(parts, data, strict=True)
+        ]
     write_mean(arguments, dict(zip(splits, results, strict=True)), processes)
 
 

@@ -68,12 +68,15 @@ class Interruption:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
 
-    def before_leaving(self, callback: Callable[[], None]) -> None:
-        """Have something done when the run is left because of a signal."""
+    @contextlib.contextmanager
+    def last_words(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Have something done if the run is left within this because of a signal."""
         self._last_words.append(callback)
+        yield
+        self._last_words.remove(callback)  # not after an exception, which may be the one by which the run is left
 
     def speak_last_words(self) -> None:
-        """Do what `before_leaving` was asked to."""
+        """Do what `last_words` was asked to."""
         for callback in self._last_words:
             callback()
 

@@ -236,22 +236,23 @@ def run_once(
     """
     folder = RunFolder(arguments.common.output_dir, processes.is_main)
     folder.start_logging()
-    mark_when_interrupted(folder, processes, interruption)
     try:
-        with determinism(arguments.common.deterministic):
+        with mark_when_interrupted(folder, processes, interruption), determinism(arguments.common.deterministic):
             return _run(arguments, read_data, build_task, processes, folder, interruption)
     finally:
         folder.close()
 
 
-def mark_when_interrupted(folder: RunFolder, processes: Processes, interruption: Interruption) -> None:
-    """Have a run leave a mark in its folder when it is told to stop; a launcher hides its processes' exit codes."""
+def mark_when_interrupted(
+    folder: RunFolder, processes: Processes, interruption: Interruption
+) -> contextlib.AbstractContextManager:
+    """Within this, a run that is told to stop leaves a mark in its folder; launchers hide exit codes."""
 
     def mark() -> None:
         if not processes.others_failed():  # else the launcher stops the rest, and nobody asked for it
             folder.mark_interrupted(interruption.signal_name)
 
-    interruption.before_leaving(mark)
+    return interruption.last_words(mark)
 
 
 @contextlib.contextmanager
