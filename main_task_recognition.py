@@ -40,7 +40,7 @@ from modules.program import (
 )
 from modules.randomness import derive_seed
 from modules.recognition import RecognitionTask, read_templates
-from modules.run_folder import BEST, RESULTS, RunFolder, csv_text
+from modules.run_folder import BEST, INTERRUPTED, RESULTS, RunFolder, csv_text
 from modules.settings import setting
 
 logger = logging.getLogger("stop")
@@ -163,7 +163,7 @@ def run(arguments: Arguments, processes: Processes, interruption: Interruption) 
     # all of them before the first trains: what is wrong with the third should not be found a day later
     data = read_all([lambda _, part=part: read_data(part) for part in parts], None)
     whole = RunFolder(arguments.common.output_dir, processes.is_main)
-    whole.unmark_interrupted()
+    whole.remove(INTERRUPTED)
     with mark_when_interrupted(whole, processes, interruption):
         results = [
             run_once(part, lambda _, held=held: held, build_task, processes, interruption)

@@ -189,7 +189,7 @@ class TrainingDataset(Dataset):
         self.settings = settings
         self.replace_bad = replace_bad
         self.reader = VideoReader(settings.time_limit, settings.reject_damage)
-        self._reasons: dict[tuple[int, str, int], str] = {}
+        self._reasons: dict[tuple[int, str, int], str] = {}  # by epoch, sample and attempt
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -220,13 +220,17 @@ class TrainingDataset(Dataset):
         while True:
             sample = self.samples[chosen]
             try:
-                if known := self._reasons.get((epoch, sample_id, len(skipped))):
+                known = self._reasons.get((epoch, sample_id, len(skipped)))
+                if known is not None:
                     raise BadVideoError(sample.path, known)
                 return self._read(epoch, index, sample, tuple(skipped))
             except BadVideoError as error:
                 skipped.append(SkippedVideo(epoch, sample_id, len(skipped), str(error.path), error.reason))
-                if not self.replace_bad or len(skipped) > MAX_REPLACEMENTS:
+                if not self.replace_bad:
                     raise
+                if len(skipped) > MAX_REPLACEMENTS:
+                    tried = f"{error.reason}; {MAX_REPLACEMENTS} others drawn for {sample_id} before it were bad too"
+                    raise BadVideoError(error.path, tried) from error
             draw = np.random.default_rng(derive_seed(self.settings.seed, "replacement", epoch, index, len(skipped)))
             chosen = int(draw.integers(len(self.samples)))
 

@@ -35,6 +35,7 @@ from dataloaders.video import BadVideoError, FrameSampler, find_damage, listen_t
 ROOT = Path(__file__).resolve().parents[1]
 START_LIMIT = 60.0  # seconds for the child to import the libraries
 MEMORY_LIMIT = 16 * 2**30  # bytes of address space: a header may announce frames of any size
+CLIP_LIMIT = 2 * 2**30  # bytes of the frames of a video; 64 of 3840×2160 pixels take 1.5 GiB
 # Of one child; then a new one takes over, whatever the libraries have left behind. Measured with clips of 24 frames of
 # 128×64 (scripts/soak_videos.py, measure_leak) in 1,000 decodes: decord leaves 0.4 MB of good clips and 1.2 MB of bad
 # ones, OpenCV 0.5 and 0.3 MB. A child of 2,000 stays within 3 MB, and starting one takes as long as some 50 decodes.
@@ -101,6 +102,9 @@ class VideoReader:
         try:
             child.send(request)
             header = child.receive_line(self.time_limit)
+            if "shape" in header and math.prod(header["shape"]) > CLIP_LIMIT:
+                self.close()
+                raise BadVideoError(path, f"its frames {header['shape']} take more than {CLIP_LIMIT / 2**30:g} GiB")
             frames = child.receive_array(header["shape"]) if "shape" in header else None
         except TimeoutError:
             self.close()
@@ -205,7 +209,8 @@ def _end(process: subprocess.Popen, owner: int) -> None:
     if os.getpid() != owner:  # a fork of the owner cleans up after itself only
         return
     process.kill()
-    process.wait()
+    with suppress(subprocess.TimeoutExpired):  # one that waits for a disk ends when the disk answers
+        process.wait(timeout=5)
     process.stdin.close()
     process.stdout.close()
 
@@ -216,7 +221,8 @@ def serve() -> None:
     # those who stop a run end its processes all at once; this one goes when its parent does
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT if hard < 0 else min(MEMORY_LIMIT, hard), hard))
     answers = os.fdopen(os.dup(1), "wb")
     listen_to_libraries()
     complaints = _capture_output()

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
 PATIENCE = 5.0  # seconds for a step to finish
-LOCK_PATIENCE = 3.0  # seconds for a change of the state to finish
+LOCK_PATIENCE = 2.0  # seconds for a change of the state to finish
+LAST_RESORT = 4.0  # seconds for all that is done then
 
 logger = logging.getLogger("stop")
 
@@ -36,9 +37,10 @@ class Interruption:
         self.signal_name: str | None = None
         self._lock = threading.Lock()
         self._save: Callable[[], None] | None = None
-        self._last_words: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], None]] = []
         self._left = threading.Event()
-        self._raised = False
+        self._leaving = False
+        self._deaf = False
 
     @property
     def requested(self) -> bool:
@@ -66,18 +68,26 @@ class Interruption:
             os.close(self._writing)
             os.close(self._reading)
             for number, handler in self._handlers.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if self._deaf else handler)
+
+    def start_leaving(self) -> None:
+        """Let further signals raise nothing: launchers send a second one while the first is being followed."""
+        self._leaving = True
 
     @contextlib.contextmanager
-    def last_words(self, callback: Callable[[], None]) -> Iterator[None]:
+    def when_interrupted(self, callback: Callable[[], None]) -> Iterator[None]:
         """Have something done if the run is left within this because of a signal."""
-        self._last_words.append(callback)
+        self._callbacks.append(callback)
         yield
-        self._last_words.remove(callback)  # not after an exception, which may be the one by which the run is left
+        self._callbacks.remove(callback)  # not after an exception, which may be the one by which the run is left
 
-    def speak_last_words(self) -> None:
-        """Do what `last_words` was asked to."""
-        for callback in self._last_words:
+    def finish(self) -> None:
+        """Do what `when_interrupted` was asked to; the process is to end behind this, whatever signals still come."""
+        self._run_callbacks()
+        self._deaf = True
+
+    def _run_callbacks(self) -> None:
+        for callback in self._callbacks:
             callback()
 
     @contextlib.contextmanager
@@ -89,7 +99,8 @@ class Interruption:
                 signal, or from another thread if it is not left in time.
 
         Raises:
-            Interrupted: at its end, if a signal came.
+            Interrupted: at its end, or in place of any error, if a signal came: the other processes may have left
+                first, which breaks what they share with this one.
         """
         self._save = save
         try:
@@ -97,15 +108,17 @@ class Interruption:
         except BaseException as error:
             if not self.requested and not isinstance(error, Interrupted):
                 raise
+            self.start_leaving()
+            if not isinstance(error, Interrupted):
+                logger.warning("after %s: %s", self.signal_name, error)
             with self._lock:
                 if self._save is not None:
                     save()
-            # also where the other processes left first, which breaks what they share with this one
             raise Interrupted(self.signal_name) from error
         finally:
             self._save = None
         if self.requested:
-            self._raise_once()
+            self._raise_unless_leaving()
 
     @contextlib.contextmanager
     def changing_state(self) -> Iterator[None]:
@@ -120,11 +133,11 @@ class Interruption:
     def _on_signal(self, number: int, frame) -> None:
         self.signal_name = signal.Signals(number).name
         if self._save is None:
-            self._raise_once()
+            self._raise_unless_leaving()
 
-    def _raise_once(self) -> None:
-        if not self._raised:  # launchers send a second signal while the first is being followed
-            self._raised = True
+    def _raise_unless_leaving(self) -> None:
+        if not self._leaving:
+            self._leaving = True
             raise Interrupted(self.signal_name)
 
     def _watch(self) -> None:
@@ -137,27 +150,26 @@ class Interruption:
                     self._leave()
 
     def _leave(self) -> None:
-        if self._lock.acquire(timeout=LOCK_PATIENCE):
-            try:
-                if self._save is not None:
-                    self._save()
-                self.speak_last_words()
-            except Exception:
-                logger.exception("nothing could be saved")
+        """Save if that is possible and end the process, in time whatever hangs: a disk, a GPU, another process."""
+        last_resort = threading.Timer(LAST_RESORT, os._exit, [EXIT_CODE])
+        last_resort.daemon = True
+        last_resort.start()
+        # never released: nothing may change any more
+        whole = self._lock.acquire(timeout=LOCK_PATIENCE)
+        try:
+            if whole and self._save is not None:
+                self._save()
+            self._run_callbacks()
+        except Exception:
+            logger.exception("the run could not be saved")
         end_children()
         logging.shutdown()
         os._exit(EXIT_CODE)
 
 
 def end_children() -> None:
-    """End the data loaders' workers, which may be in the middle of a video."""
-    in_main = threading.current_thread() is threading.main_thread()
-    # torch's handler would report them as crashed
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None
-    children = multiprocessing.active_children()
-    for child in children:
+    """End the data loaders' workers, which may be in the middle of a video; for a process that is about to end."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as crashed
+    for child in multiprocessing.active_children():
         child.kill()
-    for child in children:
-        child.join()
-    if handler is not None:
-        signal.signal(signal.SIGCHLD, handler)

@@ -7,8 +7,11 @@ mean of equal values. It is why `DistributedDataParallel`, which expects separat
 """
 
 import contextlib
+import ctypes
 import hashlib
 import os
+import signal
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +22,8 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from modules.errors import UserError
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,8 @@ class Processes:
             return False
         try:
             return self.store.add("failures", 0) > 0
-        except RuntimeError:
-            return True
+        except RuntimeError:  # the launcher, which keeps the store, is gone
+            return False
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value of something picklable, on every rank."""
@@ -147,10 +152,17 @@ def start_processes() -> Processes:
         device = torch.device("cpu")
     if world_size == 1:
         return Processes(rank, world_size, device)
+    _end_with_the_launcher()
     store, rank, world_size = next(rendezvous("env://"))
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size)
     return Processes(rank, world_size, device, dist.PrefixStore("run", store))
+
+
+def _end_with_the_launcher() -> None:
+    """Have the kernel send SIGTERM when ``torchrun`` dies, whose processes would else go on without it; Linux only."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def stop_processes() -> None:

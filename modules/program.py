@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,16 @@ from modules.methods import METHODS
 from modules.methods.base import Method
 from modules.precision import Precision, choose_precision
 from modules.processes import Processes, start_processes, stop_processes
-from modules.run_folder import BEST, LAST, MISSING, RESULTS, RunFolder, load_checkpoint
+from modules.run_folder import (
+    BEST,
+    DROPPED,
+    INTERRUPTED,
+    LAST,
+    MISSING,
+    RESULTS,
+    RunFolder,
+    load_checkpoint,
+)
 from modules.settings import (
     add_arguments,
     all_settings,
@@ -180,6 +190,7 @@ def run_program(run: Callable[[Processes, Interruption], Any]) -> int:
             stop_processes()
             return 0
         except BaseException as error:
+            interruption.start_leaving()
             status = _exit_status(error, processes, interruption)
         # the loaders that the error held are closed by now; a worker in the middle of a video has not noticed
         end_children()
@@ -196,7 +207,7 @@ def _exit_status(error: BaseException, processes: Processes | None, interruption
         logger.error("process %d: stopped, since another process failed", processes.rank)
         return 1
     if isinstance(error, Interrupted):
-        interruption.speak_last_words()
+        interruption.finish()
         return INTERRUPTED_EXIT_CODE
     if processes is not None:
         processes.report_failure()
@@ -236,9 +247,16 @@ def run_once(
     """
     folder = RunFolder(arguments.common.output_dir, processes.is_main)
     folder.start_logging()
+    training = _check_mode(arguments, METHODS[arguments.method])
+    # an evaluation in a training's folder does not write over what the training left
+    folder.suffix = "_eval" if not training and folder.has(LAST) else ""
     try:
-        with mark_when_interrupted(folder, processes, interruption), determinism(arguments.common.deterministic):
-            return _run(arguments, read_data, build_task, processes, folder, interruption)
+        with contextlib.ExitStack() as stack:
+            if training:
+                stack.enter_context(folder.lock())
+            stack.enter_context(mark_when_interrupted(folder, processes, interruption))
+            stack.enter_context(determinism(arguments.common.deterministic))
+            return _run(arguments, training, read_data, build_task, processes, folder, interruption)
     finally:
         folder.close()
 
@@ -252,7 +270,7 @@ def mark_when_interrupted(
         if not processes.others_failed():  # else the launcher stops the rest, and nobody asked for it
             folder.mark_interrupted(interruption.signal_name)
 
-    return interruption.last_words(mark)
+    return interruption.when_interrupted(mark)
 
 
 @contextlib.contextmanager
@@ -274,6 +292,7 @@ def determinism(wanted: bool) -> Iterator[None]:
 
 def _run(
     arguments: Arguments,
+    training: bool,
     read_data,
     build_task,
     processes: Processes,
@@ -282,7 +301,6 @@ def _run(
 ) -> dict[str, Any]:
     start = time.perf_counter()
     common = arguments.common
-    training = _check_mode(arguments, METHODS[arguments.method])
     data = read_data(arguments)
     precision = choose_precision(arguments.train.precision, processes.device)
     clip = load_clip(common.pretrained_clip_name, common.pretrained_dir, common.trust_weights)
@@ -302,8 +320,6 @@ def _run(
         load_model(model, common.init_model, arguments, identity)
 
     settings = {"method": arguments.method, "datatype": arguments.datatype} | all_settings(*arguments.parts)
-    # an evaluation in a training's folder does not write over what the training left
-    folder.suffix = "_eval" if not training and folder.has(LAST) else ""
     counts = {}
     if training:
         trainer = Trainer(model, task, arguments.train, processes, precision, folder, identity, interruption)
@@ -316,6 +332,7 @@ def _run(
         origin = {"checkpoint": BEST, "epoch": epoch, "last_epoch": position.last}
         counts = {name: getattr(position, name) for name in ("bad_videos", "nonfinite_steps", "overflow_steps")}
     else:
+        folder.remove(DROPPED)
         begin(folder, settings, task)
         origin = {"checkpoint": None if common.init_model is None else str(common.init_model)}
     metrics = task.report(model, processes, precision, folder)
@@ -341,7 +358,8 @@ def _run(
 
 def begin(folder: RunFolder, settings: Mapping[str, Any], task: ReportingTask) -> None:
     """Write what belongs to a run from its start."""
-    folder.unmark_interrupted()
+    folder.remove(INTERRUPTED)
+    folder.remove(MISSING)
     folder.write_config(settings)
     for name, text in task.files.items():
         folder.write_text(name, text)
@@ -385,9 +403,18 @@ def _check_mode(arguments: Arguments, method: Method) -> bool:
         raise UserError(f"--init_model {common.init_model} lies in --output_dir, which the training writes to")
     if common.max_frames < 1:
         raise UserError(f"--max_frames must be at least 1, found {common.max_frames}")
-    if common.video_time_limit <= 0:
-        raise UserError(f"--video_time_limit is in seconds and must be positive, found {common.video_time_limit}")
+    check_time_limit(common.video_time_limit)
     return common.do_train
+
+
+def check_time_limit(seconds: float) -> None:
+    """Refuse a time limit that is none.
+
+    Raises:
+        UserError: if it is not positive and finite.
+    """
+    if not 0 < seconds < math.inf:
+        raise UserError(f"--video_time_limit is in seconds, positive and finite, found {seconds}")
 
 
 def build_model(arguments: Arguments, clip: LoadedCLIP) -> VideoTextModel:

@@ -17,6 +17,11 @@ from typing import Any, BinaryIO
 
 import torch
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 from dataloaders.dataset import SkippedVideo
 from modules.errors import UserError
 
@@ -24,6 +29,7 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "decord", "openc
 LAST, BEST, RESULTS = "last.pt", "best.pt", "results.json"
 METRICS, SKIPPED, DROPPED, MISSING = "metrics.jsonl", "bad_videos.csv", "dropped_videos.csv", "missing_videos.csv"
 INTERRUPTED = "interrupted.json"
+LOCK_PATIENCE = 30.0  # seconds for the processes of a run that was killed to end
 SKIPPED_COLUMNS = ("step", "epoch", "sample", "attempt", "video", "reason")
 
 logger = logging.getLogger("stop")
@@ -67,7 +73,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """A text file, complete or not there."""
-        self.write_bytes(name, text.encode())
+        self.write_bytes(name, text.encode("utf-8", "backslashreplace"))  # a path may hold bytes that are not UTF-8
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """A file, complete or not there."""
@@ -110,7 +116,8 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what an earlier run left that this one would add to."""
         if self.is_main:
-            for name in (METRICS, SKIPPED, DROPPED, MISSING, INTERRUPTED, RESULTS, LAST, BEST):
+            # the checkpoint first: without it nothing of the rest is taken for part of a run
+            for name in (LAST, METRICS, SKIPPED, DROPPED, MISSING, INTERRUPTED, RESULTS, BEST):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
@@ -130,10 +137,20 @@ class RunFolder:
         )
 
     def read_skipped(self) -> list[tuple[int, SkippedVideo]]:
-        """What ``bad_videos.csv`` holds: videos with the step, from 1, that they were drawn for."""
+        """What ``bad_videos.csv`` holds: videos with the step, from 1, that they were drawn for.
+
+        Raises:
+            UserError: if it is another file.
+        """
+        rows = self._read_table(SKIPPED)
+        if any(tuple(row) != SKIPPED_COLUMNS or not row["step"] for row in rows):
+            raise UserError(
+                f"{self.path / SKIPPED} is not the list that a run keeps, perhaps one of preprocess/check_videos.py: "
+                "move it elsewhere"
+            )
         return [
             (int(step), SkippedVideo(int(epoch) - 1, sample, int(attempt), video, reason))
-            for step, epoch, sample, attempt, video, reason in (row.values() for row in self._read_table(SKIPPED))
+            for step, epoch, sample, attempt, video, reason in (row.values() for row in rows)
         ]
 
     def write_dropped(self, videos: Mapping[str, str]) -> None:
@@ -148,10 +165,37 @@ class RunFolder:
         """``interrupted.json``: the run was told to stop and can be continued."""
         self.write_json(INTERRUPTED, {"signal": signal_name, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
-    def unmark_interrupted(self) -> None:
-        """Remove that file: the run goes on."""
+    def remove(self, name: str) -> None:
+        """Remove a file that an earlier run left, if there is one."""
         if self.is_main:
-            (self.path / self._in_full(INTERRUPTED)).unlink(missing_ok=True)
+            (self.path / self._in_full(name)).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other runs from writing here; ends with the process, however that ends.
+
+        Raises:
+            UserError: if another one writes here and does not end soon.
+        """
+        if not self.is_main or fcntl is None:
+            yield
+            return
+        with (self.path / ".lock").open("w") as file:
+            deadline = time.monotonic() + LOCK_PATIENCE
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise UserError(
+                            f"another run is writing to {self.path}: wait for it, end it, or give another --output_dir"
+                        ) from None
+                    time.sleep(0.5)
+                except OSError:  # a file system without locks
+                    logger.warning("%s cannot be locked: see to it that no other run writes there", self.path)
+                    break
+            yield
 
     def write_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A CSV file with a header, complete or not there."""
@@ -230,9 +274,9 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            kept = f"{LAST} is whole, that of the last save" if self.has(LAST) else f"there is no {LAST} yet"
+            kept = f"{LAST} is whole, that of the last save" if self.has(LAST) else f"There is no {LAST} yet"
             raise UserError(
-                f"{self.path / name} cannot be written: {error.strerror}. What it held is unchanged, and {kept}. "
+                f"{self.path / name} cannot be written: {error.strerror}. {kept}. "
                 "Make room on the disk or mend it, then give the same command again to continue."
             ) from error
 

@@ -64,7 +64,7 @@ class TrainSettings:
     )
     max_bad_fraction: float = setting(
         0.01,
-        f"stop when more than this share of the samples had a bad video, judged from {MIN_JUDGED} samples on",
+        f"stop when there were more bad videos than this share of the samples, judged from {MIN_JUDGED} samples on",
         affects_results=False,
     )
     on_nonfinite: str = setting(
@@ -326,12 +326,23 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
         if torch.isfinite(norm):
             return loss.item(), norm.item(), Outcome.DONE
-        if self.scaler.is_enabled() and self.scaler.get_scale() > 1:  # unscaled, the gradient might have been finite
+        if self.scaler.is_enabled() and self._is_finite_in_fp32(batch):
             scale = self.scaler.get_scale()
             logger.info("step %d: fp16 overflow at loss scale %g, which is lowered", self.position.step + 1, scale)
             return loss.item(), norm.item(), Outcome.OVERFLOW
         self._report_not_finite("norm of the gradient", norm, batch)
         return loss.item(), norm.item(), Outcome.GRADIENT_NOT_FINITE
+
+    def _is_finite_in_fp32(self, batch: Batch) -> bool:
+        """Whether the gradient of a batch, on the device, is finite where fp16 and the loss scale have no part in it.
+
+        Leaves that gradient in the parameters; the scaler remembers that the step is to be left out.
+        """
+        self.optimizer.zero_grad()
+        text, video = self.task.encode(self.model, batch, self._dropout_keys(batch))
+        self.task.loss(self.model, text, video, batch, self.processes).backward()
+        self.processes.average_gradients(self.parameters)
+        return bool(torch.isfinite(torch.nn.utils.get_total_norm([p.grad for p in self.parameters])))
 
     def _report_not_finite(self, what: str, value: Tensor, batch: Batch) -> None:
         """Raise, or warn if the step is to be left out; the same on every rank."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import os
 import queue
 import sys
@@ -42,7 +43,7 @@ from dataloaders.decoding import VideoReader
 from dataloaders.samples import VIDEO_SUFFIXES, Sample, read_all
 from dataloaders.video import BadVideoError, FrameSampler
 from modules.errors import UserError
-from modules.program import CommonSettings
+from modules.program import CommonSettings, check_time_limit
 from modules.run_folder import SKIPPED, SKIPPED_COLUMNS, csv_text
 from modules.settings import add_arguments, from_arguments, setting
 
@@ -256,8 +257,7 @@ def start(argv: Sequence[str] | None) -> tuple[CheckSettings, Plan]:
     settings, files = from_arguments(CheckSettings, arguments), from_arguments(data, arguments)
     if settings.num_workers < 1:
         raise UserError(f"--num_workers must be at least 1, found {settings.num_workers}")
-    if settings.video_time_limit <= 0:
-        raise UserError(f"--video_time_limit is in seconds and must be positive, found {settings.video_time_limit}")
+    check_time_limit(settings.video_time_limit)
     prepare_output(settings.output)
     if datatype is None:
         return settings, plan_folder(files.features_path)
@@ -270,14 +270,22 @@ def prepare_output(path: Path) -> None:
     """Make the folder of the output.
 
     Raises:
-        UserError: the output could not be written there.
+        UserError: the output could not be written there, or a run's own list would be lost.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {path}: its folder cannot be made: {error.strerror}") from error
+    if path.is_file() and has_steps(path):
+        raise UserError(f"--output {path} is the list of a run, which needs it to be continued: give another file")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"--output {path} {'is a folder' if path.is_dir() else 'lies in a folder that is read-only'}")
+
+
+def has_steps(path: Path) -> bool:
+    """Whether a file is the list of bad videos that a run keeps."""
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        return any(row.get("step") for row in csv.DictReader(file))
 
 
 def check(settings: CheckSettings, plan: Plan) -> int:

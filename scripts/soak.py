@@ -29,16 +29,20 @@ from conftest import ROOT, TINY_SIZES, TINY_TRAINING, make_tiny_clip, save_clip_
 from soak_videos import measure_growth, soak_mutations
 
 from modules.interruption import EXIT_CODE
-from modules.run_folder import INTERRUPTED, METRICS
+from modules.run_folder import INTERRUPTED, METRICS, SKIPPED
 from preprocess.make_toy_dataset import DatasetSettings, make_dataset
 
 LEAVING_LIMIT = 10.0  # seconds in which a run told to stop has saved and left
 GROWTH_LIMIT = 50.0  # MB
 MAX_INTERRUPTIONS = 5  # of one run
 STEPS_PER_EPOCH = 5
-# 50 steps, each with a checkpoint, and evaluations between them: interruptions hit all of these
-INTERRUPTED_RUN = [*TINY_TRAINING, "--epochs", "10", "--batch_size", "4", "--save_steps", "1"]
-COMPARED_RUN = [*TINY_TRAINING, "--epochs", "4", "--batch_size", "4", "--on_bad_video", "error"]
+# 50 steps, each with a checkpoint, evaluations between them, and a bad video now and then, read by a worker:
+# interruptions hit all of these
+INTERRUPTED_RUN = [
+    *(*TINY_TRAINING, "--epochs", "10", "--batch_size", "4", "--save_steps", "1"),
+    *("--num_thread_reader", "1", "--max_bad_fraction", "1"),
+]
+COMPARED_RUN = [*TINY_TRAINING, "--epochs", "4", "--batch_size", "4", "--max_bad_fraction", "1"]
 KINDS = ("kill -9", "kill -9 of one of two processes", "SIGTERM", "SIGINT")
 
 
@@ -97,6 +101,7 @@ def make_inputs(folder: Path) -> list[str]:
     dataset = folder / "dataset"
     make_dataset(dataset, DatasetSettings(num_train=22, num_test=6, num_frames=9))
     save_clip_folder(folder / "clip", make_tiny_clip().model)
+    (dataset / "videos" / "video3.mp4").write_bytes(b"no video")  # of the training list
     return [
         *("--pretrained_clip_name", str(folder / "clip"), "--features_path", str(dataset / "videos")),
         *("--train_csv", str(dataset / "train.csv"), "--val_csv", str(dataset / "test.csv")),
@@ -150,15 +155,18 @@ def try_interruptions(flags: list[str], work: Path, count: int, draw: random.Ran
                 break  # it came to its end
             except subprocess.TimeoutExpired:
                 moment = moment_of(folder, before)
-            ending = interrupt(process, kind, draw)
+            kind, ending = interrupt(process, kind, folder, draw)
             kinds.append(kind)
             moments[moment] += 1
             if ending is not None:
                 slowest = max(slowest, ending)
                 left_late += ending > LEAVING_LIMIT
             print(f"run {chain}: {kind}, in {moment}", flush=True)
-        finish(command, folder, processes)
-        problem = difference(folder, references[processes])
+        try:
+            finish(command, folder, processes)
+            problem = difference(folder, references[processes])
+        except RuntimeError as error:
+            problem = str(error)
         print(f"run {chain}: {'as if uninterrupted' if problem is None else problem}", flush=True)
         tried.update(kinds)
         survived.update(kinds if problem is None else [])
@@ -196,37 +204,39 @@ def moment_of(folder: Path, before: str) -> str:
     return "an evaluation" if steps[-1] and int(steps[-1][1]) % STEPS_PER_EPOCH == 0 else "a step"
 
 
-def interrupt(process: subprocess.Popen, kind: str, draw: random.Random) -> float | None:
+def interrupt(process: subprocess.Popen, kind: str, folder: Path, draw: random.Random) -> tuple[str, float | None]:
     """Interrupt a run, and wait until it is gone.
 
     Returns:
-        For a run that was told to stop, the seconds it took to leave; infinite if the checks of how it left failed.
+        The kind that it became: a launcher without processes yet is killed itself, and its processes end with it. For a
+        run that was told to stop, also the seconds it took to leave; infinite if it did not leave as it should.
     """
+    ranks = children_of(process.pid)
     if kind.startswith("kill -9"):
-        ranks = children_of(process.pid)
-        if kind == KINDS[1] and ranks:
-            os.kill(draw.choice(ranks), signal.SIGKILL)  # torchrun ends the other
-            process.wait(timeout=60)
-        else:
-            for pid in (process.pid, *ranks):
-                os.kill(pid, signal.SIGKILL)
-            process.wait(timeout=60)
-        return None
+        one_rank = kind == KINDS[1] and ranks
+        os.kill(draw.choice(ranks) if one_rank else process.pid, signal.SIGKILL)
+        process.wait(timeout=60)
+        return (KINDS[1] if one_rank else KINDS[0]), None
     begin = time.monotonic()
-    listening = not children_of(process.pid) and handles_signals(process.pid)
+    # before the program has come to listen, Python's own handlers end it
+    listening = all(map(handles_signals, ranks or [process.pid]))
     process.send_signal(getattr(signal, kind))
     status = process.wait(timeout=60)
     seconds = time.monotonic() - begin
-    # before the program has come to listen, Python's own handlers end it; torchrun has codes of its own
-    return float("inf") if listening and status != EXIT_CODE and status != 0 else seconds
+    ended = status == 0  # by itself, at that moment
+    # torchrun has codes of its own: what it hides is in the folder
+    told = (folder / INTERRUPTED).exists() if ranks else status == EXIT_CODE
+    return kind, seconds if told or ended or not listening else float("inf")
 
 
 def handles_signals(pid: int) -> bool:
     """Whether a process has a handler for SIGTERM."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("SigCgt:"):
-            return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
-    return False
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it has ended
+        return False
+    caught = int(re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)[1], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
 def children_of(pid: int) -> list[int]:
@@ -248,8 +258,9 @@ def difference(folder: Path, reference: Path) -> str | None:
             del content["position"]["seconds"]
         if not same_bits(ours, theirs):
             return f"{name} differs"
-    if (folder / METRICS).read_bytes() != (reference / METRICS).read_bytes():
-        return f"{METRICS} differs"
+    for name in (METRICS, SKIPPED):
+        if (folder / name).read_bytes() != (reference / name).read_bytes():
+            return f"{name} differs"
     left = [path.name for path in (folder / INTERRUPTED, *folder.glob(".*.partial")) if path.exists()]
     return f"{', '.join(left)} left behind" if left else None
 

@@ -432,6 +432,7 @@ class VideoReader:
     def __init__(self, path, **_):
         name = os.path.basename(path)
         if "hang" in name:
+            open(path + ".hangs", "w").close()
             time.sleep(10_000)
         if "crash" in name:
             with open(path + ".count", "a+") as file:
@@ -488,12 +489,12 @@ def test_a_decoder_that_hangs_is_ended_in_time(fake_decord, tmp_path):
     fake_decord()
     before = decoders(os.getpid())
     good, bad = write_video(tmp_path / "good.mp4"), write_video(tmp_path / "hang.mp4")
-    with contextlib.closing(VideoReader(1.0)) as reader:
+    with contextlib.closing(VideoReader(4.0)) as reader:
         frames = reader.read(good, 5, FrameSampler())
         (child,) = decoders(os.getpid()) - before
         start = time.monotonic()
-        assert reason_of(reader, bad) == "not decoded within 1 seconds"
-        assert 1 <= time.monotonic() - start < 4
+        assert reason_of(reader, bad) == "not decoded within 4 seconds"
+        assert 4 <= time.monotonic() - start < 15
         assert not is_running(child)
         assert np.array_equal(reader.read(good, 5, FrameSampler()), frames)
     assert decoders(os.getpid()) == before
@@ -521,7 +522,8 @@ def test_a_decoder_that_crashes_is_tried_twice(fake_decord, tmp_path):
 )
 def test_a_process_that_does_not_start_is_no_bad_video(fake_decord, tmp_path, monkeypatch, text, reason):
     fake_decord(text)
-    monkeypatch.setattr(decoding, "START_LIMIT", 2.0)
+    if "sleep" in text:
+        monkeypatch.setattr(decoding, "START_LIMIT", 2.0)
     before = decoders(os.getpid())
     with pytest.raises(RuntimeError, match=reason) as caught:
         VideoReader(TIME_LIMIT).read(write_video(tmp_path / "clip.mp4"), 4, FrameSampler())
@@ -610,13 +612,17 @@ def test_a_process_that_hangs_ends_although_its_parent_was_killed(fake_decord, t
     path = write_video(tmp_path / "hang.mp4")
     script = (
         "from dataloaders.decoding import VideoReader; from dataloaders.video import FrameSampler\n"
-        f"VideoReader(1.0).read({str(path)!r}, 5, FrameSampler())"
+        f"VideoReader(4.0).read({str(path)!r}, 5, FrameSampler())"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 60
     while not (children := decoders(parent.pid)) and time.monotonic() < end:
         time.sleep(0.05)
     assert len(children) == 1
+    while not Path(f"{path}.hangs").exists() and time.monotonic() < end:
+        time.sleep(0.05)
     parent.kill()
     parent.wait()
-    assert wait_until_gone(children, seconds=1 + 6)
+    time.sleep(1)
+    assert any(map(is_running, children))  # its parent's end is not what ends it
+    assert wait_until_gone(children, seconds=30)

@@ -193,10 +193,10 @@ def hanging(tmp_path, monkeypatch):
 
 def test_videos_that_hang_cost_their_time_side_by_side(hanging, tmp_path):
     start = time.monotonic()
-    code, rows = check(tmp_path / "bad.csv", "--features_path", hanging, "--video_time_limit", 2)
-    assert time.monotonic() - start < 2 * 2 + 8
+    code, rows = check(tmp_path / "bad.csv", "--features_path", hanging, "--video_time_limit", 4)
+    assert time.monotonic() - start < 4 * 2 + 12
     assert code == 1
-    late = "not decoded within 2 seconds"
+    late = "not decoded within 4 seconds"
     expected = {"a_bad": "the file is empty", "b_hang": late, "d_hang": late}
     assert rows == [(str(hanging / f"{name}.mp4"), reason) for name, reason in expected.items()]
 

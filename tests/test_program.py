@@ -210,12 +210,6 @@ def test_the_number_of_decoding_workers_changes_nothing(tiny_run, trained, tmp_p
     assert (tmp_path / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(tiny_run, tmp_path):
-    result = torchrun(2, tiny_run, tmp_path, *TINY_TRAINING, "--batch_size", "5")
-    assert result.returncode != 0
-    assert "multiple of the number of processes: found 5 for 2" in result.stderr
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "amp"])
 def test_lower_precisions_train(tiny_run, trained, tmp_path, precision):
     assert run(tiny_run, tmp_path, *TINY_TRAINING, "--precision", precision) == 0
