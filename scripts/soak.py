@@ -174,7 +174,7 @@ def try_interruptions(flags: list[str], work: Path, count: int, draw: random.Ran
     where = ", ".join(f"{number} in {moment}" for moment, number in moments.most_common())
     rows = [Row(f"training: {kind}", tried[kind], survived[kind]) for kind in KINDS if tried[kind]]
     told = sum(tried[kind] for kind in KINDS[2:])
-    rows[0].note = where
+    rows[0].note = f"of all {sum(moments.values())}: {where}"
     rows.append(
         Row(
             f"saved and left within {LEAVING_LIMIT:.0f} s of a signal",
@@ -284,7 +284,7 @@ def try_mutations(work: Path, count: int, seed: int) -> Row:
     failed = {name for name, _ in (*counts.uncontained, *counts.wrongly_good)}
     note = (
         f"{counts.bad} refused, {counts.good} good to a strict decoder as well; of their decoders {counts.crashed} "
-        f"crashed and {counts.hung} hung, which is refused too"
+        f"crashed and {counts.hung} hung"
     )
     return Row(
         "videos with flipped, cut or spliced bytes", counts.tried, counts.tried - len(failed), note, vars(counts)
