@@ -204,14 +204,6 @@ def missing_problems(
     return []
 
 
-def shared_videos(training: Iterable[Sample], evaluation: Iterable[Sample]) -> list[str]:
-    """The ids of the evaluation videos that are also trained on, in order, each once.
-
-    One video is what has one id, and also what is one file under two ids, be it by links or another spelling.
-    """
-    return list(_shared(training, evaluation))
-
-
 def check_overlap(training: Iterable[Sample], evaluation: Iterable[Sample], official: bool, source: str) -> str | None:
     """A warning that names the evaluation videos that are also trained on; None where there are none.
 
@@ -220,7 +212,7 @@ def check_overlap(training: Iterable[Sample], evaluation: Iterable[Sample], offi
 
     Raises AnnotationError in place of the warning where the splits are official.
     """
-    shared = _shared(training, evaluation)
+    shared = shared_videos(training, evaluation)
     if not shared:
         return None
     names = [
@@ -235,8 +227,11 @@ def check_overlap(training: Iterable[Sample], evaluation: Iterable[Sample], offi
     return f"{text}. The results will be too good: take these videos out of one of the two lists."
 
 
-def _shared(training: Iterable[Sample], evaluation: Iterable[Sample]) -> dict[str, str]:
-    """The ids of evaluation videos that are also trained on, each with the id under which it is."""
+def shared_videos(training: Iterable[Sample], evaluation: Iterable[Sample]) -> dict[str, str]:
+    """The ids of the evaluation videos that are also trained on, in order, each with the id under which it is.
+
+    One video is what has one id, and also what is one file under two ids, be it by links or another spelling.
+    """
     # A video may have twenty samples: paths are resolved once a video.
     trained = {sample.video_id: sample.path for sample in training}
     evaluated = {sample.video_id: sample.path for sample in evaluation}

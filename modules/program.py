@@ -85,7 +85,7 @@ class CommonSettings:
         "a video where the decoder reports errors but returns patched-up frames: a bad video, or as good as any",
         ("reject", "ignore"),
     )
-    deterministic: bool = setting(False, "the same bits in every run on the same machine; slower on a GPU")
+    deterministic: bool = setting(False, "the same bits in every run on the same machine; slower")
     eval_frame_order: str = setting(
         "ordered", "order of a video's frames in evaluation; shuffle shows whether a model reads time", FRAME_ORDERS
     )

@@ -254,19 +254,8 @@ class RunFolder:
         """Write to a temporary file, flush it to the disk, then rename it."""
         if not self.is_main:
             return
-        temporary = self.path / f".{name}.partial"
         with self._no_space(name):
-            try:
-                with temporary.open("wb") as file:
-                    write(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, self.path / name)
-                _sync_folder(self.path)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)  # it takes up what little room there is
-                raise
+            write_whole(self.path / name, write)
 
     @contextlib.contextmanager
     def _no_space(self, name: str) -> Iterator[None]:
@@ -279,6 +268,26 @@ class RunFolder:
                 f"{self.path / name} cannot be written: {error.strerror}. {kept}. "
                 "Make room on the disk or mend it, then give the same command again to continue."
             ) from error
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file that is complete and on the disk before it takes the place of the one before.
+
+    Raises:
+        OSError: if that fails; the one before is unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # it takes up what little room there is
+        raise
 
 
 def _sync_folder(path: Path) -> None:

@@ -21,7 +21,6 @@ was found until then is written.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import os
 import queue
@@ -44,7 +43,7 @@ from dataloaders.samples import VIDEO_SUFFIXES, Sample, read_all
 from dataloaders.video import BadVideoError, FrameSampler
 from modules.errors import UserError
 from modules.program import CommonSettings, check_time_limit
-from modules.run_folder import SKIPPED, SKIPPED_COLUMNS, csv_text
+from modules.run_folder import SKIPPED, SKIPPED_COLUMNS, csv_text, write_whole
 from modules.settings import add_arguments, from_arguments, setting
 
 RETRIEVAL, RECOGNITION = main_task_retrieval.DATASETS, main_task_recognition.DATASETS
@@ -208,17 +207,11 @@ def write_bad(path: Path, bad: dict[str, str]) -> None:
         UserError: it cannot be written.
     """
     rows = [["", "", "", "", video, reason] for video, reason in sorted(bad.items())]
-    temporary = path.with_name(f".{path.name}.partial")
+    # a name may hold bytes that are not UTF-8
+    content = csv_text([SKIPPED_COLUMNS, *rows]).encode("utf-8", "backslashreplace")
     try:
-        with temporary.open("wb") as file:
-            # a name may hold bytes that are not UTF-8
-            file.write(csv_text([SKIPPED_COLUMNS, *rows]).encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, lambda file: file.write(content))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise UserError(f"--output {path} cannot be written: {error.strerror}") from error
 
 

@@ -475,7 +475,7 @@ def test_the_real_splits_share_no_video(tmp_path, name):
     videos = make_videos(tmp_path / "videos", ids)
     settings = DATASET.settings(train_csv=SPLITS / name, val_csv=test_csv, data_path=data, features_path=videos)
     training, evaluation = DATASET.read_train(settings).samples, DATASET.read_eval(settings).samples
-    assert shared_videos(training, evaluation) == []
+    assert list(shared_videos(training, evaluation)) == []
     assert check_overlap(training, evaluation, DATASET.official(settings), "MSR-VTT") is None
     # The same test would have seen a shared one.
-    assert shared_videos([*training, evaluation[7]], evaluation) == [evaluation[7].video_id]
+    assert list(shared_videos([*training, evaluation[7]], evaluation)) == [evaluation[7].video_id]

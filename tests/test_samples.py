@@ -84,10 +84,10 @@ def samples(folder, *names, prefix=""):
 
 def test_shared_videos_are_in_the_order_of_the_evaluation_each_once(tmp_path):
     training = samples(tmp_path, "a", "b", "c", "c", "d")
-    assert shared_videos(training, samples(tmp_path, "d", "x", "b", "d", "b")) == ["d", "b"]
-    assert shared_videos(training, samples(tmp_path, "x", "y")) == []
+    assert list(shared_videos(training, samples(tmp_path, "d", "x", "b", "d", "b"))) == ["d", "b"]
+    assert list(shared_videos(training, samples(tmp_path, "x", "y"))) == []
     # The same name in another folder is the same video.
-    assert shared_videos(training, samples(tmp_path / "other", "x", "c")) == ["c"]
+    assert list(shared_videos(training, samples(tmp_path / "other", "x", "c"))) == ["c"]
 
 
 def test_one_file_under_two_ids_is_one_video(tmp_path):
@@ -98,8 +98,8 @@ def test_one_file_under_two_ids_is_one_video(tmp_path):
     (tmp_path / "folder" / "link.mp4").symlink_to(tmp_path / "link.mp4")
     training = samples(tmp_path, "a", "b")
     evaluation = samples(tmp_path, "x=folder/../a", "y=link", "z=folder/link", "c")
-    assert shared_videos(training, evaluation) == ["x", "y", "z"]
-    assert shared_videos(evaluation, training) == ["a", "b"]
+    assert list(shared_videos(training, evaluation)) == ["x", "y", "z"]
+    assert list(shared_videos(evaluation, training)) == ["a", "b"]
     warning = check_overlap(training, evaluation, False, "lists")
     assert "x (trained on as a), y (trained on as b), z (trained on as b)" in warning
 
@@ -108,7 +108,8 @@ def test_paths_are_resolved_once_a_video_and_not_once_a_caption(tmp_path, monkey
     calls = []
     realpath = os.path.realpath
     monkeypatch.setattr(os.path, "realpath", lambda path: calls.append(path) or realpath(path))
-    assert shared_videos(samples(tmp_path, *["a", "b", "c"] * 1000), samples(tmp_path, *["c", "d"] * 1000)) == ["c"]
+    training, evaluation = samples(tmp_path, *["a", "b", "c"] * 1000), samples(tmp_path, *["c", "d"] * 1000)
+    assert list(shared_videos(training, evaluation)) == ["c"]
     assert len(calls) <= 5
 
 
