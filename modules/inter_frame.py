@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from modules.errors import UserError
 from modules.randomness import SampleDropout
-from modules.tokens import depthwise_conv3d, grid_conv3d
+from modules.tokens import DepthwiseConv3d, grid_conv3d
 
 HEAD_WIDTH = 32
 
@@ -132,7 +132,7 @@ class InterFramePrompting(nn.Module):
         self.num_slots = self.max_tokens(eta)
         self.beta = beta
         self.epsilon = epsilon
-        self.dynamics = depthwise_conv3d(width, time_padding=1)
+        self.dynamics = DepthwiseConv3d(width, time_padding=1)
         self.prompter = prompter
 
     @staticmethod

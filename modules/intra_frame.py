@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from modules.errors import UserError
 from modules.randomness import SampleDropout
-from modules.tokens import depthwise_conv3d, extend_in_time, grid_conv3d
+from modules.tokens import DepthwiseConv3d, extend_in_time, grid_conv3d
 
 
 @dataclass(frozen=True)
