@@ -7,10 +7,12 @@ part at a time; without prompts the parts in sequence give exactly what ``encode
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from modules.errors import UserError
+
+QUICK_GELU_FACTOR = 1.702
 
 
 class UnsupportedCLIP(UserError):
@@ -124,7 +126,13 @@ class ClipVisionTower(FrozenModule):
     def feed_forward_branch(self, layer: int, tokens: Tensor) -> Tensor:
         """What a block's MLP adds to its tokens: (…, D) → (…, D)."""
         block = self.visual.transformer.resblocks[layer]
-        return block.ls_2(block.mlp(block.ln_2(tokens)))
+        mlp = block.mlp
+        if type(mlp.gelu) is not QuickGELU:
+            return block.ls_2(mlp(block.ln_2(tokens)))
+        # x·σ(1.702·x) is silu(1.702·x) / 1.702, which is one operation that keeps one tensor for its gradient in place
+        # of three that keep two
+        hidden = mlp.c_fc(block.ln_2(tokens)).mul_(QUICK_GELU_FACTOR)
+        return block.ls_2(mlp.c_proj(F.silu(hidden).mul_(1 / QUICK_GELU_FACTOR)))
 
     def _attention(self, attn: nn.MultiheadAttention, context: Tensor, queries: int, key_mask) -> Tensor:
         """Multi-head attention of the first `queries` tokens of `context` (G, S, D) to all of it: (G, queries, D)."""
