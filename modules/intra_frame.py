@@ -72,9 +72,19 @@ class SpatialPrompter(nn.Module):
         x = grid_conv3d(self.conv_in, extended, self.grid).relu()
         return grid_conv3d(self.conv_out, x, self.grid)
 
-    def prompts(self, features: Tensor, keys: Tensor | None) -> Tensor:
-        """What follows the convolutions and looks at one patch at a time: (B, …, bottleneck) → (B, …, D)."""
-        return self.dropout(self.linear_out(self.linear_in(features).relu()), keys)
+    def prompts(self, features: Tensor, keys: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        """What follows the convolutions and looks at one patch at a time.
+
+        Args:
+            features: (B, …, bottleneck).
+            keys: (B,) int64 for dropout; in training only.
+            positions: (B, …) int64, where in the video each patch stands, counted from 0 over frames and patches; None
+                where features has all of them.
+
+        Returns:
+            (B, …, D).
+        """
+        return self.dropout(self.linear_out(self.linear_in(features).relu()), keys, positions)
 
 
 class IntraFramePrompting(nn.Module):
@@ -113,7 +123,7 @@ class IntraFramePrompting(nn.Module):
         self.alpha = alpha
         self.normalize_dynamics = normalize_dynamics
         self.straight_through = straight_through
-        self.dynamics = depthwise_conv3d(width, time_padding=0)
+        self.dynamics = DepthwiseConv3d(width, time_padding=0)
         self.prompter = prompter
 
     def temporal_dynamics(self, extended: Tensor) -> Tensor:
@@ -149,18 +159,21 @@ class IntraFramePrompting(nn.Module):
         scores = self.alpha * attention_map.to(dynamics.dtype) + (1 - self.alpha) * dynamics  # W^s
         chosen, regions = select_regions(scores.detach(), self.num_regions, real)
         features = self.prompter.features(extended)
+        prompted = self._add_at_chosen(patches, features, chosen, real, keys)
         if self.training and self.straight_through:
-            # the order of the sum keeps the value exactly 0 or 1
-            regions = regions + (scores - scores.detach()) * real[..., None]
-            prompts = self.prompter.prompts(features, keys)  # (B, T, P, D)
-            prompted = patches + (regions[..., None] * prompts).to(patches.dtype)
-        else:
-            prompted = self._add_at_chosen(patches, features, chosen, real, keys)
+            selection = (scores - scores.detach()) * real[..., None]  # 0 with the gradient of W^s
+            regions = regions + selection  # the order of the sum keeps the value exactly 0 or 1
+            # r·p is 0 where r is 0: only the gradient of the selection needs p at every patch, and as a factor alone
+            with torch.no_grad():
+                prompts = self.prompter.prompts(features, keys)  # (B, T, P, D)
+            prompted = prompted + selection[..., None].to(patches.dtype) * prompts.to(patches.dtype)
         return IntraFrameOutput(prompted, regions, dynamics, scores)
 
     def _add_at_chosen(self, patches, features, chosen, real, keys) -> Tensor:
         """h + r·p with p made at the chosen patches only: what follows the convolutions sees one patch at a time."""
+        num_frames, num_patches = patches.shape[1:3]
         index = chosen[..., None]  # (B, T, N_s, 1)
         at_chosen = features.gather(2, index.expand(-1, -1, -1, features.shape[-1]))  # (B, T, N_s, bottleneck)
-        prompts = self.prompter.prompts(at_chosen, keys) * real[:, :, None, None]
+        positions = chosen + torch.arange(num_frames, device=chosen.device)[:, None] * num_patches
+        prompts = self.prompter.prompts(at_chosen, keys, positions) * real[:, :, None, None]
         return patches.scatter_add(2, index.expand_as(prompts), prompts.to(patches.dtype))

@@ -49,10 +49,35 @@ def fold_in(keys: Tensor, data: int) -> Tensor:
     return ((high >> 1) << 32) | low
 
 
-def uniform_bits(keys: Tensor, count: int) -> Tensor:
-    """`count` uniform 32-bit integers a sample, by hashing counters: (B,) int64 → (B, count) int64 in [0, 2³²)."""
-    counters = torch.arange(count, device=keys.device)
-    return _mix32(_mix32(counters ^ (keys & _MASK32)[:, None]) + (keys >> 32)[:, None])
+def uniform_bits(keys: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Uniform 16-bit integers for rows of a sample, by hashing: `count` for each row.
+
+    A row's draws are a function of the sample's key and the row's number alone, so that some rows can be drawn without
+    the others. Rows and columns are scrambled by themselves and their sums once more, in 32 bits, which the machine's
+    own arithmetic wraps around: of what is done for each element most would otherwise be waiting for memory. Each hash
+    serves two elements.
+
+    Args:
+        keys: (B,) int64.
+        rows: (B, R) or (1, R) int64, the numbers of the rows.
+        count: draws for each row.
+
+    Returns:
+        (B, R, count) int16 in [−2¹⁵, 2¹⁵).
+    """
+    low, high = keys & _MASK32, keys >> 32
+    scrambled_rows = _mix32(_mix32(rows ^ low[:, None]) + high[:, None])  # (B, R)
+    columns = _mix32(torch.arange((count + 1) // 2, device=keys.device))
+    bits = _as_int32(scrambled_rows)[..., None] + _as_int32(columns)  # (B, R, count / 2)
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1)):
+        bits ^= (bits >> shift) & (_MASK32 >> shift)  # the mask makes the shift one of unsigned numbers
+        bits *= factor
+    return bits.view(torch.int16)[..., :count]
+
+
+def _as_int32(x: Tensor) -> Tensor:
+    """32-bit values held in int64 as int32 with the same bits."""
+    return (x - ((x >> 31) << 32)).to(torch.int32)
 
 
 class SampleDropout(nn.Module):
@@ -63,18 +88,20 @@ class SampleDropout(nn.Module):
     """
 
     def __init__(self, p: float):
-        """p: the share of elements set to zero, in [0, 1)."""
+        """p: the share of elements set to zero, in [0, 1); to the nearest of 2⁻¹⁶."""
         super().__init__()
         if not 0.0 <= p < 1.0:
             raise ValueError(f"dropout must be in [0, 1), found {p}")
         self.p = p
 
-    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor | None, rows: Tensor | None = None) -> Tensor:
         """Drop elements of each sample.
 
         Args:
-            x: (B, …), one sample a row.
+            x: (B, …, C), one sample a row.
             keys: (B,) int64 from `fold_in`; needed in training only.
+            rows: (B, …) int64, the number of each vector of C in its sample, where x holds some of them only; None
+                where it holds all of them, in order.
 
         Raises:
             ValueError: in training without keys.
@@ -83,9 +110,11 @@ class SampleDropout(nn.Module):
             return x
         if keys is None:
             raise ValueError("dropout in training needs one key a sample: pass sample_keys to encode_video")
-        bits = uniform_bits(keys, x[0].numel()).view(x.shape)  # (B, …)
-        keep = bits >= int(self.p * 2**32)
-        return x * keep / (1.0 - self.p)
+        if rows is None:
+            rows = torch.arange(x[0, ..., 0].numel(), device=x.device)[None]
+        bits = uniform_bits(keys, rows.flatten(1), x.shape[-1]).view(x.shape)
+        dropped = min(round(self.p * 2**16), 2**16 - 1)  # of the 2¹⁶ values
+        return x * (bits >= dropped - 2**15) * (2**16 / (2**16 - dropped))
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

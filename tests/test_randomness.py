@@ -31,10 +31,26 @@ def test_dropout_keeps_its_share_and_the_mean():
     assert 0 < per_element.std() < 0.15
 
 
-def test_bits_are_uniform_and_uncorrelated_between_neighbouring_keys():
-    bits = uniform_bits(fold_in(torch.arange(8), 3), 20_000).double() / 2**32
-    assert torch.all((bits.mean(1) - 0.5).abs() < 0.015)
-    assert (torch.corrcoef(bits) - torch.eye(8)).abs().max() < 0.04
+def test_bits_are_uniform_and_uncorrelated_between_neighbouring_keys_and_rows():
+    bits = uniform_bits(fold_in(torch.arange(4), 3), torch.arange(4)[None], 20_001)
+    assert bits.shape == (4, 4, 20_001)
+    shares = (bits.flatten(0, 1).double() + 2**15) / 2**16  # in [0, 1)
+    assert torch.all((shares.mean(1) - 0.5).abs() < 0.015)
+    assert (torch.corrcoef(shares) - torch.eye(16)).abs().max() < 0.04
+    shifted = torch.stack([shares[0, :-1], shares[0, 1:]])  # two elements share a hash
+    assert torch.corrcoef(shifted)[0, 1].abs() < 0.04
+    every_bit = ((bits.flatten().int()[:, None] >> torch.arange(16)) & 1).double()
+    assert torch.all((every_bit.mean(0) - 0.5).abs() < 0.005)
+
+
+def test_some_rows_are_dropped_as_they_are_among_all():
+    dropout = SampleDropout(0.3).train()
+    x, keys = torch.ones(3, 4, 6, 50), torch.tensor([derive_seed(2, i) for i in range(3)])
+    everywhere = dropout(x, keys).flatten(1, 2)  # (3, 24, 50)
+    rows = torch.tensor([[5, 0, 23], [7, 7, 8], [1, 2, 3]])
+    some = dropout(x[:, 0, :3], keys, rows)
+    assert torch.equal(some, everywhere[torch.arange(3)[:, None], rows])
+    assert not torch.equal(everywhere[0, 0], everywhere[0, 1])
 
 
 def test_evaluation_drops_nothing():

@@ -5,20 +5,22 @@ from types import SimpleNamespace
 
 import av
 import numpy as np
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_tiny_clip, random_videos
+from conftest import TINY_CONFIG, make_tiny_clip, random_videos
 
 from dataloaders.preprocessing import resize_and_crop
 from dataloaders.video import read_video
+from modules.clip_loader import LoadedCLIP
 from modules.errors import UserError
 from modules.inter_frame import InterFramePrompting, TemporalPrompter
 from modules.intra_frame import IntraFramePrompting, SpatialPrompter, select_regions
 from modules.methods import METHODS
 from modules.methods.stop import StopSettings, build, build_prompting
 from modules.scopes import FrameScope, JointScope
-from modules.tokens import extend_in_time, real_frames
+from modules.tokens import DepthwiseConv3d, extend_in_time, grid_conv3d, real_frames
 
 D, GRID, P, T, B = 8, 3, 9, 5, 3
 VARIANTS = [(scope, prompting) for scope in ("joint", "frame") for prompting in ("per_layer", "once")]
@@ -174,6 +176,49 @@ def test_straight_through_is_what_gives_the_selection_a_gradient():
         intra = make_intra(straight_through=straight_through).train()
         intra(h, h, attention, torch.ones(B, T, dtype=torch.bool), None).patches.sum().backward()
         assert (intra.dynamics.weight.grad is not None) == straight_through
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradients_are_those_of_prompts_made_at_every_patch(dropout):
+    h, attention = tokens().requires_grad_(), torch.rand(B, T, P, dtype=torch.float64)
+    real, keys = real_frames(torch.tensor([5, 3, 1]), T), torch.arange(B) + 10
+    intra = make_intra().train()
+    intra.prompter.dropout.p = dropout
+
+    def plainly():
+        """h + (r + (W^s − sg(W^s)))·p as it is written."""
+        extended = extend_in_time(h, real)
+        dynamics = intra.temporal_dynamics(extended)
+        scores = 0.3 * attention + 0.7 * dynamics
+        _, regions = select_regions(scores.detach(), intra.num_regions, real)
+        regions = regions + (scores - scores.detach()) * real[..., None]
+        return h + regions[..., None] * intra.prompter.prompts(intra.prompter.features(extended), keys)
+
+    inputs = [h, *intra.parameters()]
+    weights = tokens(seed=9)
+    out = intra(h, h, attention, real, keys).patches
+    torch.testing.assert_close(out, plainly())
+    found = torch.autograd.grad((out * weights).sum(), inputs)
+    expected = torch.autograd.grad((plainly() * weights).sum(), inputs)
+    for one, other in zip(found, expected, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("length", "time_padding"), [(1, 1), (2, 1), (5, 1), (3, 0), (7, 0)])
+def test_depthwise_gradients_are_those_of_the_general_convolution(length, time_padding):
+    torch.manual_seed(4)
+    conv = DepthwiseConv3d(D, time_padding).double()
+    general = torch.nn.Conv3d(D, D, 3, padding=(time_padding, 1, 1), groups=D, bias=False).double()
+    general.load_state_dict(conv.state_dict())
+    x = tokens(length=length).requires_grad_()
+    results = []
+    for module in (conv, general):
+        out = grid_conv3d(module, x, GRID)
+        results.append((out, *torch.autograd.grad(out.pow(3).sum(), [x, module.weight])))
+    for one, other in zip(*results, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(one, other)
 
 
 # inter-frame
@@ -480,3 +525,17 @@ def test_without_prompts_the_joint_scope_cannot_see_order_and_stop_can(tiny_clip
         model = make_stop(tiny_clip, **settings)
         change = model.encode_video(videos, full)["embedding"] - model.encode_video(backwards, full)["embedding"]
         assert (change.abs().max() > 1e-4) == sees_order
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_a_block_in_parts_is_open_clips_own(quick_gelu):
+    torch.manual_seed(5)
+    model = open_clip.CLIP(**TINY_CONFIG | {"quick_gelu": quick_gelu}).double().eval().requires_grad_(False)
+    clip = LoadedCLIP(model, None, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    x = torch.randn(2, 10, 32, dtype=torch.float64, requires_grad=True)
+    for layer, block in enumerate(model.visual.transformer.resblocks):
+        results = []
+        for out in (clip.vision_tower().block(layer, x), block(x)):
+            results.append((out, torch.autograd.grad(out.pow(3).sum(), x)[0]))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other)
