@@ -1,8 +1,18 @@
-"""Retrieval metrics: R@K, median and mean rank in both directions, ties by average rank."""
+"""Retrieval metrics: R@K, median and mean rank in both directions, ties by average rank.
+
+They come from a similarity matrix or, in blocks and without ever holding that matrix, from embeddings. Two products of
+the same embeddings may differ in the last bit, and even one product may give equal embeddings unequal similarities,
+by where in the matrix they stand. So a right answer is compared only with similarities out of its own product, and
+those of a repeated embedding are copied from its first occurrence.
+"""
 
 import numpy as np
+from tqdm import tqdm
 
 RECALL_AT = (1, 5, 10)
+BLOCK_BYTES = 2**28  # of similarities held at a time; smaller ones make the matrix product slower
+COMPARED_AT_ONCE = 2**20  # similarities, so that what the comparisons leave stays in the processor's cache
+PROGRESS_DELAY = 5.0  # seconds
 
 
 def retrieval_metrics(similarity: np.ndarray, text_to_video: np.ndarray | None = None) -> dict[str, float]:
@@ -20,22 +30,63 @@ def retrieval_metrics(similarity: np.ndarray, text_to_video: np.ndarray | None =
         ValueError: if the shapes do not fit or a video has no caption.
         FloatingPointError: if a similarity is not a number.
     """
-    if text_to_video is None:
-        if similarity.shape[0] != similarity.shape[1]:
-            raise ValueError(f"without text_to_video the matrix must be square, found {similarity.shape}")
-        text_to_video = np.arange(len(similarity))
-    if np.isnan(similarity).any():
-        raise FloatingPointError("the similarity matrix holds values that are not numbers (NaN)")
+    text_to_video = _checked(text_to_video, *similarity.shape)
     return {
         **_summary("t2v", text_to_video_ranks(similarity, text_to_video)),
         **_summary("v2t", video_to_text_ranks(similarity, text_to_video)),
     }
 
 
+def retrieval_metrics_of_embeddings(
+    text: np.ndarray,
+    video: np.ndarray,
+    text_to_video: np.ndarray | None = None,
+    block_bytes: int = BLOCK_BYTES,
+    progress: bool = False,
+) -> dict[str, float]:
+    """Metrics of both directions from embeddings, whose dot products are the similarities.
+
+    Equal embeddings (to the last bit) tie exactly. A set whose similarities fit in a block takes one matrix product;
+    a larger one takes two, captions by videos and videos by captions, in blocks of whole rows.
+
+    Args:
+        text: (N, E) float32 or float64. video: (M, E), the same.
+        text_to_video: (N,) int, the row of each caption's video; None if they correspond one to one.
+        block_bytes: of similarities to hold at a time; at least one row of them is. Repeated embeddings may take as
+            much again.
+        progress: show a bar if it takes longer than a few seconds.
+
+    Returns:
+        What `retrieval_metrics` does.
+
+    Raises:
+        ValueError: if the shapes do not fit or a video has no caption.
+        FloatingPointError: if a similarity is not a number.
+    """
+    if text.ndim != 2 or video.ndim != 2 or text.shape[1] != video.shape[1]:
+        raise ValueError(f"embeddings must be (N, E) and (M, E), found {text.shape} and {video.shape}")
+    text_to_video = _checked(text_to_video, len(text), len(video))
+    by_video = _answers_of_videos(text_to_video, len(video))  # before the long part, as it may refuse
+    row_bytes = len(video) * np.result_type(text, video).itemsize
+    if len(text) * row_bytes <= block_bytes:
+        similarity = text @ video.T
+        _copy_repeated(similarity, _repeated_rows(video))
+        _copy_repeated(similarity.T, _repeated_rows(text))
+        return retrieval_metrics(similarity, text_to_video)
+    total = len(text) + len(video)
+    with tqdm(total=total, desc="rank", unit="row", leave=False, delay=PROGRESS_DELAY, disable=not progress) as bar:
+        t2v = _ranks_in_blocks(text, video, (np.arange(len(text)), text_to_video), block_bytes, bar)
+        v2t = _ranks_in_blocks(video, text, by_video, block_bytes, bar)
+    return {**_summary("t2v", t2v), **_summary("v2t", v2t)}
+
+
 def text_to_video_ranks(similarity: np.ndarray, text_to_video: np.ndarray) -> np.ndarray:
-    """Rank of each caption's video: 1 + the strictly better videos + half of the equal ones, (N,) float."""
-    right = similarity[np.arange(len(similarity)), text_to_video][:, None]
-    return 1 + (similarity > right).sum(1) + ((similarity == right).sum(1) - 1) / 2
+    """Rank of each caption's video: 1 + the strictly better videos + half of the equal ones, (N,) float.
+
+    Raises:
+        FloatingPointError: if a similarity is not a number.
+    """
+    return _ranks(similarity, np.arange(len(similarity)), text_to_video)
 
 
 def video_to_text_ranks(similarity: np.ndarray, text_to_video: np.ndarray) -> np.ndarray:
@@ -43,14 +94,122 @@ def video_to_text_ranks(similarity: np.ndarray, text_to_video: np.ndarray) -> np
 
     Raises:
         ValueError: if a video has no caption.
+        FloatingPointError: if a similarity is not a number.
     """
-    num_videos = similarity.shape[1]
-    best = np.full(num_videos, -np.inf)
-    np.maximum.at(best, text_to_video, similarity[np.arange(len(similarity)), text_to_video])
+    return _ranks(similarity.T, *_answers_of_videos(text_to_video, similarity.shape[1]))
+
+
+def _checked(text_to_video: np.ndarray | None, num_texts: int, num_videos: int) -> np.ndarray:
+    """The video of each caption, (num_texts,) int.
+
+    Raises:
+        ValueError: if it is not that.
+    """
+    if text_to_video is None:
+        if num_texts != num_videos:
+            raise ValueError(
+                f"without text_to_video the matrix must be square, found {num_texts} captions and {num_videos} videos"
+            )
+        return np.arange(num_texts)
+    text_to_video = np.asarray(text_to_video)
+    if text_to_video.shape != (num_texts,):
+        raise ValueError(f"text_to_video must name a video for {num_texts} captions, found {text_to_video.shape}")
+    if ((text_to_video < 0) | (text_to_video >= num_videos)).any():
+        raise ValueError(f"text_to_video names videos that are not among the {num_videos}")
+    return text_to_video
+
+
+def _answers_of_videos(text_to_video: np.ndarray, num_videos: int) -> tuple[np.ndarray, np.ndarray]:
+    """Videos, rising, and their captions: (N,) int each.
+
+    Raises:
+        ValueError: if a video has no caption.
+    """
     if len(missing := np.setdiff1d(np.arange(num_videos), text_to_video)):
         raise ValueError(f"{len(missing)} videos have no caption, the first is number {missing[0]}")
-    others = text_to_video[:, None] != np.arange(num_videos)  # (N, M)
-    return 1 + (others & (similarity > best)).sum(0) + (others & (similarity == best)).sum(0) / 2
+    order = np.argsort(text_to_video, kind="stable")
+    return text_to_video[order], order
+
+
+def _ranks_in_blocks(
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    answers: tuple[np.ndarray, np.ndarray],
+    block_bytes: int,
+    bar: tqdm,
+) -> np.ndarray:
+    """Ranks as in `_ranks`, each query compared within one product of a block of queries and all candidates.
+
+    Args:
+        queries: (Q, E). candidates: (C, E).
+        answers: queries, rising, and their right candidates, (P,) int each.
+        block_bytes: of similarities to hold at a time.
+        bar: is moved on by the queries.
+
+    Returns:
+        (Q,) float.
+    """
+    rows, columns = answers
+    repeated = _repeated_rows(candidates)
+    dtype = np.result_type(queries, candidates)
+    size = max(1, block_bytes // (dtype.itemsize * len(candidates)))
+    product = np.empty((min(size, len(queries)), len(candidates)), dtype)  # once, as fresh memory costs time
+    ranks = np.empty(len(queries))
+    for start in range(0, len(queries), size):
+        block = queries[start : start + size]
+        similarity = np.matmul(block, candidates.T, out=product[: len(block)])
+        _copy_repeated(similarity, repeated)
+        low, high = np.searchsorted(rows, (start, start + len(block)))
+        ranks[start : start + size] = _ranks(similarity, rows[low:high] - start, columns[low:high])
+        bar.update(len(block))
+    return ranks
+
+
+def _repeated_rows(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows equal to an earlier one, and the first of these: two int arrays of one length."""
+    _, kind, counts = np.unique(embeddings[:, 0], return_inverse=True, return_counts=True)
+    suspects = np.flatnonzero(counts[kind] > 1)  # the first number of a row tells most of them apart, and fast
+    seen: dict[bytes, int] = {}
+    firsts = np.array([seen.setdefault(embeddings[row].tobytes(), row) for row in suspects.tolist()], dtype=int)
+    repeated = firsts != suspects
+    return suspects[repeated], firsts[repeated]
+
+
+def _copy_repeated(similarity: np.ndarray, repeated: tuple[np.ndarray, np.ndarray]) -> None:
+    """Give the columns of repeated embeddings, as of `_repeated_rows`, the similarities of their first, in place."""
+    columns, firsts = repeated
+    if len(columns):
+        similarity[:, columns] = similarity[:, firsts]
+
+
+def _ranks(similarity: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Rank of each query's best right answer among the candidates that are not right, ties by average rank.
+
+    Args:
+        similarity: (Q, C), queries by candidates.
+        rows, columns: (P,) int, where the right answers stand, by rising row, at least one in each.
+
+    Returns:
+        (Q,) float: 1 + the strictly better candidates + half of the equal ones.
+
+    Raises:
+        FloatingPointError: if a similarity is not a number.
+    """
+    right = similarity[rows, columns]
+    starts = np.searchsorted(rows, np.arange(len(similarity)))
+    best = np.maximum.reduceat(right, starts)
+    equal_right = np.add.reduceat(right == best[rows], starts, dtype=np.int64)  # no right answer is better
+    ranks = np.empty(len(similarity))
+    size = max(1, COMPARED_AT_ONCE // max(1, similarity.shape[1]))
+    for start in range(0, len(similarity), size):
+        part = slice(start, start + size)
+        values, threshold = similarity[part], best[part, None]
+        if np.isnan(values.max()):  # without a temporary of the block's size
+            raise FloatingPointError("the similarity matrix holds values that are not numbers (NaN)")
+        better = (values > threshold).sum(1, dtype=np.int32)  # half the time of int64
+        equal = (values == threshold).sum(1, dtype=np.int32) - equal_right[part]
+        ranks[part] = 1 + better + equal / 2
+    return ranks
 
 
 def _summary(direction: str, ranks: np.ndarray) -> dict[str, float]:

@@ -184,8 +184,10 @@ class RecognitionTask:
         Args:
             text: (C, E). video: (N, views, E).
         """
-        logits = model.logit_scale.item() * (video.astype(np.float64) @ text.T.astype(np.float64))  # (N, views, C)
-        probabilities = torch.from_numpy(logits).softmax(-1).mean(1).numpy()
+        scale, classes = model.logit_scale.item(), torch.from_numpy(text).double()
+        probabilities = np.empty((len(video), len(text)))
+        for row, views in zip(probabilities, torch.from_numpy(video), strict=True):  # views of all would take memory
+            row[:] = (scale * (views.double() @ classes.T)).softmax(-1).mean(0)
         if np.isnan(probabilities).any():
             raise FloatingPointError("the class probabilities hold values that are not numbers (NaN)")
         return Predictions(probabilities, np.array([sample.label for sample in self.evaluation_set.kept]))

@@ -12,7 +12,7 @@ from torch import Tensor
 from dataloaders.dataset import Batch, EvaluationDataset, TrainingDataset
 from modules.embedding import embed_items, gather_strided
 from modules.losses import same_video_or_caption, symmetric_contrastive_loss
-from modules.metrics import retrieval_metrics
+from modules.metrics import retrieval_metrics_of_embeddings
 from modules.precision import Precision
 from modules.processes import Processes
 from modules.run_folder import RunFolder
@@ -100,7 +100,7 @@ class RetrievalTask:
 
     def evaluate(self, model: VideoTextModel, processes: Processes, precision: Precision) -> dict[str, float]:
         """R@1, R@5, R@10, median and mean rank in both directions."""
-        return self.metrics(self.embed(model, processes, precision))
+        return self.metrics(self.embed(model, processes, precision), progress=processes.is_main)
 
     def report(
         self, model: VideoTextModel, processes: Processes, precision: Precision, folder: RunFolder
@@ -110,12 +110,14 @@ class RetrievalTask:
         if self.save_features is not None and processes.is_main:
             embeddings.save(self.save_features)
             logger.info("embeddings are in %s", self.save_features)
-        return self.metrics(embeddings)
+        return self.metrics(embeddings, progress=processes.is_main)
 
     @staticmethod
-    def metrics(embeddings: Embeddings) -> dict[str, float]:
-        """The metrics of an evaluation set's embeddings."""
-        return retrieval_metrics(embeddings.text @ embeddings.video.T, embeddings.text_to_video)
+    def metrics(embeddings: Embeddings, progress: bool = False) -> dict[str, float]:
+        """The metrics of an evaluation set's embeddings; with `progress` a bar if it takes long."""
+        return retrieval_metrics_of_embeddings(
+            embeddings.text, embeddings.video, embeddings.text_to_video, progress=progress
+        )
 
     @torch.no_grad()
     def embed(self, model: VideoTextModel, processes: Processes, precision: Precision) -> Embeddings:
