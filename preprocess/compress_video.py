@@ -496,6 +496,8 @@ def compress_all(jobs: list[Job], settings: CompressSettings, num_workers: int) 
     if num_workers == 1:
         yield from ((job, failure_reason(job, settings)) for job in jobs)
         return
+    if not jobs:
+        return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(num_workers, len(jobs)), context) as pool:
         with interrupts_ignored():  # the workers, started here, inherit it: Ctrl-C is for the parent alone

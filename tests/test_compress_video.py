@@ -581,6 +581,12 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="fi
 
 
 @needs_proc
+def test_two_processes_with_nothing_left_to_do(tmp_path):
+    write_clip(tmp_path / "in" / "clip.mp4", 3)
+    for _ in range(2):
+        assert run(tmp_path / "in", tmp_path / "out", "--num_workers", "2") == 0
+
+
 def test_interrupting_stops_at_once_and_the_run_can_continue(tmp_path):
     process = start_long_run(tmp_path)
     workers = workers_of(process)
