@@ -51,7 +51,7 @@ class PackSettings:
     fps: Fraction = Fraction(3)
     size: int = 224
     format: str = JPEG
-    quality: int = 95
+    quality: int = 90
 
     def __post_init__(self):
         if self.fps <= 0:

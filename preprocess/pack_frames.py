@@ -439,7 +439,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.ArgumentParser, ar
     parser.add_argument("--fps", type=Fraction, default=defaults.fps, help="frames a second: 3, 0.5 or 30000/1001 (3)")
     parser.add_argument("--size", type=int, default=defaults.size, help="short side in pixels, even (224)")
     parser.add_argument("--format", choices=FORMATS, default=defaults.format, help="how frames are stored (jpeg)")
-    parser.add_argument("--quality", type=int, default=defaults.quality, help="of JPEG: 1 worst, 100 best (95)")
+    parser.add_argument("--quality", type=int, default=defaults.quality, help="of JPEG: 1 worst, 100 best (90)")
     parser.add_argument("--shard_mb", type=int, default=1024, help="MiB of a tar archive; no video is divided (1024)")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes (one a core)")
     parser.add_argument("--verify", action="store_true", help="check what is packed instead of packing")
