@@ -411,6 +411,16 @@ def test_impossible_arguments_are_refused(videos, tmp_path, capsys):
     assert "frames-00000.tar, but no" in refused(capsys, videos, output)
 
 
+def test_archives_without_their_index_are_not_written_over(videos, jpeg, capsys):
+    (jpeg / "index.jsonl").unlink()
+    before = files_in(jpeg)
+    assert "archives without their index.jsonl" in refused(capsys, videos, jpeg)
+    assert files_in(jpeg) == before
+    for shard in jpeg.glob("*.tar"):  # a run that ended before its first video
+        shard.unlink()
+    assert run(videos, jpeg) == 0 and verify(jpeg) == 0
+
+
 def test_damaged_videos_are_listed_for_the_reason_that_compressing_them_gives(tmp_path):
     root = tmp_path / "in"
     good = write_clip(root / "good.mp4", 30)
