@@ -302,13 +302,18 @@ def check_shards(path: Path, videos: Iterable[PackedVideo]) -> None:
 
 
 def _whole_numbers(name: str, values: Any) -> np.ndarray:
-    """A list of whole numbers that are not negative.
+    """A list of whole numbers as (n,) int64, or uint32 for checksums.
 
     Raises:
         ValueError: it is something else.
     """
-    kind = np.uint32 if name == "crc32" else np.int64
-    limit = 2**32 if name == "crc32" else 2**60
-    if not isinstance(values, list) or not all(type(value) is int and 0 <= value < limit for value in values):
+    kind, limit = (np.uint32, 2**32) if name == "crc32" else (np.int64, 2**60)
+    try:
+        numbers = np.array(values if values else [0])
+    except ValueError:  # lists of other lengths in it
+        numbers = np.array(None)
+    if not isinstance(values, list) or numbers.ndim != 1 or numbers.dtype.kind != "i":
         raise ValueError(f"{name} is not a list of numbers")
-    return np.array(values, dtype=kind)
+    if numbers.min() < 0 or numbers.max() >= limit:
+        raise ValueError(f"{name} has numbers out of range")
+    return numbers[: len(values)].astype(kind)
