@@ -199,7 +199,7 @@ def test_any_tar_program_unpacks_a_shard(packs, tmp_path):
 
 def test_names_that_are_odd(tmp_path):
     for name in ("x" * 150 + ".mp4", "a:b.mp4", "line\nbreak.mp4", os.fsdecode(b"latin\xe9.mp4")):
-        write_noise(tmp_path / "clip.mp4", 2).rename((tmp_path / "in").mkdir(exist_ok=True) or tmp_path / "in" / name)
+        write_noise(tmp_path / "in" / "clip.mp4", 2).rename(tmp_path / "in" / name)
     for kind in ("jpeg", "raw"):
         assert run(tmp_path / "in", tmp_path / kind, "--format", kind) == 0
         found, problems = scan_videos(PackIndex.open(tmp_path / kind))
