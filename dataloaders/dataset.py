@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dataloaders.decoding import VideoReader
+from dataloaders.pack_index import PackIndex
+from dataloaders.packed import PackReader
 from dataloaders.preprocessing import resize_and_crop
 from dataloaders.samples import Sample
 from dataloaders.video import BadVideoError, FrameSampler
@@ -32,6 +34,7 @@ class VideoSettings:
         horizontal_flip: mirror half of the videos in training.
         time_limit: seconds that decoding a video may take.
         reject_damage: take a video for bad where the decoder reports an error, although it returns frames.
+        pack: read packed frames, to which the two above do not apply; None to decode video files.
     """
 
     num_frames: int
@@ -40,6 +43,13 @@ class VideoSettings:
     horizontal_flip: bool = False
     time_limit: float = 60.0
     reject_damage: bool = True
+    pack: PackIndex | None = None
+
+    def make_reader(self) -> VideoReader | PackReader:
+        """What reads the samples' frames."""
+        if self.pack is not None:
+            return PackReader(self.pack)
+        return VideoReader(self.time_limit, self.reject_damage)
 
 
 @dataclass(frozen=True)
@@ -188,7 +198,7 @@ class TrainingDataset(Dataset):
         self.samples = samples
         self.settings = settings
         self.replace_bad = replace_bad
-        self.reader = VideoReader(settings.time_limit, settings.reject_damage)
+        self.reader = settings.make_reader()
         self._reasons: dict[tuple[int, str, int], str] = {}  # by epoch, sample and attempt
 
     def __len__(self) -> int:
@@ -275,7 +285,7 @@ class EvaluationDataset(Dataset):
         self.views = views or Views()
         self.drop_bad = drop_bad
         self.dropped: dict[str, str] = {}
-        self.reader = VideoReader(settings.time_limit, settings.reject_damage)
+        self.reader = settings.make_reader()
 
     def __len__(self) -> int:
         return len(self.samples) * self.views.count
@@ -319,7 +329,7 @@ class EvaluationDataset(Dataset):
 
 
 def read_frames(
-    reader: VideoReader, sample: Sample, settings: VideoSettings, sampler: FrameSampler, place: float = 0.5
+    reader: VideoReader | PackReader, sample: Sample, settings: VideoSettings, sampler: FrameSampler, place: float = 0.5
 ) -> tuple[Tensor, int]:
     """A video's frames as the encoder takes them: (T, 3, S, S) uint8, zeros behind the real ones, and their number."""
     decoded = reader.read(sample.path, settings.num_frames, sampler)  # (n, H, W, 3)

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
+from dataloaders.pack_index import PackIndex
 from dataloaders.recognition import (
     ListedVideo,
     RecognitionSplit,
@@ -28,17 +29,18 @@ TRAIN, TEST, UNUSED = "1", "2", "0"
 REMEDY = (
     "Check that --split_dir is the folder testTrainMulti_7030_splits with a file such as "
     "brush_hair_test_split1.txt for every class, and that --features_path holds all videos of HMDB51, unpacked, "
-    "as <class>/<file>.avi or directly, in any container. --allow_missing leaves out videos without a file."
+    "as <class>/<file>.avi or directly, in any container. A pack "
+    "(--packed) lacks what its failed_videos.csv lists. --allow_missing leaves out videos without a file."
 )
 
 
 def read_split(
-    split_dir: str | Path, features_path: str | Path, split: str, allow_missing: Collection[str] = ()
+    split_dir: str | Path, features_path: str | Path | PackIndex, split: str, allow_missing: Collection[str] = ()
 ) -> RecognitionSplit:
     """Split "1", "2" or "3" of HMDB51; `sample_id` is `<class>/<file without suffix>`.
 
-    split_dir: the folder of split files; other files in it do not matter. features_path: the folder of videos.
-    allow_missing: the lists, "training" and "test", whose videos without a file are left out.
+    split_dir: the folder of split files; other files in it do not matter. features_path: the folder of videos, or a
+    pack. allow_missing: the lists, "training" and "test", whose videos without a file are left out.
 
     Raises AnnotationError, once, with everything that is wrong or missing in the two.
     """

@@ -12,11 +12,13 @@ import io
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from dataloaders.pack_index import PackIndex
 from dataloaders.samples import (
     AnnotationError,
     Dataset,
     Listed,
     Sample,
+    VideoLocation,
     caption_problem,
     is_blank,
     missing_problems,
@@ -32,8 +34,8 @@ OFFICIAL_TRAIN = ("MSRVTT_train.9k.csv", "MSRVTT_train.7k.csv")
 OFFICIAL_EVAL = "MSRVTT_JSFUSION_test.csv"
 REMEDY = (
     "Check that the CSV file, MSRVTT_data.json (--data_path) and the folder of videos (--features_path, with "
-    "files such as video0.mp4) are those of one MSR-VTT download, complete and unpacked. --allow_missing leaves out "
-    "videos without a file."
+    "files such as video0.mp4) are those of one MSR-VTT download, complete and unpacked. A pack (--packed) lacks "
+    "what its failed_videos.csv lists. --allow_missing leaves out videos without a file."
 )
 
 
@@ -52,13 +54,13 @@ class Row:
 def read_train(
     train_csv: str | Path,
     data_path: str | Path,
-    features_path: str | Path,
+    features_path: str | Path | PackIndex,
     expand_sentences: bool,
     allow_missing: bool = False,
 ) -> Listed:
     """The training videos of `train_csv` with their captions.
 
-    data_path: `MSRVTT_data.json`. features_path: the folder of video files, `<video_id>.<any container>`.
+    data_path: `MSRVTT_data.json`. features_path: the folder of video files, `<video_id>.<any container>`, or a pack.
     expand_sentences: every caption is a sample of its own, `video0#3` for the fourth caption of video0 in the
     JSON (the customary protocol: 180,000 samples for 9k); else a sample is a video with all of its captions.
     allow_missing: leave out videos without a file; that all are without one is an error still.
@@ -95,11 +97,11 @@ def read_train(
     return Listed(samples, missing)
 
 
-def read_eval(val_csv: str | Path, features_path: str | Path, allow_missing: bool = False) -> Listed:
+def read_eval(val_csv: str | Path, features_path: str | Path | PackIndex, allow_missing: bool = False) -> Listed:
     """The text-video pairs of an evaluation split, a sample a row, `sample_id` being the row's key.
 
-    features_path: the folder of video files, `<video_id>.<any container>`. Sentences may repeat (1k-A: 995
-    different ones in 1,000); keys may not. allow_missing: leave out videos without a file; that all are without
+    features_path: the folder of video files, `<video_id>.<any container>`, or a pack. Sentences may repeat (1k-A:
+    995 different ones in 1,000); keys may not. allow_missing: leave out videos without a file; that all are without
     one is an error still.
 
     Raises AnnotationError, once, with everything that is missing or empty in the two sources.
@@ -123,7 +125,7 @@ def read_eval(val_csv: str | Path, features_path: str | Path, allow_missing: boo
 
 
 def _find_missing(
-    rows: list[Row], videos: dict[str, Path], source: str | Path, features_path: str | Path, allowed: bool
+    rows: list[Row], videos: dict[str, Path], source: str | Path, features_path: str | Path | PackIndex, allowed: bool
 ) -> tuple[list[str], list[str]]:
     """The ids of the videos without a file, each once, and the problems of these.
 
@@ -224,13 +226,12 @@ def _read_captions(path: str | Path) -> tuple[dict[str, list[tuple[int, str]]], 
 
 
 @dataclass(frozen=True)
-class MsrvttSettings:
+class MsrvttSettings(VideoLocation):
     """Where MSR-VTT's files are."""
 
     train_csv: Path | None = setting(None, "training split: MSRVTT_train.9k.csv or 7k", affects_results=False)
     val_csv: Path = setting(MISSING, "evaluation split: MSRVTT_JSFUSION_test.csv (1k-A)", affects_results=False)
     data_path: Path | None = setting(None, "captions: MSRVTT_data.json", affects_results=False)
-    features_path: Path = setting(MISSING, "folder of the videos, in any container", affects_results=False)
     expand_msrvtt_sentences: bool = setting(False, "every caption a sample, instead of one drawn for each video")
 
 
@@ -239,12 +240,12 @@ def _read_train(settings: MsrvttSettings, allow_missing: bool = False) -> Listed
     if absent:
         raise AnnotationError(f"training on MSR-VTT needs {' and '.join('--' + name for name in absent)}")
     return read_train(
-        settings.train_csv, settings.data_path, settings.features_path, settings.expand_msrvtt_sentences, allow_missing
+        settings.train_csv, settings.data_path, settings.videos, settings.expand_msrvtt_sentences, allow_missing
     )
 
 
 def _read_eval(settings: MsrvttSettings, allow_missing: bool = False) -> Listed:
-    return read_eval(settings.val_csv, settings.features_path, allow_missing)
+    return read_eval(settings.val_csv, settings.videos, allow_missing)
 
 
 def _official(settings: MsrvttSettings) -> bool:

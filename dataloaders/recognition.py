@@ -9,10 +9,12 @@ from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from dataloaders.pack_index import PackIndex
 from dataloaders.samples import (
     UNUSABLE,
     VIDEO_SUFFIXES,
     Sample,
+    VideoLocation,
     is_blank,
     is_video,
     list_folder,
@@ -58,7 +60,7 @@ class RecognitionDataset:
 
 
 @dataclass(frozen=True)
-class SplitSettings:
+class SplitSettings(VideoLocation):
     """Where a recognition dataset's files are."""
 
     split_dir: Path = setting(
@@ -66,21 +68,20 @@ class SplitSettings:
         "official files: testTrainMulti_7030_splits of HMDB51, ucfTrainTestlist of UCF101, JSON files of SSv2",
         affects_results=False,
     )
-    features_path: Path = setting(MISSING, "folder of the videos, in any container", affects_results=False)
 
 
 def make_dataset(
-    read_split: Callable[[Path, Path, str, Collection[str]], RecognitionSplit],
+    read_split: Callable[[Path, Path | PackIndex, str, Collection[str]], RecognitionSplit],
     splits: tuple[str, ...],
     left_right_matters: bool,
 ) -> RecognitionDataset:
-    """A dataset of a folder of split files and a folder of videos.
+    """A dataset of a folder of split files and a folder or pack of videos.
 
-    read_split: from the two folders, a name of `splits` and the lists that may miss files, that split.
+    read_split: from the two, a name of `splits` and the lists that may miss files, that split.
     """
 
     def read(settings: SplitSettings, split: str, allow_missing: Collection[str] = ()) -> RecognitionSplit:
-        return read_split(settings.split_dir, settings.features_path, split, allow_missing)
+        return read_split(settings.split_dir, settings.videos, split, allow_missing)
 
     return RecognitionDataset(SplitSettings, splits, read, left_right_matters)
 
@@ -99,7 +100,7 @@ class ListedVideo:
 
 
 class VideoFiles:
-    """The videos in a folder and in its class folders, found by the names that split files give them.
+    """The videos in a folder and in its class folders, or in a pack of these, found by the names in split files.
 
     Every folder is listed once, when the object is made. Containers do not matter, and neither does upper or
     lower case where no file has the exact name: copies of UCF101 disagree on `HandStandPushups`.
@@ -107,16 +108,24 @@ class VideoFiles:
     problems: what is wrong with the folder as a whole.
     """
 
-    def __init__(self, folder: str | Path, class_folders: bool):
-        """folder: holds the videos. class_folders: it may hold them in subfolders, one a class."""
+    def __init__(self, folder: str | Path | PackIndex, class_folders: bool):
+        """folder: holds the videos, or a pack that does. class_folders: it may hold them in subfolders, one a class."""
         self.folder = Path(folder)
         self.problems: list[str] = []
         self._class_folders = class_folders
         self._paths: dict[str, list[str]] = {}  # case-folded `<class>/<stem>` or `<stem>` -> files
-        self._list(self.folder, "", class_folders)
+        if isinstance(folder, PackIndex):
+            self._list_pack(folder)
+        else:
+            self._list(self.folder, "", class_folders)
         if not self._paths and not self.problems:
             place = "no videos, neither directly nor in class folders" if class_folders else "no videos"
             self.problems.append(f"the video folder {folder} holds {place} ({', '.join(sorted(VIDEO_SUFFIXES))})")
+
+    def _list_pack(self, pack: PackIndex) -> None:
+        for folders, path in pack.paths():
+            if len(folders) <= int(self._class_folders):
+                self._add("/".join([*folders, path.stem]), str(path))
 
     def _list(self, folder: str | Path, prefix: str, subfolders: bool) -> None:
         # Not glob, to which the brackets in HMDB51's file names are patterns; and not a Path for every entry, of
@@ -126,9 +135,12 @@ class VideoFiles:
         for entry in entries:
             if is_video(entry):
                 stem = os.path.splitext(entry.name)[0]
-                self._paths.setdefault(prefix + stem.casefold(), []).append(entry.path)
+                self._add(prefix + stem, entry.path)
             elif subfolders and os.path.isdir(entry.path):
                 self._list(entry.path, f"{entry.name.casefold()}/", subfolders=False)
+
+    def _add(self, name: str, path: str) -> None:
+        self._paths.setdefault(name.casefold(), []).append(path)
 
     def find(self, video_id: str) -> list[Path]:
         """The files of a video, in its class folder or directly in the folder: one, if all is well.

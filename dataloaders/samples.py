@@ -9,10 +9,13 @@ import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dataloaders.pack_index import PackIndex
 from modules.errors import UserError
+from modules.settings import setting
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"}
@@ -38,7 +41,7 @@ class Sample:
 
     sample_id: unique within its split; the key of every random draw that is made for this item.
     video_id: the dataset's own name of the video; equal for samples that share a video.
-    path: the video file.
+    path: the video file; of a packed video, the path that `PackIndex` gives it.
     captions: at least one text; where there are several, the dataset draws one an epoch.
     label: in recognition the index of the video's class, from 0; None in retrieval.
     """
@@ -60,6 +63,39 @@ class Listed:
 
     samples: list[Sample]
     missing: list[str]
+
+
+@dataclass(frozen=True)
+class VideoLocation:
+    """Where a dataset's videos are: in a folder or in a pack, one of the two."""
+
+    features_path: Path | None = setting(None, "folder of the videos, in any container", affects_results=False)
+    packed: Path | None = setting(
+        None, "folder that preprocess/pack_frames.py made, read in place of --features_path", affects_results=False
+    )
+
+    @property
+    def videos(self) -> Path | PackIndex:
+        """The folder of the videos, or the opened pack.
+
+        Raises:
+            UserError: none is given, or both are; or the pack cannot be used.
+        """
+        if (self.features_path is None) == (self.packed is None):
+            given = "neither is" if self.packed is None else "both are"
+            raise UserError(
+                "give --features_path, the folder of the videos, or --packed, a pack of their frames: " + given
+            )
+        return self.features_path if self.pack is None else self.pack
+
+    @cached_property
+    def pack(self) -> PackIndex | None:
+        """The pack, opened; None where videos are in a folder. Read once, however many lists are read.
+
+        Raises:
+            UserError: it cannot be used.
+        """
+        return None if self.packed is None else PackIndex.open(self.packed)
 
 
 @dataclass(frozen=True)
@@ -267,19 +303,26 @@ def is_video(entry: os.DirEntry, suffixes: Collection[str] = VIDEO_SUFFIXES) -> 
     )
 
 
-def scan_videos(folder: str | Path, suffixes: Collection[str] = VIDEO_SUFFIXES) -> tuple[dict[str, Path], list[str]]:
-    """The videos of a folder by their stem, and what is wrong with it; for readers that have more to report.
+def scan_videos(
+    folder: str | Path | PackIndex, suffixes: Collection[str] = VIDEO_SUFFIXES
+) -> tuple[dict[str, Path], list[str]]:
+    """The videos of a folder or a pack by their stem, and what is wrong with it; for readers that have more to report.
 
     suffixes: lower case, with the dot; a file's own suffix may be in any case. Subfolders are not searched: what a
     list may ask for is in the dictionary or nowhere, so that no id leads out of the folder.
     Where two files share a stem the first in alphabetical order is in the dictionary and the pair is among
     the problems.
     """
-    entries, problems = list_folder(folder, "video folder")
-    if problems:
-        return {}, problems
+    if isinstance(folder, PackIndex):
+        paths = [path for folders, path in folder.paths() if not folders and path.suffix.lower() in suffixes]
+    else:
+        entries, problems = list_folder(folder, "video folder")
+        if problems:
+            return {}, problems
+        paths = [Path(entry.path) for entry in entries if is_video(entry, suffixes)]
     videos: dict[str, Path] = {}
-    for path in (Path(entry.path) for entry in entries if is_video(entry, suffixes)):
+    problems = []
+    for path in paths:
         if path.stem in videos:
             problems.append(f"{videos[path.stem].name} and {path.name} in {folder} are both video {path.stem}")
         videos.setdefault(path.stem, path)

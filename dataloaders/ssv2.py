@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from dataloaders.pack_index import PackIndex
 from dataloaders.recognition import (
     ListedVideo,
     RecognitionSplit,
@@ -27,16 +28,16 @@ WITHOUT_BRACKETS = str.maketrans("", "", "[]")
 REMEDY = (
     "Check that --split_dir holds something-something-v2-train.json, -validation.json and -labels.json, and that "
     "--features_path holds all videos of Something-Something V2, unpacked into one folder, with files such as 1.webm. "
-    "--allow_missing leaves out videos without a file."
+    "A pack (--packed) lacks what its failed_videos.csv lists. --allow_missing leaves out videos without a file."
 )
 
 
 def read_split(
-    split_dir: str | Path, features_path: str | Path, split: str = "1", allow_missing: Collection[str] = ()
+    split_dir: str | Path, features_path: str | Path | PackIndex, split: str = "1", allow_missing: Collection[str] = ()
 ) -> RecognitionSplit:
     """The only split of Something-Something V2; `sample_id` is the video's id.
 
-    split_dir: the folder of annotation files. features_path: the folder of videos. allow_missing: the lists,
+    split_dir: the folder of annotation files. features_path: the folder of videos, or a pack. allow_missing: the lists,
     "training" and "test" (that of the validation videos), whose videos without a file are left out.
 
     Raises AnnotationError, once, with everything that is wrong or missing in the two.

@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from dataloaders.pack_index import PackIndex
 from dataloaders.recognition import (
     ListedVideo,
     RecognitionSplit,
@@ -29,16 +30,17 @@ from dataloaders.samples import raise_if_problems
 REMEDY = (
     "Check that --split_dir is the folder ucfTrainTestlist with classInd.txt, trainlist01.txt and testlist01.txt "
     "to 03, and that --features_path holds all videos of UCF101, unpacked, as <Class>/<file>.avi or directly, in "
-    "any container. --allow_missing leaves out videos without a file."
+    "any container. A pack (--packed) lacks what its failed_videos.csv lists. --allow_missing leaves out "
+    "videos without a file."
 )
 
 
 def read_split(
-    split_dir: str | Path, features_path: str | Path, split: str, allow_missing: Collection[str] = ()
+    split_dir: str | Path, features_path: str | Path | PackIndex, split: str, allow_missing: Collection[str] = ()
 ) -> RecognitionSplit:
     """Split "1", "2" or "3" of UCF101; `sample_id` is `<Class>/<file without suffix>`.
 
-    split_dir: the folder of split files. features_path: the folder of videos. A sample's label is that of
+    split_dir: the folder of split files. features_path: the folder of videos, or a pack. A sample's label is that of
     `classInd.txt` less 1. allow_missing: the lists, "training" and "test", whose videos without a file are left out.
 
     Raises AnnotationError, once, with everything that is wrong or missing in the two.

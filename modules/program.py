@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from dataloaders.dataset import FRAME_ORDERS, VideoSettings
+from dataloaders.pack_index import PackIndex
 from dataloaders.recognition import RecognitionDataset
 from dataloaders.samples import Dataset, Sample
 from dataloaders.video import BadVideoError
@@ -435,6 +436,7 @@ def video_settings(arguments: Arguments, image_size: int, horizontal_flip: bool 
         horizontal_flip,
         common.video_time_limit,
         common.decoder_errors == "reject",
+        arguments.data.pack,
     )
 
 
@@ -451,6 +453,7 @@ def make_identity(arguments: Arguments, clip: LoadedCLIP, precision: Precision, 
         "clip": clip_fingerprint(clip),
         **task.identity,
         **{name: None if data is None else samples_fingerprint(data.samples) for name, data in sets.items()},
+        "packed": pack_fingerprint(arguments.data.pack, [data.samples for data in sets.values() if data is not None]),
     }
 
 
@@ -482,6 +485,16 @@ def tensors_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy())
     return digest.hexdigest()[:16]
+
+
+def pack_fingerprint(pack: PackIndex | None, lists: Sequence[Sequence[Sample]]) -> str | None:
+    """A digest of the packed frames that some lists of samples read; None for video files, which may be moved.
+
+    A pack holds other pixels than the videos it was made from, if it holds JPEG, and a run goes on with what it began.
+    """
+    if pack is None:
+        return None
+    return pack.fingerprint(dict.fromkeys(sample.path for samples in lists for sample in samples))
 
 
 def samples_fingerprint(samples: Sequence[Sample]) -> str:

@@ -17,13 +17,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 from dataloaders.dataset import SkippedVideo
 from modules.errors import UserError
+from modules.files import csv_text, lock_folder, write_whole
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "decord", "opencv-python-headless")
 LAST, BEST, RESULTS = "last.pt", "best.pt", "results.json"
@@ -177,24 +173,16 @@ class RunFolder:
         Raises:
             UserError: if another one writes here and does not end soon.
         """
-        if not self.is_main or fcntl is None:
-            yield
-            return
-        with (self.path / ".lock").open("w") as file:
-            deadline = time.monotonic() + LOCK_PATIENCE
-            while True:
+        with contextlib.ExitStack() as stack:
+            if self.is_main:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
+                    locked = stack.enter_context(lock_folder(self.path, LOCK_PATIENCE))
                 except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise UserError(
-                            f"another run is writing to {self.path}: wait for it, end it, or give another --output_dir"
-                        ) from None
-                    time.sleep(0.5)
-                except OSError:  # a file system without locks
+                    raise UserError(
+                        f"another run is writing to {self.path}: wait for it, end it, or give another --output_dir"
+                    ) from None
+                if not locked:
                     logger.warning("%s cannot be locked: see to it that no other run writes there", self.path)
-                    break
             yield
 
     def write_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -268,42 +256,6 @@ class RunFolder:
                 f"{self.path / name} cannot be written: {error.strerror}. {kept}. "
                 "Make room on the disk or mend it, then give the same command again to continue."
             ) from error
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file that is complete and on the disk before it takes the place of the one before.
-
-    Raises:
-        OSError: if that fails; the one before is unchanged.
-    """
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)  # it takes up what little room there is
-        raise
-
-
-def _sync_folder(path: Path) -> None:
-    """Flush a folder's entries, without which a renamed file may be gone when the machine is."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def csv_text(rows: Sequence[Sequence]) -> str:
-    """Rows as CSV."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -251,6 +251,8 @@ def start(argv: Sequence[str] | None) -> tuple[CheckSettings, Plan]:
     if settings.num_workers < 1:
         raise UserError(f"--num_workers must be at least 1, found {settings.num_workers}")
     check_time_limit(settings.video_time_limit)
+    if getattr(files, "packed", None) is not None:
+        raise UserError(f"a pack is checked by preprocess/pack_frames.py --verify --output_root {files.packed}")
     prepare_output(settings.output)
     if datatype is None:
         return settings, plan_folder(files.features_path)

@@ -146,13 +146,8 @@ def partial_path(target: Path) -> Path:
 def write_compressed(container: av.container.InputContainer, path: Path, settings: CompressSettings) -> None:
     """Encode the chosen frames of an opened video to `path`."""
     stream = video_stream(container)
-    # One thread a process: the videos are what runs in parallel.
-    stream.codec_context.thread_count = 1
-    interval = 1 / (stream.average_rate or stream.guessed_rate or settings.fps)
-    rounding = min(stream.time_base / 2, TIMESTAMP_ROUNDING)
-
-    timed_frames = presentation_times(intact_frames(container, stream), interval)
-    chosen = one_per_slot(timed_frames, settings.fps, interval, rounding)
+    interval = frame_interval(stream, settings.fps)
+    chosen = choose_frames(container, stream, settings.fps)
     if interval >= 1 / settings.fps:  # the source is the slower one: its own clock
         rate, time_base = 1 / interval, stream.time_base
         stamped = ((round(time / time_base), round(interval / time_base), frame) for _, time, frame in chosen)
@@ -171,6 +166,27 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 
 # --- Which frames -----------------------------------------------------------------------------------------
+
+
+def choose_frames(
+    container: av.container.InputContainer, stream: av.VideoStream, fps: Fraction
+) -> Iterator[tuple[int, Fraction, av.VideoFrame]]:
+    """Decode a video and yield (slot, seconds, frame) as `one_per_slot` does.
+
+    Raises:
+        DamagedVideo: as `intact_frames`.
+    """
+    # One thread a process: the videos are what runs in parallel.
+    stream.codec_context.thread_count = 1
+    interval = frame_interval(stream, fps)
+    rounding = min(stream.time_base / 2, TIMESTAMP_ROUNDING)
+    timed_frames = presentation_times(intact_frames(container, stream), interval)
+    return one_per_slot(timed_frames, fps, interval, rounding)
+
+
+def frame_interval(stream: av.VideoStream, fps: Fraction) -> Fraction:
+    """Seconds a frame by the header; of `fps` where it does not say."""
+    return 1 / (stream.average_rate or stream.guessed_rate or fps)
 
 
 def intact_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
@@ -407,8 +423,11 @@ def turn(picture: av.VideoFrame, turns: int) -> av.VideoFrame:
 # --- A folder of videos -----------------------------------------------------------------------------------
 
 
-def plan(input_root: Path, output_root: Path) -> list[Job]:
+def plan(input_root: Path, output_root: Path, suffix: str = ".mp4") -> list[Job]:
     """All videos under `input_root` with where they go, sorted by name.
+
+    Args:
+        suffix: what the target has in place of the source's own.
 
     Raises:
         ValueError: two videos have the same target, or there is none.
@@ -416,10 +435,10 @@ def plan(input_root: Path, output_root: Path) -> list[Job]:
     jobs: dict[Path, Job] = {}
     for source in find_videos(input_root):
         name = source.relative_to(input_root)
-        job = Job(name.as_posix(), source, output_root / name.with_suffix(".mp4"))
+        job = Job(name.as_posix(), source, output_root / name.with_suffix(suffix))
         other = jobs.setdefault(job.target, job)
         if other is not job:
-            raise ValueError(f"'{other.name}' and '{job.name}' would both become '{name.with_suffix('.mp4')}'")
+            raise ValueError(f"'{other.name}' and '{job.name}' would both become '{name.with_suffix(suffix)}'")
     if not jobs:
         raise ValueError(f"no videos under '{input_root}' ({' '.join(sorted(VIDEO_SUFFIXES))})")
     return sorted(jobs.values(), key=lambda job: job.name)
@@ -460,17 +479,24 @@ def failure_reason(job: Job, settings: CompressSettings) -> str | None:
     """Compress one video; None, or why it failed."""
     try:
         compress(job.source, job.target, settings)
-    except DamagedVideo as error:
-        return str(error)
     except Exception as error:  # one video's failure, of whatever kind, must not end the run for the others
-        return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+        return describe(error)
     return None
+
+
+def describe(error: Exception) -> str:
+    """Why a video failed, in one line."""
+    if isinstance(error, DamagedVideo):
+        return str(error)
+    return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
 
 
 def compress_all(jobs: list[Job], settings: CompressSettings, num_workers: int) -> Iterator[tuple[Job, str | None]]:
     """Yield (job, None or why it failed) as they finish, in `num_workers` processes (1: in this one)."""
     if num_workers == 1:
         yield from ((job, failure_reason(job, settings)) for job in jobs)
+        return
+    if not jobs:
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(num_workers, len(jobs)), context) as pool:

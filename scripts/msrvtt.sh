@@ -9,7 +9,8 @@
 # Aims at the paper's Table 2 (published, not measured with this code):
 #   text→video R@1 47.7, R@5 71.4, R@10 81.1, mean rank 15.2; video→text R@1 46.1, R@5 71.6, R@10 81.0, mean rank 12.2
 # Expect, by arithmetic and not yet measured with this code:
-#   disk: some 10 GB for the original videos, 2 GB at 3 fps and 224 pixels, 0.4 GB for CLIP
+#   disk: some 10 GB for the original videos, 2 GB at 3 fps and 224 pixels, 0.4 GB for CLIP;
+#     8 GB for a pack of JPEG frames (PACKED), extrapolated from other real clips
 #   memory: 180,000 captions' embeddings, 0.4 GB, in each process; a GPU holds 128 / GPUS videos of 12 frames a step
 #   time: 1,406 steps an epoch, 7,030 in all. The published runs used 4 GPUs. Not for a CPU: a step takes minutes there.
 set -euo pipefail
@@ -18,15 +19,19 @@ bash scripts/setup.sh
 
 DATA=${DATA:-data/msrvtt}                     # MSRVTT_data.json, MSRVTT_train.9k.csv, MSRVTT_JSFUSION_test.csv
 VIDEOS=${VIDEOS:-$DATA/videos_3fps}           # what preprocess/compress_video.py made
+PACKED=${PACKED:-}                            # what preprocess/pack_frames.py made; read in place of VIDEOS
 PRETRAINED=${PRETRAINED:-data/pretrained}     # ViT-B-32.pt; downloaded to here if it is missing
 OUTPUT=${OUTPUT:-runs/msrvtt}
 PYTHON=.venv/bin/python
 GPUS=${GPUS:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 
+FRAMES=(--features_path "$VIDEOS")
+if [ -n "$PACKED" ]; then FRAMES=(--packed "$PACKED"); fi
+
 exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$GPUS" main_task_retrieval.py \
   --do_train --method stop --datatype msrvtt \
   --pretrained_clip_name ViT-B/32 --pretrained_dir "$PRETRAINED" \
   --train_csv "$DATA/MSRVTT_train.9k.csv" --val_csv "$DATA/MSRVTT_JSFUSION_test.csv" \
-  --data_path "$DATA/MSRVTT_data.json" --features_path "$VIDEOS" --expand_msrvtt_sentences \
+  --data_path "$DATA/MSRVTT_data.json" "${FRAMES[@]}" --expand_msrvtt_sentences \
   --max_frames 12 --max_words 32 --batch_size 128 --epochs 5 --lr 1e-3 --weight_decay 0.2 \
   --warmup_proportion 0.1 --seed 42 --precision amp --num_thread_reader 8 --output_dir "$OUTPUT" "$@"

@@ -21,14 +21,18 @@ bash scripts/setup.sh
 
 SPLITS=${SPLITS:-data/ucf101/ucfTrainTestlist}
 VIDEOS=${VIDEOS:-data/ucf101/videos_12fps}
+PACKED=${PACKED:-}                            # what preprocess/pack_frames.py --fps 12 made; read in place of VIDEOS
 PRETRAINED=${PRETRAINED:-data/pretrained}     # ViT-B-32.pt; downloaded to here if it is missing
 OUTPUT=${OUTPUT:-runs/ucf101}
 PYTHON=.venv/bin/python
 GPUS=${GPUS:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 
+FRAMES=(--features_path "$VIDEOS")
+if [ -n "$PACKED" ]; then FRAMES=(--packed "$PACKED"); fi
+
 exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$GPUS" main_task_recognition.py \
   --do_train --method stop --datatype ucf101 \
   --pretrained_clip_name ViT-B/32 --pretrained_dir "$PRETRAINED" \
-  --split_dir "$SPLITS" --features_path "$VIDEOS" --split mean \
+  --split_dir "$SPLITS" "${FRAMES[@]}" --split mean \
   --max_frames 12 --batch_size 64 --epochs 20 --lr 1e-3 --weight_decay 0.2 --warmup_proportion 0.1 \
   --seed 42 --precision amp --num_thread_reader 8 --output_dir "$OUTPUT" "$@"

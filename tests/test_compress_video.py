@@ -554,6 +554,12 @@ def test_two_processes_make_the_same_files_as_one(tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+def test_two_processes_with_nothing_left_to_do(tmp_path):
+    write_clip(tmp_path / "in" / "clip.mp4", 3)
+    for _ in range(2):
+        assert run(tmp_path / "in", tmp_path / "out", "--num_workers", "2") == 0
+
+
 def start_long_run(tmp_path) -> subprocess.Popen:
     """A run with two workers, a few seconds long, that has begun its first videos."""
     clip = write_clip(tmp_path / "raw" / "0.mp4", 60, size=(1920, 1080), preset="ultrafast", g="1")

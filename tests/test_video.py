@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as transforms
 
 from dataloaders import video
 from dataloaders.preprocessing import resize_and_crop
@@ -370,6 +371,19 @@ def test_a_clip_at_the_target_size_is_not_resampled():
     assert torch.equal(resize_and_crop(frames, 32), cropped)
     square = frames[:, :, :32]  # a view, not contiguous
     assert torch.equal(resize_and_crop(square, 32), torch.from_numpy(square.copy()).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("length", [32, 33, 34, 35, 36, 51, 90, 700])
+def test_what_is_only_cropped_is_cropped_where_torchvision_does(length):
+    generator = np.random.default_rng(length)
+    for shape in ((2, 32, length, 3), (2, length, 32, 3)):
+        frames = generator.integers(0, 256, shape, dtype=np.uint8)
+        turned = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        assert torch.equal(resize_and_crop(frames, 32), transforms.center_crop(turned, [32, 32]))
+        assert torch.equal(resize_and_crop(frames, 32, 0), turned[..., :32, :32])
+        assert torch.equal(resize_and_crop(frames, 32, 1), turned[..., -32:, -32:])
+        backwards = frames[:, ::-1, :, ::-1]  # strides that OpenCV does not take
+        assert torch.equal(resize_and_crop(backwards, 32), resize_and_crop(backwards.copy(), 32))
 
 
 def test_frames_are_preprocessed_one_by_one():
