@@ -423,7 +423,9 @@ def build_model(arguments: Arguments, clip: LoadedCLIP) -> VideoTextModel:
     torch.manual_seed(arguments.train.seed)
     common = arguments.common
     method = METHODS[arguments.method]
-    return method.build(clip, arguments.method_settings, common.max_frames, common.max_words)
+    model = method.build(clip, arguments.method_settings, common.max_frames, common.max_words)
+    model.video_encoder.checkpoint_activations = arguments.train.checkpoint_activations
+    return model
 
 
 def video_settings(arguments: Arguments, image_size: int, horizontal_flip: bool = False) -> VideoSettings:

@@ -55,6 +55,11 @@ class TrainSettings:
     max_grad_norm: float = setting(1.0, "the gradient is scaled down to this norm")
     precision: str = setting("amp", "amp is bf16 where the device has it; fp64 is for checks", PRECISIONS)
     seed: int = setting(42, "of every random draw")
+    checkpoint_activations: bool = setting(
+        False,
+        "keep less for the gradients and compute it again: less memory, for long videos, and slower",
+        affects_results=False,
+    )
     # what follows decides whether a run stops, not what it computes: a run that stopped may go on with another choice
     on_bad_video: str = setting(
         "skip",

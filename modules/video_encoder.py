@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from modules.clip_vision import ClipVisionTower
 from modules.randomness import fold_in
@@ -43,7 +44,12 @@ class Prompting(Protocol):
 
 
 class VideoEncoder(nn.Module):
-    """Encodes videos with a frozen CLIP tower, in an attention scope, with or without a prompting."""
+    """Encodes videos with a frozen CLIP tower, in an attention scope, with or without a prompting.
+
+    Attributes:
+        checkpoint_activations: in training keep only each layer's input and compute the rest again for the gradients.
+            Memory for the time of one more forward pass; nothing else changes.
+    """
 
     def __init__(
         self,
@@ -66,6 +72,7 @@ class VideoEncoder(nn.Module):
         self.scope = scope
         self.prompting = prompting
         self.per_layer = per_layer
+        self.checkpoint_activations = False
 
     def forward(
         self,
@@ -104,24 +111,50 @@ class VideoEncoder(nn.Module):
         key_mask = self.scope.key_mask(real, self.tower.num_patches, None)
         details = []
         for layer in range(self.tower.num_layers):
-            extra, mask = None, key_mask
-            if self.prompting is not None and (self.per_layer or layer == 0):
-                prompted = self._prompt(layer, sequences, real, sample_keys)
-                details.append(prompted.details)
-                sequences = self.scope.merge(self._class_tokens(sequences, length), prompted.patches)
-                if prompted.temporal_tokens is not None:
-                    extra, extra_mask = self.scope.temporal(prompted.temporal_tokens, prompted.temporal_mask)
-                    mask = self.scope.key_mask(real, self.tower.num_patches, extra_mask)
-                if not self.per_layer and extra is not None:
-                    sequences, extra, key_mask = torch.cat([sequences, extra], dim=1), None, mask
-            # of the last block only the class token's output is read
-            queries = 1 if layer == self.tower.num_layers - 1 else None
-            sequences = self.tower.block(layer, sequences, extra, mask, queries)
+            arguments = (layer, sequences, key_mask, real, sample_keys)
+            if self.checkpoint_activations and self.training:
+                # nothing draws from torch's generators: dropout is a function of its keys
+                out = checkpoint(self._layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                out = self._layer(*arguments)
+            sequences, key_mask, layer_details = out
+            if layer_details is not None:
+                details.append(layer_details)
 
         embeddings = self.tower.project(sequences).view(batch, cls.shape[1], -1)  # (G, 1, E) → (B, C, E)
         embeddings = embeddings.to(self.tower.mean.dtype)  # lengths and similarities are not left to low precision
         output = {"embedding": self.scope.pool(embeddings, real)}
         return output | {"layers": details} if return_details else output
+
+    def _layer(
+        self, layer: int, sequences: Tensor, key_mask: Tensor | None, real: Tensor, keys: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor] | None]:
+        """One block and the prompting before it.
+
+        Args:
+            layer: which, from 0.
+            sequences: (G, N, D), its input.
+            key_mask: (G, N) bool, which tokens may be attended to; None for all.
+            real: (B, T) bool.
+            keys: (B,) int64 for dropout, or None.
+
+        Returns:
+            The block's output and its mask, with the temporal tokens where they are carried on, and the prompting's
+            details if it prompted.
+        """
+        extra, mask, details = None, key_mask, None
+        if self.prompting is not None and (self.per_layer or layer == 0):
+            prompted = self._prompt(layer, sequences, real, keys)
+            details = prompted.details
+            sequences = self.scope.merge(self._class_tokens(sequences, real.shape[1]), prompted.patches)
+            if prompted.temporal_tokens is not None:
+                extra, extra_mask = self.scope.temporal(prompted.temporal_tokens, prompted.temporal_mask)
+                mask = self.scope.key_mask(real, self.tower.num_patches, extra_mask)
+            if not self.per_layer and extra is not None:
+                sequences, extra, key_mask = torch.cat([sequences, extra], dim=1), None, mask
+        # of the last block only the class token's output is read
+        queries = 1 if layer == self.tower.num_layers - 1 else None
+        return self.tower.block(layer, sequences, extra, mask, queries), key_mask, details
 
     def _class_tokens(self, sequences: Tensor, length: int) -> Tensor:
         return self.scope.split(sequences, length, self.tower.num_patches)[0]

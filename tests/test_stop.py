@@ -487,6 +487,30 @@ def test_clip_is_bit_identical_after_training_and_never_in_training_mode():
 
 
 @pytest.mark.parametrize(("scope", "prompting"), VARIANTS)
+def test_checkpointed_activations_give_the_same_gradients_and_keep_less(scope, prompting):
+    clip = make_tiny_clip()
+    model = make_stop(clip, attention_scope=scope, prompting=prompting).double().train()
+    gradients, kept = [], []
+    for checkpointed in (False, True):
+        model.video_encoder.checkpoint_activations = checkpointed
+        sizes = {}
+
+        def keep(tensor, sizes=sizes):
+            sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = model.encode_video(random_videos(3, T), torch.tensor([T, T, 4]), torch.arange(3), True)
+        assert len(out["layers"]) == (3 if prompting == "per_layer" else 1)
+        parameters = [p for _, p in model.trainable_parameters()]
+        gradients.append(torch.autograd.grad(out["embedding"][:, 0].sum(), parameters))
+        kept.append(sum(sizes.values()))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert kept[1] < kept[0] / 3
+
+
+@pytest.mark.parametrize(("scope", "prompting"), VARIANTS)
 def test_every_trainable_tensor_has_a_gradient(scope, prompting):
     clip = make_tiny_clip()
     model = make_stop(clip, attention_scope=scope, prompting=prompting, time_embedding=True).double().train()
