@@ -86,6 +86,9 @@ class CommonSettings:
         "a video where the decoder reports errors but returns patched-up frames: a bad video, or as good as any",
         ("reject", "ignore"),
     )
+    compile: bool = setting(
+        False, "torch.compile the video encoder: for GPUs; the first steps wait for minutes, also on a CPU"
+    )
     deterministic: bool = setting(False, "the same bits in every run on the same machine; slower")
     eval_frame_order: str = setting(
         "ordered", "order of a video's frames in evaluation; shuffle shows whether a model reads time", FRAME_ORDERS
@@ -425,6 +428,9 @@ def build_model(arguments: Arguments, clip: LoadedCLIP) -> VideoTextModel:
     method = METHODS[arguments.method]
     model = method.build(clip, arguments.method_settings, common.max_frames, common.max_words)
     model.video_encoder.checkpoint_activations = arguments.train.checkpoint_activations
+    if common.compile:
+        # every batch of a training has one shape, those of an evaluation two: each is compiled for itself
+        model.video_encoder.compile(dynamic=False)
     return model
 
 

@@ -19,6 +19,7 @@ from modules.metrics import retrieval_metrics
 from modules.retrieval import RetrievalTask
 from modules.run_folder import RunFolder
 from modules.trainer import Trainer
+from modules.video_encoder import VideoEncoder
 
 METRICS = [f"{d}_{m}" for d in ("t2v", "v2t") for m in ("R1", "R5", "R10", "MdR", "MnR")]
 
@@ -109,6 +110,24 @@ def test_clip_is_not_in_the_checkpoint_and_not_changed(tiny_run, trained, tmp_pa
         assert run(tiny_run, tmp_path, *TINY_TRAINING) == 0
     assert program.clip_fingerprint(model["clip"]) == fingerprint
     assert clip.read_bytes() == before
+
+
+def test_flags_of_speed_and_memory_reach_the_encoder(tiny_run, trained, tmp_path):
+    encoders = []
+    forward = VideoEncoder.forward
+
+    def watched(self, *arguments, **options):
+        encoders.append(self)
+        return forward(self, *arguments, **options)
+
+    compiled = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VideoEncoder, "forward", watched)
+        patch.setattr(VideoEncoder, "compile", lambda self, **options: compiled.append(options))
+        assert run(tiny_run, tmp_path, *TINY_TRAINING, "--checkpoint_activations", "--compile") == 0
+    assert encoders and all(encoder.checkpoint_activations for encoder in encoders)
+    assert compiled == [{"dynamic": False}]
+    assert (tmp_path / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
 
 
 class Killed(BaseException):

@@ -510,6 +510,21 @@ def test_checkpointed_activations_give_the_same_gradients_and_keep_less(scope, p
     assert kept[1] < kept[0] / 3
 
 
+@pytest.mark.parametrize(("scope", "prompting"), [("joint", "per_layer"), ("frame", "once")])
+def test_a_compiled_encoder_is_one_graph_and_computes_the_same(scope, prompting):
+    model = make_stop(make_tiny_clip(), attention_scope=scope, prompting=prompting).double().train()
+    frames, num_frames, keys = random_videos(3, T), torch.tensor([T, T, 4]), torch.arange(3)
+    parameters = [p for _, p in model.trainable_parameters()]
+    results = []
+    for compiled in (False, True):
+        if compiled:  # without a C++ compiler, which not every machine has
+            model.video_encoder.compile(dynamic=False, fullgraph=True, backend="aot_eager")
+        embedding = model.encode_video(frames, num_frames, keys)["embedding"]
+        results.append((embedding, *torch.autograd.grad(embedding[:, 0].sum(), parameters)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize(("scope", "prompting"), VARIANTS)
 def test_every_trainable_tensor_has_a_gradient(scope, prompting):
     clip = make_tiny_clip()

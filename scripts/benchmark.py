@@ -1,0 +1,288 @@
+"""The measurements behind `scripts/benchmark.sh`, and their tables.
+
+bash scripts/benchmark.sh [--quick] [--videos DIR] [--ranks N] [--compile]
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from modules.errors import UserError
+from modules.files import write_whole
+from scripts import benchmark_data as data
+from scripts import benchmark_model as model
+from scripts.benchmark_model import FLOOR, ONCE, PER_LAYER, SUBJECTS, Setup
+
+BARS = {
+    "train_step_ratio.once": (1.35, 1.35),
+    "train_step_ratio.per_layer": (2.0, 1.8),
+    "encode_ratio.once": (1.25, 1.25),
+    "encode_ratio.per_layer": (1.7, 1.6),
+    "peak_memory_ratio.once": (1.2, 1.2),
+}
+NAMES = {
+    FLOOR: "frozen CLIP (the floor)",
+    ONCE: "STOP, --prompting once",
+    PER_LAYER: "STOP, --prompting per_layer",
+}
+# Dense bf16 FLOP/s by their makers' data sheets, of GPUs whose name begins so
+GPU_PEAKS = {"NVIDIA H100 PCIe": 756e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12}
+AIM = 0.4  # of a Hopper's peak
+BATCH_ON_GPU = 128
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        setup: of speed and memory. rounds: of speed, after one that warms up.
+        lengths: numbers of frames of the growth.
+        clips, clip_seconds: made for the loader. batches: measured of the loader.
+        ranks: pairs that are ranked in blocks.
+    """
+
+    setup: Setup
+    rounds: int
+    lengths: tuple[int, ...]
+    clips: int
+    clip_seconds: int
+    batches: int
+    ranks: int
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer: a first look")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: fp32 on a CPU, bf16 on a GPU")
+    parser.add_argument("--batch_size", type=int, help=f"videos (default: 4, --quick 2, on a GPU {BATCH_ON_GPU})")
+    parser.add_argument("--num_frames", type=int, default=12, help="T, of speed and memory (default: 12)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: all cores)")
+    parser.add_argument("--compile", action="store_true", help="floor and STOP both through torch.compile")
+    parser.add_argument("--clip", type=Path, help="an open_clip model folder (default: a random ViT-B/32)")
+    parser.add_argument("--videos", type=Path, help="folder of videos for the loader (default: some are made)")
+    parser.add_argument("--ranks", type=int, help="pairs ranked in blocks (default: 20000, --quick 5000)")
+    parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="default: benchmark.json")
+    arguments = parser.parse_args(argv)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
+    if arguments.videos is not None and not arguments.videos.is_dir():
+        parser.error(f"--videos {arguments.videos}: no such folder")
+    for name in ("batch_size", "threads", "ranks"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, found {value}")
+    if arguments.num_frames < 2:
+        parser.error(f"--num_frames must be at least 2 for there to be a gap, found {arguments.num_frames}")
+    return arguments
+
+
+def make_plan(arguments: argparse.Namespace) -> Plan:
+    """What the command line asks for."""
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = device == "cuda"
+    batch = arguments.batch_size or (BATCH_ON_GPU if on_gpu else 2 if arguments.quick else 4)
+    precision = arguments.precision or ("bf16" if on_gpu else "fp32")
+    setup = Setup(batch, arguments.num_frames, device, precision, arguments.threads, arguments.compile, arguments.clip)
+    if arguments.quick:
+        return Plan(setup, 1, (4, 8, 12), 3, 6, 6, arguments.ranks or 5000)
+    return Plan(setup, 20 if on_gpu else 3, (4, 8, 12, 24, 48, 64), 6, 12, 24, arguments.ranks or 20_000)
+
+
+def machine(setup: Setup) -> dict[str, str | int | bool]:
+    """Where and with what this is measured."""
+    name = torch.cuda.get_device_name() if setup.device == "cuda" else _cpu_name()
+    return {
+        "device": setup.device,
+        "device_name": name,
+        "precision": setup.precision,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": setup.threads,
+        "cores": os.cpu_count() or 1,
+        "batch_size": setup.batch_size,
+        "num_frames": setup.num_frames,
+        "compiled": setup.compiled,
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A Markdown table and an empty line."""
+    for cells in (titles, ["---"] * len(titles), *rows):
+        print(f"| {' | '.join(cells)} |")
+    print(flush=True)
+
+
+def say(what: str) -> None:
+    """Tell, beside the tables, what is going on."""
+    print(f"benchmark: {what} …", file=sys.stderr, flush=True)
+
+
+def benchmark_model(plan: Plan) -> dict[str, float]:
+    """Measure and print speed, memory and arithmetic."""
+    setup = plan.setup
+    say(f"encoding and training, {plan.rounds} rounds in turns")
+    results = model.in_own_process(model.measure_speed, setup, plan.rounds)
+    say("memory, each in a process of its own")
+    results |= model.measure_memory(setup)
+    print(f"## Beside the frozen CLIP, {setup.batch_size} videos of {setup.num_frames} frames\n")
+    rows = []
+    for name in SUBJECTS:
+        cells = [NAMES[name]]
+        for what, unit in (("encode", "seconds"), ("train_step", "seconds"), ("peak_memory", "mib")):
+            ratio = results.get(f"{what}_ratio.{name}")
+            value = results[f"{what}_{unit}.{name}"]
+            cells += [f"{value:.3f}" if unit == "seconds" else f"{value:.0f}", "" if ratio is None else f"{ratio:.2f}"]
+        rows.append(cells)
+    print_table(["", "encode, s", "ratio", "training step, s", "ratio", "peak memory of a step, MiB", "ratio"], rows)
+    column = 1 if setup.device == "cuda" else 0
+    rows = [[name, f"{results[name]:.2f}", f"≤ {bars[column]}"] for name, bars in BARS.items()]
+    print_table(["ratio to the floor", "measured", "wanted"], rows)
+    return results | print_arithmetic(setup, results)
+
+
+def print_arithmetic(setup: Setup, results: dict[str, float]) -> dict[str, float]:
+    """Print model FLOPs, what is reached of them a second, and of the device's peak where that is known."""
+    print(model.FORMULA + "\n")
+    peak = None
+    if setup.device == "cuda" and setup.precision == "bf16":
+        name = torch.cuda.get_device_name()
+        peak = next((value for begin, value in GPU_PEAKS.items() if name.startswith(begin)), None)
+    rows, more = [], {}
+    for name, flops in model.count_flops(setup).items():
+        reached = flops.train / results[f"train_step_seconds.{name}"]
+        more |= {f"train_step_tflop.{name}": flops.train / 1e12, f"train_step_tflops.{name}": reached / 1e12}
+        if peak is not None:
+            more[f"train_step_mfu.{name}"] = reached / peak
+        share = "" if peak is None else f"{reached / peak:.1%}"
+        rows.append([NAMES[name], f"{flops.train / 1e12:.3f}", f"{reached / 1e12:.3f}", share])
+    print_table(["training step", "model TFLOPs", "TFLOP/s", "share of the dense bf16 peak"], rows)
+    return more
+
+
+def benchmark_growth(plan: Plan) -> dict[str, float]:
+    """Measure and print how a training step grows with the number of frames."""
+    say(f"steps of {plan.lengths[0]} to {plan.lengths[-1]} frames")
+    rows = model.in_own_process(model.measure_growth, plan.setup, plan.lengths)
+    print("## A training step of one video by its frames, per_layer\n")
+    table = []
+    for row in rows:
+        seconds = [f"{value:.2f}" for value in (row.floor_seconds, row.seconds, row.checkpointed_seconds)]
+        memory = [f"{value:.0f}" for value in (row.memory, row.checkpointed_memory)]
+        table.append([str(row.num_frames), *seconds, *memory])
+    kept = "with --checkpoint_activations"
+    print_table(["frames", "floor, s", "STOP, s", f"{kept}, s", "STOP, MiB", f"{kept}, MiB"], table)
+    results = {}
+    for row in rows:
+        results |= {
+            f"growth_floor_seconds.{row.num_frames}": row.floor_seconds,
+            f"growth_seconds.{row.num_frames}": row.seconds,
+            f"growth_mib.{row.num_frames}": row.memory,
+            f"growth_checkpointed_seconds.{row.num_frames}": row.checkpointed_seconds,
+            f"growth_checkpointed_mib.{row.num_frames}": row.checkpointed_memory,
+        }
+    time_power = model.exponent(plan.lengths, [row.seconds for row in rows])
+    memory_power = model.exponent(plan.lengths, [row.memory for row in rows])
+    kept_power = model.exponent(plan.lengths, [row.checkpointed_memory for row in rows])
+    first, last = plan.lengths[-2:]
+    print(
+        f"From {first} to {last} frames seconds grow as T^{time_power:.2f}, memory as T^{memory_power:.2f}, with "
+        f"--checkpoint_activations as T^{kept_power:.2f}. Every part but attention does the same for each frame; "
+        "attention over the whole video takes time by the square, and memory not, since no matrix of it is kept.\n"
+    )
+    return results | {"growth_exponent.seconds": time_power, "growth_exponent.mib": memory_power}
+
+
+def benchmark_loader(plan: Plan, videos: Path | None, results: dict[str, float]) -> dict[str, float]:
+    """Measure and print frames a second of the loader, beside what a step takes."""
+    setup = data.LoaderSetup(plan.setup.num_frames, 224, num_workers=2, batch_size=4, num_batches=plan.batches)
+    say("the training loader: making, compressing, packing and reading videos")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if videos is None:
+            videos = folder / data.ORIGINAL
+            data.make_clips(videos, plan.clips, plan.clip_seconds)
+        data.prepare(videos, folder)
+        speeds = {source: data.frames_per_second(videos, folder, source, setup) for source in data.SOURCES}
+    print(f"## The training loader, {setup.num_workers} workers\n")
+    texts = {
+        data.ORIGINAL: "original videos",
+        data.COMPRESSED: "compressed videos (compress_video.py)",
+        data.JPEG: "packed frames (pack_frames.py)",
+        data.RAW: "packed frames (pack_frames.py --format raw)",
+    }
+    print_table(["reads", "frames a second"], [[texts[source], f"{speed:.0f}"] for source, speed in speeds.items()])
+    frames = plan.setup.batch_size * plan.setup.num_frames
+    rows = []
+    needs = {f"loader_needed.{name}": frames / results[f"train_step_seconds.{name}"] for name in (ONCE, PER_LAYER)}
+    for name in (ONCE, PER_LAYER):
+        at_aim = AIM * GPU_PEAKS["NVIDIA H200"] / (results[f"train_step_tflop.{name}"] * 1e12 / frames)
+        rows.append([NAMES[name], f"{needs[f'loader_needed.{name}']:.0f}", f"{at_aim:.0f}"])
+    print_table(
+        ["a training step takes, frames a second", "here", "by arithmetic, at 40% of a Hopper GPU's peak"], rows
+    )
+    return {f"loader_frames_per_second.{source}": speed for source, speed in speeds.items()} | needs
+
+
+def benchmark_ranks(plan: Plan) -> dict[str, float]:
+    """Measure and print the time and memory of an evaluation's ranks."""
+    say(f"ranks of {plan.ranks} pairs")
+    small = data.ranks_milliseconds(1000)
+    seconds, peak = model.in_own_process(data.large_ranks, plan.ranks)
+    print("## Similarity and ranks, both directions, on the CPU\n")
+    rows = [
+        ["1,000 × 1,000, ranks of a given matrix", f"{small:.1f} ms", ""],
+        [f"{plan.ranks:,} × {plan.ranks:,}, from embeddings, in blocks", f"{seconds:.1f} s", f"{peak / 1024:.2f} GiB"],
+    ]
+    print_table(["", "time", "peak memory of the whole process"], rows)
+    return {
+        "ranks_milliseconds.1000": small,
+        f"ranks_seconds.{plan.ranks}": seconds,
+        f"ranks_peak_mib.{plan.ranks}": peak,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write; the exit status."""
+    arguments = parse_arguments(argv)
+    plan = make_plan(arguments)
+    start = time.perf_counter()
+    results = machine(plan.setup)
+    print("# Benchmark\n\n" + ", ".join(f"{name} {value}" for name, value in results.items()) + "\n", flush=True)
+    try:
+        results |= benchmark_model(plan)
+        results |= benchmark_growth(plan)
+        results |= benchmark_loader(plan, arguments.videos, results)
+        results |= benchmark_ranks(plan)
+    except UserError as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 1
+    results["seconds"] = round(time.perf_counter() - start, 1)
+    text = json.dumps(results, indent=2) + "\n"
+    write_whole(arguments.output, lambda file: file.write(text.encode()))
+    print(f"{results['seconds']:.0f} s; {arguments.output} holds all of it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
