@@ -14,9 +14,10 @@ from conftest import TINY_CONFIG, make_tiny_clip, random_videos
 from dataloaders.preprocessing import resize_and_crop
 from dataloaders.video import read_video
 from modules.clip_loader import LoadedCLIP
+from modules.clip_vision import ClipVisionTower
 from modules.errors import UserError
 from modules.inter_frame import InterFramePrompting, TemporalPrompter
-from modules.intra_frame import IntraFramePrompting, SpatialPrompter, select_regions
+from modules.intra_frame import IntraFrameOutput, IntraFramePrompting, SpatialPrompter, select_regions
 from modules.methods import METHODS
 from modules.methods.stop import StopSettings, build, build_prompting
 from modules.scopes import FrameScope, JointScope
@@ -55,6 +56,17 @@ def make_stop(clip, live=True, **settings):
         # P^s starts without effect; here it has one
         torch.nn.init.normal_(model.video_encoder.prompting.intra_frame.prompter.linear_out.weight, std=0.3)
     return model.eval()
+
+
+def as_written(intra, patches, read, attention_map, real, keys):
+    """Intra-frame prompting with P^s at every patch, h + (r + (W^s − sg(W^s)))·p, in place of at the chosen ones."""
+    extended = extend_in_time(read, real)
+    dynamics = intra.temporal_dynamics(extended)
+    scores = intra.alpha * attention_map + (1 - intra.alpha) * dynamics
+    _, regions = select_regions(scores.detach(), intra.num_regions, real)
+    regions = regions + (scores - scores.detach()) * real[..., None]
+    prompts = intra.prompter.prompts(intra.prompter.features(extended), keys)
+    return IntraFrameOutput(patches + regions[..., None] * prompts, regions, dynamics, scores)
 
 
 def convolve(weight, volume, time_pad):
@@ -185,21 +197,13 @@ def test_gradients_are_those_of_prompts_made_at_every_patch(dropout):
     intra = make_intra().train()
     intra.prompter.dropout.p = dropout
 
-    def plainly():
-        """h + (r + (W^s − sg(W^s)))·p as it is written."""
-        extended = extend_in_time(h, real)
-        dynamics = intra.temporal_dynamics(extended)
-        scores = 0.3 * attention + 0.7 * dynamics
-        _, regions = select_regions(scores.detach(), intra.num_regions, real)
-        regions = regions + (scores - scores.detach()) * real[..., None]
-        return h + regions[..., None] * intra.prompter.prompts(intra.prompter.features(extended), keys)
-
     inputs = [h, *intra.parameters()]
     weights = tokens(seed=9)
     out = intra(h, h, attention, real, keys).patches
-    torch.testing.assert_close(out, plainly())
+    plain = as_written(intra, h, h, attention, real, keys).patches
+    torch.testing.assert_close(out, plain)
     found = torch.autograd.grad((out * weights).sum(), inputs)
-    expected = torch.autograd.grad((plainly() * weights).sum(), inputs)
+    expected = torch.autograd.grad((plain * weights).sum(), inputs)
     for one, other in zip(found, expected, strict=True):
         assert other.abs().max() > 0
         torch.testing.assert_close(one, other)
@@ -578,3 +582,35 @@ def test_a_block_in_parts_is_open_clips_own(quick_gelu):
             results.append((out, torch.autograd.grad(out.pow(3).sum(), x)[0]))
         for one, other in zip(*results, strict=True):
             torch.testing.assert_close(one, other)
+
+
+def feed_forward_as_written(tower, layer, tokens):
+    block = tower.visual.transformer.resblocks[layer]
+    return block.mlp(block.ln_2(tokens))
+
+
+@pytest.mark.parametrize("prompting", ["per_layer", "once"])
+def test_fifty_steps_are_those_of_the_equations_as_written(prompting):
+    def train():
+        clip = make_tiny_clip()
+        model = make_stop(clip, prompting=prompting, prompt_dropout=0.0).train()
+        optimizer = torch.optim.AdamW([p for _, p in model.trainable_parameters()], lr=1e-3)
+        text = model.encode_text(["a b", "c d", "e f", "g h"])
+        losses = []
+        for step in range(50):
+            video = model.encode_video(random_videos(4, T, seed=step % 5), torch.tensor([T, T, T - 1, T]))
+            loss = F.cross_entropy(model.similarity(text, video["embedding"]), torch.arange(4))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return torch.tensor(losses)
+
+    found = train()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(IntraFramePrompting, "forward", as_written)
+        patch.setattr(DepthwiseConv3d, "forward", torch.nn.Conv3d.forward)
+        patch.setattr(ClipVisionTower, "feed_forward_branch", feed_forward_as_written)
+        expected = train()
+    assert expected[-5:].mean() < expected[:5].mean() - 0.1  # it learnt something
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
