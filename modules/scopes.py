@@ -108,18 +108,18 @@ class FrameScope:
         Returns:
             (B·T, 2·N_max, D) and its mask; beyond the ends the slots are masked out.
         """
-
-        def beside(x: Tensor, time_axis_padding: tuple[int, ...]) -> Tensor:
-            """Gaps −1 … T − 1, then the pair before and behind each frame: (B, T − 1, N, …) → (B·T, 2·N, …)."""
-            extended = F.pad(x, time_axis_padding)
-            return torch.cat([extended[:, :-1], extended[:, 1:]], dim=2).flatten(0, 1)
-
-        return beside(tokens, (0, 0, 0, 0, 1, 1)), beside(mask, (0, 0, 1, 1))
+        return _beside_each_frame(tokens, (0, 0, 0, 0, 1, 1)), _beside_each_frame(mask, (0, 0, 1, 1))
 
     def pool(self, embeddings: Tensor, real: Tensor) -> Tensor:
         """Mean over real frames of unit-length frame embeddings, made unit length: (B, T, E) → (B, E)."""
         frames = F.normalize(embeddings, dim=-1) * real[..., None]
         return F.normalize(frames.sum(1) / real.sum(1, keepdim=True), dim=-1)
+
+
+def _beside_each_frame(gaps: Tensor, time_axis_padding: tuple[int, ...]) -> Tensor:
+    """Gaps −1 … T − 1, then the pair before and behind each frame: (B, T − 1, N, …) → (B·T, 2·N, …)."""
+    extended = F.pad(gaps, time_axis_padding)
+    return torch.cat([extended[:, :-1], extended[:, 1:]], dim=2).flatten(0, 1)
 
 
 SCOPES = {"joint": JointScope, "frame": FrameScope}

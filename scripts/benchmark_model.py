@@ -2,10 +2,11 @@
 
 The floor is open_clip's own ``encode_image``: forward for encoding; forward and backward to its input for a training
 step. STOP is at its defaults with every slot of every gap filled; a training step has the contrastive loss, the
-gradients and AdamW in it. Captions are embedded once in a training and are left out. Weights are random, which changes
-no time.
+gradients, their clipping and AdamW in it. Captions are embedded once in a training and are left out. Weights are
+random, which changes no time.
 """
 
+import ctypes
 import gc
 import logging
 import math
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from modules.clip_loader import LoadedCLIP, load_clip
 from modules.clip_vision import ClipVisionTower
+from modules.errors import UserError
 from modules.losses import symmetric_contrastive_loss
 from modules.methods.stop import StopSettings, build
 from modules.optimization import build_optimizer
@@ -33,10 +35,11 @@ from modules.video_text_model import VideoTextModel
 FLOOR, ONCE, PER_LAYER = "floor", "once", "per_layer"
 SUBJECTS = (FLOOR, ONCE, PER_LAYER)
 MAX_WORDS = 32
+REPEATED_FOR, MAX_REPEATS = 4.0, 5  # seconds that a length of the growth is repeated for, and times at most
 PAGE_MIB = 2**-8  # less is not seen in resident memory
 
 
-class SlotsNotFilled(RuntimeError):
+class SlotsNotFilled(UserError):
     """The frames made here do not fill every slot, so that STOP would be measured with fewer tokens."""
 
 
@@ -148,8 +151,9 @@ def make_stop(clip: LoadedCLIP, setup: Setup, prompting: str) -> Subject:
     width = clip.model.visual.proj.shape[1]
     generator = torch.Generator().manual_seed(1)
     text = F.normalize(torch.randn(setup.batch_size, width, generator=generator), dim=-1).to(setup.device)
+    parameters = [p for _, p in model.trainable_parameters()]
     # so small a rate that the slots stay filled
-    optimizer = build_optimizer([(p, 1.0) for _, p in model.trainable_parameters()], lr=1e-8, weight_decay=0.2)
+    optimizer = build_optimizer([(p, 1.0) for p in parameters], lr=1e-8, weight_decay=0.2)
     if setup.compiled:
         model.video_encoder.compile(dynamic=False)
 
@@ -164,6 +168,7 @@ def make_stop(clip: LoadedCLIP, setup: Setup, prompting: str) -> Subject:
         with precision.autocast():
             video = model.encode_video(frames, num_frames, keys)["embedding"]
         symmetric_contrastive_loss(model.similarity(text, video)).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -241,7 +246,8 @@ def measure_speed(setup: Setup, rounds: int) -> dict[str, float]:
 class PeakMemory:
     """The most memory that this process, or its GPU, held since `start`, less what it held then; in MiB.
 
-    On a CPU this is Linux' high-water mark of the resident memory, which is lowered to what is resident at the start.
+    On a CPU this is Linux' high-water mark of the resident memory, which is lowered to what is resident at the start,
+    after glibc has given back what it had kept of things that are gone.
     """
 
     def __init__(self, device: str):
@@ -256,6 +262,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self.held = torch.cuda.memory_allocated() / 2**20
             return
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         self.held = _resident("VmRSS")
 
@@ -330,18 +337,21 @@ def measure_growth(setup: Setup, lengths: Sequence[int]) -> list[Growth]:
                 name, clip, replace(setup, batch_size=1, num_frames=length, checkpointed=checkpointed)
             )
             subject.check_slots()
-            if length == lengths[0] or setup.compiled:
-                subject.train()  # warms up
+            subject.train()  # warms up
             memory.start()
-            row.append((seconds_of(subject.train, setup.device), memory.stop()))
+            taken = [seconds_of(subject.train, setup.device)]
+            peak = memory.stop()
+            while sum(taken) < REPEATED_FOR and len(taken) < MAX_REPEATS:
+                taken.append(seconds_of(subject.train, setup.device))
+            row.append((statistics.median(taken), peak))
         (floor, _), (plain, plain_memory), (again, again_memory) = row
         rows.append(Growth(length, floor, plain, again, plain_memory, again_memory))
     return rows
 
 
 def exponent(lengths: Sequence[int], values: Sequence[float]) -> float:
-    """p of values that grow as length^p, between the last two lengths."""
-    return math.log(values[-1] / values[-2]) / math.log(lengths[-1] / lengths[-2])
+    """p of values that grow as length^p: the slope of the line through their logarithms, by least squares."""
+    return statistics.linear_regression([math.log(x) for x in lengths], [math.log(y) for y in values]).slope
 
 
 FORMULA = """Model FLOPs, two a multiplication with addition. D width, E embedding, p patch side, P patches a frame,
@@ -355,7 +365,8 @@ T frames, R = T·P, S tokens of a sequence, K tokens that are keys and values on
                    P^s: 2·(27·D·w + 9·w²) a patch and 2·(w·h + h·D) a patch, the latter without gradient, and again
                    a chosen patch; P^t: 2·(D·v + 5·v² + 2·P·v + 27·v²) a patch of a gap, 2·v·N_max·P and
                    2·v·D·N_max a gap
-  training step    2 × linears and embedding of the frozen CLIP (no gradient of weights), 3 × attention and prompters"""
+  training step    2 × linears and, for the floor, embedding of the frozen CLIP (no gradient of weights),
+                   3 × attention and prompters (also before the first block, whose input needs no gradient: < 1%)"""
 
 
 @dataclass(frozen=True)
@@ -371,11 +382,6 @@ class ModelFlops:
     frozen: float
     trained: float
     without_gradient: float
-
-    @property
-    def encode(self) -> float:
-        """Of encoding; what is there for the gradient of the selection alone is small and counted as well."""
-        return self.frozen + self.trained + self.without_gradient
 
     @property
     def train(self) -> float:

@@ -110,23 +110,23 @@ class StopPrompting(nn.Module):
             attention_map = tower.class_attention(layer, tower.read(layer, cls), read)
             intra = self.intra_frame(patches, read, attention_map, real, _keys(keys, INTRA))
             patches, regions = intra.patches, intra.region_weights
-            details |= {
-                "attention_map": attention_map,
-                "temporal_dynamics": intra.temporal_dynamics,
-                "region_scores": intra.region_scores,
-                "discriminative_regions": regions,
-            }
+            details.update(
+                attention_map=attention_map,
+                temporal_dynamics=intra.temporal_dynamics,
+                region_scores=intra.region_scores,
+                discriminative_regions=regions,
+            )
         if self.inter_frame is None or patches.shape[1] < 2:
             return PromptedTokens(patches, None, None, details)
         inter = self.inter_frame(tower.read(layer, patches), regions, real, _keys(keys, INTER))
         tokens = inter.tokens
         if self.time_embedding is not None:
             tokens = tokens + self.time_embedding.gaps[:, None]
-        details |= {
-            "frame_variation": inter.frame_variation,
-            "num_temporal_prompts": inter.num_temporal_prompts,
-            "temporal_prompts": tokens,
-        }
+        details.update(
+            frame_variation=inter.frame_variation,
+            num_temporal_prompts=inter.num_temporal_prompts,
+            temporal_prompts=tokens,
+        )
         return PromptedTokens(patches, tokens, inter.mask, details)
 
 
