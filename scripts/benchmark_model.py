@@ -35,7 +35,8 @@ from modules.video_text_model import VideoTextModel
 FLOOR, ONCE, PER_LAYER = "floor", "once", "per_layer"
 SUBJECTS = (FLOOR, ONCE, PER_LAYER)
 MAX_WORDS = 32
-REPEATED_FOR, MAX_REPEATS = 4.0, 5  # seconds that a length of the growth is repeated for, and times at most
+WARMED_UP_TO = 12  # frames
+REPEATED_FOR, MAX_REPEATS = 3.0, 5  # seconds that a length of the growth is repeated for, and times at most
 PAGE_MIB = 2**-8  # less is not seen in resident memory
 
 
@@ -337,7 +338,8 @@ def measure_growth(setup: Setup, lengths: Sequence[int]) -> list[Growth]:
                 name, clip, replace(setup, batch_size=1, num_frames=length, checkpointed=checkpointed)
             )
             subject.check_slots()
-            subject.train()  # warms up
+            if length <= WARMED_UP_TO or setup.compiled or setup.device == "cuda":
+                subject.train()  # a step of more frames takes so long that its warming up does not show
             memory.start()
             taken = [seconds_of(subject.train, setup.device)]
             peak = memory.stop()
