@@ -59,7 +59,7 @@ class Plan:
 
     Attributes:
         setup: of speed and memory. rounds: of speed, after one that warms up.
-        lengths: numbers of frames of the growth.
+        lengths: numbers of frames of the growth. repeated_for: seconds that steps of each are repeated for.
         clips, clip_seconds: made for the loader. batches: measured of the loader.
         ranks: pairs that are ranked in blocks.
     """
@@ -67,6 +67,7 @@ class Plan:
     setup: Setup
     rounds: int
     lengths: tuple[int, ...]
+    repeated_for: float
     clips: int
     clip_seconds: int
     batches: int
@@ -79,7 +80,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="smaller and fewer: a first look")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: fp32 on a CPU, bf16 on a GPU")
-    parser.add_argument("--batch_size", type=int, help=f"videos (default: 4, --quick 2, on a GPU {BATCH_ON_GPU})")
+    parser.add_argument("--batch_size", type=int, help=f"videos (default: 4, --quick 1, on a GPU {BATCH_ON_GPU})")
     parser.add_argument("--num_frames", type=int, default=12, help="T, of speed and memory (default: 12)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (default: all cores)")
     parser.add_argument("--compile", action="store_true", help="floor and STOP both through torch.compile")
@@ -107,12 +108,12 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     """What the command line asks for."""
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device == "cuda"
-    batch = arguments.batch_size or (BATCH_ON_GPU if on_gpu else 2 if arguments.quick else 4)
+    batch = arguments.batch_size or (BATCH_ON_GPU if on_gpu else 1 if arguments.quick else 4)
     precision = arguments.precision or ("bf16" if on_gpu else "fp32")
     setup = Setup(batch, arguments.num_frames, device, precision, arguments.threads, arguments.compile, arguments.clip)
     if arguments.quick:
-        return Plan(setup, 1, (4, 8, 12), 3, 6, 6, arguments.ranks or 5000)
-    return Plan(setup, 20 if on_gpu else 3, (4, 8, 12, 24, 48, 64), 6, 12, 24, arguments.ranks or 20_000)
+        return Plan(setup, 2, (4, 8), 0.0, 2, 5, 4, arguments.ranks or 5000)
+    return Plan(setup, 20 if on_gpu else 3, (4, 8, 12, 24, 48, 64), 3.0, 6, 12, 24, arguments.ranks or 20_000)
 
 
 def machine(setup: Setup) -> dict[str, str | int | bool]:
@@ -203,7 +204,7 @@ def print_arithmetic(setup: Setup, results: dict[str, float]) -> dict[str, float
 def benchmark_growth(plan: Plan) -> dict[str, float]:
     """Measure and print how a training step grows with the number of frames."""
     say(f"steps of {plan.lengths[0]} to {plan.lengths[-1]} frames")
-    rows = model.in_own_process(model.measure_growth, plan.setup, plan.lengths)
+    rows = model.in_own_process(model.measure_growth, plan.setup, plan.lengths, plan.repeated_for)
     print("## A training step of one video by its frames, per_layer\n")
     table = []
     for row in rows:

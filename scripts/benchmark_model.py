@@ -36,7 +36,7 @@ FLOOR, ONCE, PER_LAYER = "floor", "once", "per_layer"
 SUBJECTS = (FLOOR, ONCE, PER_LAYER)
 MAX_WORDS = 32
 WARMED_UP_TO = 12  # frames
-REPEATED_FOR, MAX_REPEATS = 3.0, 5  # seconds that a length of the growth is repeated for, and times at most
+MAX_REPEATS = 5  # of a length of the growth
 PAGE_MIB = 2**-8  # less is not seen in resident memory
 
 
@@ -325,8 +325,11 @@ class Growth:
     checkpointed_memory: float
 
 
-def measure_growth(setup: Setup, lengths: Sequence[int]) -> list[Growth]:
-    """Growth over some numbers of frames, rising; to be called in a process of its own."""
+def measure_growth(setup: Setup, lengths: Sequence[int], repeated_for: float) -> list[Growth]:
+    """Growth over some numbers of frames, rising; to be called in a process of its own.
+
+    repeated_for: seconds that steps of one length are repeated for, a few times at most.
+    """
     torch.set_num_threads(setup.threads)
     clip = setup.load_clip()
     rows = []
@@ -343,7 +346,7 @@ def measure_growth(setup: Setup, lengths: Sequence[int]) -> list[Growth]:
             memory.start()
             taken = [seconds_of(subject.train, setup.device)]
             peak = memory.stop()
-            while sum(taken) < REPEATED_FOR and len(taken) < MAX_REPEATS:
+            while sum(taken) < repeated_for and len(taken) < MAX_REPEATS:
                 taken.append(seconds_of(subject.train, setup.device))
             row.append((statistics.median(taken), peak))
         (floor, _), (plain, plain_memory), (again, again_memory) = row
