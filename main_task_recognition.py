@@ -41,7 +41,7 @@ from modules.program import (
 from modules.randomness import derive_seed
 from modules.recognition import RecognitionTask, read_templates
 from modules.run_folder import BEST, INTERRUPTED, RESULTS, RunFolder, csv_text
-from modules.settings import setting
+from modules.settings import at_least, setting
 
 logger = logging.getLogger("stop")
 
@@ -61,15 +61,19 @@ class RecognitionSettings:
         "a video of a person {class}.",
         "template of a class's text, or a file of templates whose texts are averaged",
         affects_results=False,
+        metavar="TEMPLATE_OR_FILE",
     )
-    shots: int = setting(0, "training videos drawn for each class; 0 for all")
+    shots: int = setting(0, "training videos drawn for each class; 0 for all", within=at_least(0), metavar="VIDEOS")
     horizontal_flip: bool = setting(
         False, "mirror half of the training videos; not where left and right are in the label"
     )
-    num_clips: int = setting(1, "test-time views in time")
-    num_crops: int = setting(1, "test-time views in space: 1 is the centre, 3 also both ends of the long side")
+    num_clips: int = setting(1, "test-time views in time", within=at_least(1), metavar="VIEWS")
+    num_crops: int = setting(1, "test-time views in space: 1 is the centre, 3 also both ends of the long side", (1, 3))
     save_features: Path | None = setting(
-        None, "write the embeddings of the test videos and the classes to this folder", affects_results=False
+        None,
+        "write the embeddings of the test videos and the classes to this folder",
+        affects_results=False,
+        metavar="FOLDER",
     )
 
 
@@ -91,8 +95,6 @@ def read_data(arguments: Arguments) -> RecognitionData:
     dataset, task = DATASETS[arguments.datatype], arguments.task
     if task.split not in dataset.splits:
         raise UserError(f"--split {task.split}: {arguments.datatype} has split {', '.join(dataset.splits)} only")
-    if task.shots < 0 or task.num_clips < 1 or task.num_crops not in (1, 3):
-        raise UserError("--shots must not be negative, --num_clips at least 1, --num_crops 1 or 3")
     templates = read_templates(task.class_prompt)
     if task.horizontal_flip and dataset.left_right_matters:
         raise UserError(f"--horizontal_flip: left and right are part of the labels of {arguments.datatype}")
@@ -214,8 +216,7 @@ def of_split(arguments: Arguments, name: str) -> Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
-    arguments = parse_arguments(argv, __doc__, DATASETS, RecognitionSettings)
-    return run_program(lambda processes, interruption: run(arguments, processes, interruption))
+    return run_program(lambda: parse_arguments(argv, __doc__, DATASETS, RecognitionSettings), run)
 
 
 if __name__ == "__main__":

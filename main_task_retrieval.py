@@ -39,7 +39,7 @@ class RetrievalSettings:
 
     mask_same_video: bool = setting(False, "pairs of one video, and equal captions, are no negatives [ours]")
     save_features: Path | None = setting(
-        None, "write the evaluation set's embeddings to this folder", affects_results=False
+        None, "write the evaluation set's embeddings to this folder", affects_results=False, metavar="FOLDER"
     )
 
 
@@ -100,9 +100,9 @@ def build_task(arguments: Arguments, data: RetrievalData, image_size: int) -> Re
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
-    arguments = parse_arguments(argv, __doc__, DATASETS, RetrievalSettings)
     return run_program(
-        lambda processes, interruption: run_once(arguments, read_data, build_task, processes, interruption)
+        lambda: parse_arguments(argv, __doc__, DATASETS, RetrievalSettings),
+        lambda arguments, *session: run_once(arguments, read_data, build_task, *session),
     )
 
 

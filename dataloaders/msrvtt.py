@@ -229,9 +229,13 @@ def _read_captions(path: str | Path) -> tuple[dict[str, list[tuple[int, str]]], 
 class MsrvttSettings(VideoLocation):
     """Where MSR-VTT's files are."""
 
-    train_csv: Path | None = setting(None, "training split: MSRVTT_train.9k.csv or 7k", affects_results=False)
-    val_csv: Path = setting(MISSING, "evaluation split: MSRVTT_JSFUSION_test.csv (1k-A)", affects_results=False)
-    data_path: Path | None = setting(None, "captions: MSRVTT_data.json", affects_results=False)
+    train_csv: Path | None = setting(
+        None, "training split: MSRVTT_train.9k.csv or 7k", affects_results=False, metavar="FILE"
+    )
+    val_csv: Path = setting(
+        MISSING, "evaluation split: MSRVTT_JSFUSION_test.csv (1k-A)", affects_results=False, metavar="FILE"
+    )
+    data_path: Path | None = setting(None, "captions: MSRVTT_data.json", affects_results=False, metavar="FILE")
     expand_msrvtt_sentences: bool = setting(False, "every caption a sample, instead of one drawn for each video")
 
 

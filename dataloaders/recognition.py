@@ -67,6 +67,7 @@ class SplitSettings(VideoLocation):
         MISSING,
         "official files: testTrainMulti_7030_splits of HMDB51, ucfTrainTestlist of UCF101, JSON files of SSv2",
         affects_results=False,
+        metavar="FOLDER",
     )
 
 

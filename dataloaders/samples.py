@@ -69,9 +69,14 @@ class Listed:
 class VideoLocation:
     """Where a dataset's videos are: in a folder or in a pack, one of the two."""
 
-    features_path: Path | None = setting(None, "folder of the videos, in any container", affects_results=False)
+    features_path: Path | None = setting(
+        None, "folder of the videos, in any container", affects_results=False, metavar="FOLDER"
+    )
     packed: Path | None = setting(
-        None, "folder that preprocess/pack_frames.py made, read in place of --features_path", affects_results=False
+        None,
+        "folder that preprocess/pack_frames.py made, read in place of --features_path",
+        affects_results=False,
+        metavar="FOLDER",
     )
 
     @property

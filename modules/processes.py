@@ -81,13 +81,18 @@ class Processes:
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        if self.world_size == 1:
+        self.average(p.grad for p in parameters)
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Average tensors over all ranks, in place; what counts (integers) is the same on all of them and stays."""
+        tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
+        if self.world_size == 1 or not tensors:
             return
-        flat = torch.cat([p.grad.flatten() for p in parameters])
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)
         flat /= self.world_size
-        for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad.copy_(grad.view_as(p))
+        for tensor, averaged in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(averaged.view_as(tensor))
 
     def add_up(self, *counts: int) -> list[int]:
         """Sums over all ranks."""

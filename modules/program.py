@@ -2,15 +2,16 @@
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import logging
-import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -23,7 +24,7 @@ from modules.clip_loader import LoadedCLIP, load_clip
 from modules.errors import UserError
 from modules.interruption import EXIT_CODE as INTERRUPTED_EXIT_CODE
 from modules.interruption import Interrupted, Interruption, end_children
-from modules.methods import METHODS
+from modules.methods import DEFAULT_METHOD, METHODS
 from modules.methods.base import Method
 from modules.precision import Precision, choose_precision
 from modules.processes import Processes, start_processes, stop_processes
@@ -38,10 +39,13 @@ from modules.run_folder import (
     load_checkpoint,
 )
 from modules.settings import (
+    above,
     add_arguments,
     all_settings,
+    at_least,
     from_arguments,
     model_settings,
+    range_problems,
     result_settings,
     setting,
 )
@@ -50,27 +54,44 @@ from modules.video_text_model import VideoTextModel
 
 logger = logging.getLogger("stop")
 
+T = TypeVar("T")
+
+USAGE = "%(prog)s [flags]"  # all of them would fill a screen, before every message about one
+
 
 @dataclass(frozen=True)
 class CommonSettings:
     """Flags of every program."""
 
     do_train: bool = setting(False, "train, evaluating after each epoch", affects_results=False)
-    do_eval: bool = setting(False, "evaluate only", affects_results=False)
-    output_dir: Path = setting(Path("runs/default"), "what the run leaves goes here", affects_results=False)
-    init_model: Path | None = setting(None, "checkpoint to evaluate, or to start training from", affects_results=False)
+    do_eval: bool = setting(
+        False, "evaluate only; with --init_model, as its checkpoint was trained", affects_results=False
+    )
+    output_dir: Path = setting(
+        Path("runs/default"), "what the run leaves goes here", affects_results=False, metavar="FOLDER"
+    )
+    init_model: Path | None = setting(
+        None,
+        "checkpoint (best.pt) to evaluate, or to start training from",
+        affects_results=False,
+        metavar="FILE",
+    )
     pretrained_clip_name: str = setting(
-        "ViT-B/32", "OpenAI's name, an open_clip name, or a path", affects_results=False
+        "ViT-B/32", "OpenAI's name, an open_clip name, or a path", affects_results=False, metavar="NAME"
     )
     pretrained_dir: Path | None = setting(
-        None, "folder with OpenAI's weight files (ViT-B-32.pt)", affects_results=False
+        None, "folder with OpenAI's weight files (ViT-B-32.pt)", affects_results=False, metavar="FOLDER"
     )
     trust_weights: bool = setting(
         False, "accept an OpenAI-form file whose checksum is not a published one", affects_results=False
     )
-    max_frames: int = setting(12, "T, frames a video")
-    max_words: int = setting(32, "tokens a caption, start and end included")
-    batch_size_val: int = setting(32, "videos encoded at a time in evaluation", affects_results=False)
+    max_frames: int = setting(12, "T, frames a video", within=at_least(1), metavar="FRAMES")
+    max_words: int = setting(
+        32, "tokens a caption, start and end included; up to CLIP's context", within=at_least(3), metavar="TOKENS"
+    )
+    batch_size_val: int = setting(
+        32, "videos encoded at a time in evaluation", affects_results=False, within=at_least(1), metavar="VIDEOS"
+    )
     allow_missing: bool = setting(
         False, "leave training videos without a file out, and list them, instead of stopping", affects_results=False
     )
@@ -80,7 +101,9 @@ class CommonSettings:
         ("error", "drop"),
         affects_results=False,
     )
-    video_time_limit: float = setting(60.0, "seconds that decoding a video may take", affects_results=False)
+    video_time_limit: float = setting(
+        60.0, "that decoding a video may take", affects_results=False, within=above(0), metavar="SECONDS"
+    )
     decoder_errors: str = setting(
         "reject",
         "a video where the decoder reports errors but returns patched-up frames: a bad video, or as good as any",
@@ -125,11 +148,15 @@ class ReportingTask(Task, Protocol):
         files: small text files that belong to the run from its start, by name.
         missing: (list, video id) of each video that is left out because it has no file.
         identity: what results depend on and the settings do not show, by name.
+        counts: ``texts`` and ``videos``, how many of each the metrics are of.
     """
 
     files: Mapping[str, str]
     missing: Sequence[tuple[str, str]]
     identity: Mapping[str, Any]
+
+    @property
+    def counts(self) -> dict[str, int]: ...
 
     def report(
         self, model: VideoTextModel, processes: Processes, precision: Precision, folder: RunFolder
@@ -145,42 +172,96 @@ def parse_arguments(
 ) -> Arguments:
     """Parse a command line whose flags depend on the method and the dataset chosen.
 
+    An evaluation of a checkpoint takes method, method settings, frames and words from there where they are not given.
+
     Raises:
         SystemExit: from argparse, for ``--help`` and for flags that are unknown or malformed.
+        UserError: naming every flag that is out of its range, or that the checkpoint to evaluate was not trained with.
     """
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for parser_argument in (
-        ("--method", METHODS, "stop", "; ".join(f"{name}: {m.summary}" for name, m in METHODS.items())),
-        ("--datatype", datasets, next(iter(datasets)), "the dataset"),
-    ):
-        flag, choices, default, text = parser_argument
-        chooser.add_argument(flag, choices=list(choices), default=default, help=f"{text} (default: {default})")
+    chooser = argparse.ArgumentParser(usage=USAGE, add_help=False, allow_abbrev=False)
+    chooser.add_argument(
+        "--method",
+        choices=list(METHODS),
+        default=argparse.SUPPRESS,
+        help="; ".join(f"{name}: {m.summary}" for name, m in METHODS.items()) + f" (default: {DEFAULT_METHOD})",
+    )
+    first = next(iter(datasets))
+    chooser.add_argument("--datatype", choices=list(datasets), default=first, help=f"the dataset (default: {first})")
     chosen, _ = chooser.parse_known_args(argv)
+    checkpoint = _checkpoint_to_evaluate(argv)
+    trained = {} if checkpoint is None else load_checkpoint(checkpoint)["identity"]
+    method = getattr(chosen, "method", trained.get("method", DEFAULT_METHOD))
+    if method not in METHODS:
+        raise UserError(f"{checkpoint} was trained with --method {method}, which is none of {', '.join(METHODS)}")
 
     parser = argparse.ArgumentParser(
+        usage=USAGE,
         description=description,
         parents=[chooser],
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    method_settings = METHODS[method].settings
     groups = {
         "program": CommonSettings,
         "training": TrainSettings,
         "task": task_settings,
-        f"method {chosen.method}": METHODS[chosen.method].settings,
+        f"method {method}": method_settings,
         f"dataset {chosen.datatype}": datasets[chosen.datatype].settings,
     }
     for title, settings in groups.items():
         add_arguments(parser, settings, title)
     args = parser.parse_args(argv)
-    return Arguments(chosen.method, chosen.datatype, *(from_arguments(s, args) for s in groups.values()))
+    if trained:
+        _check_as_trained(method, from_arguments(method_settings, args), frozenset(vars(args)), trained, checkpoint)
+    taken = {field.name for field in dataclasses.fields(method_settings)} | {"max_frames", "max_words"}
+    defaults = {name: value for name, value in trained.items() if name in taken}
+    parts = [from_arguments(settings, args, defaults) for settings in groups.values()]
+    if problems := range_problems(*parts):
+        raise UserError("\n".join(problems))
+    return Arguments(method, chosen.datatype, *parts)
 
 
-def run_program(run: Callable[[Processes, Interruption], Any]) -> int:
+def _checkpoint_to_evaluate(argv: Sequence[str] | None) -> Path | None:
+    """The checkpoint that a command line evaluates: ``--init_model``, or in its folder the first of several splits'."""
+    parser = argparse.ArgumentParser(usage=USAGE, add_help=False, allow_abbrev=False)
+    parser.add_argument("--init_model", type=Path)
+    for flag in ("--do_train", "--do_eval"):
+        parser.add_argument(flag, action="store_true")
+    found, _ = parser.parse_known_args(argv)
+    if found.do_train or not found.do_eval or found.init_model is None:
+        return None
+    if found.init_model.is_dir():
+        return next(iter(sorted(found.init_model.glob(f"split*/{BEST}"))), None)
+    return found.init_model
+
+
+def _check_as_trained(
+    method: str, settings: Any, given: frozenset[str], trained: Mapping[str, Any], checkpoint: Path
+) -> None:
+    """Refuse flags of the method that a checkpoint was not trained with.
+
+    Raises:
+        UserError: with both values of each.
+    """
+    now = {"method": method} | model_settings(settings)
+    if differences := [
+        f"--{name} {value}, trained with {trained[name]}"
+        for name, value in now.items()
+        if name in given and name in trained and value != trained[name]
+    ]:
+        listed = "\n  ".join(differences)
+        raise UserError(
+            f"{checkpoint} holds another model; leave these flags out, they are taken from there:\n  {listed}"
+        )
+
+
+def run_program(parse: Callable[[], T], run: Callable[[T, Processes, Interruption], Any]) -> int:
     """Run something on the processes there are, and say what went wrong if the user can mend it.
 
     Args:
-        run: what to do.
+        parse: reads the command line.
+        run: does what it says.
 
     Returns:
         The exit status: 0; 1 after an error that the user can mend, which has been printed; or
@@ -189,8 +270,14 @@ def run_program(run: Callable[[Processes, Interruption], Any]) -> int:
     processes = None
     with Interruption() as interruption:
         try:
+            try:
+                arguments = parse()
+            except UserError as error:
+                if os.environ.get("LOCAL_RANK", "0") == "0":  # all processes of a machine read one command line alike
+                    print(error, file=sys.stderr)  # there is no log yet
+                return 1
             processes = start_processes()
-            run(processes, interruption)
+            run(arguments, processes, interruption)
             stop_processes()
             return 0
         except BaseException as error:
@@ -321,12 +408,25 @@ def _run(
         world_size,
     )
     if common.init_model is not None:
-        load_model(model, common.init_model, arguments, identity)
+        checkpoint = load_checkpoint(common.init_model)
+        load_model(model, checkpoint, arguments, identity)
+        if processes.is_main:
+            warn_of_other_lengths(checkpoint, identity, common.init_model)
 
     settings = {"method": arguments.method, "datatype": arguments.datatype} | all_settings(*arguments.parts)
     counts = {}
     if training:
-        trainer = Trainer(model, task, arguments.train, processes, precision, folder, identity, interruption)
+        trainer = Trainer(
+            model,
+            task,
+            arguments.train,
+            processes,
+            precision,
+            folder,
+            identity,
+            common.pretrained_clip_name,
+            interruption,
+        )
         trainer.resume()
         begin(folder, settings, task)
         position = trainer.train()
@@ -349,6 +449,11 @@ def _run(
         **metrics,
         **origin,
         "trainable_parameters": trained,
+        "clip": common.pretrained_clip_name,
+        "max_frames": common.max_frames,
+        "max_words": common.max_words,
+        "precision": precision.name,
+        **task.counts,
         **counts,
         "missing_videos": len(task.missing),
         "dropped_videos": len(dropped),
@@ -381,7 +486,7 @@ def load_best(model: VideoTextModel, processes: Processes, folder: RunFolder) ->
     best = processes.broadcast_object(folder.load_checkpoint(BEST))
     if best is None:
         raise UserError(f"{folder.path / BEST} is missing; the last epoch is in {folder.path / LAST}")
-    model.load_trainable_state(best["model"])
+    model.load_trained_state(best["model"])
 
 
 def _check_mode(arguments: Arguments, method: Method) -> bool:
@@ -405,20 +510,7 @@ def _check_mode(arguments: Arguments, method: Method) -> bool:
     in_output = common.init_model is not None and common.init_model.resolve().parent == common.output_dir.resolve()
     if common.do_train and in_output:
         raise UserError(f"--init_model {common.init_model} lies in --output_dir, which the training writes to")
-    if common.max_frames < 1:
-        raise UserError(f"--max_frames must be at least 1, found {common.max_frames}")
-    check_time_limit(common.video_time_limit)
     return common.do_train
-
-
-def check_time_limit(seconds: float) -> None:
-    """Refuse a time limit that is none.
-
-    Raises:
-        UserError: if it is not positive and finite.
-    """
-    if not 0 < seconds < math.inf:
-        raise UserError(f"--video_time_limit is in seconds, positive and finite, found {seconds}")
 
 
 def build_model(arguments: Arguments, clip: LoadedCLIP) -> VideoTextModel:
@@ -427,6 +519,7 @@ def build_model(arguments: Arguments, clip: LoadedCLIP) -> VideoTextModel:
     common = arguments.common
     method = METHODS[arguments.method]
     model = method.build(clip, arguments.method_settings, common.max_frames, common.max_words)
+    model.note_buffers_of_clip(clip.model)
     model.video_encoder.checkpoint_activations = arguments.train.checkpoint_activations
     if common.compile:
         # every batch of a training has one shape, those of an evaluation two: each is compiled for itself
@@ -465,18 +558,29 @@ def make_identity(arguments: Arguments, clip: LoadedCLIP, precision: Precision, 
     }
 
 
-def load_model(model: VideoTextModel, path: Path, arguments: Arguments, identity: Mapping[str, Any]) -> None:
+def load_model(
+    model: VideoTextModel, checkpoint: Mapping[str, Any], arguments: Arguments, identity: Mapping[str, Any]
+) -> None:
     """Load a checkpoint's parameters into a model that was built like the one they were trained in.
 
     Raises:
         UserError: if it was trained with another method, method settings or CLIP; the message lists the differences.
     """
-    checkpoint = load_checkpoint(path)
+    common = arguments.common
+    now = {"identity": identity, "clip_name": common.pretrained_clip_name}
     names = ["method", "clip", *model_settings(arguments.method_settings)]
-    before = {name: checkpoint["identity"].get(name) for name in names}
-    if differences := list_differences(before, {name: identity[name] for name in names}):
-        raise UserError(f"{path} was trained in another model; give the same settings:\n  " + "\n  ".join(differences))
-    model.load_trainable_state(checkpoint["model"])
+    if differences := list_differences(checkpoint, now, names):
+        listed = "\n  ".join(differences)
+        raise UserError(f"{common.init_model} was trained in another model; give the same settings:\n  {listed}")
+    model.load_trained_state(checkpoint["model"])
+
+
+def warn_of_other_lengths(checkpoint: Mapping[str, Any], identity: Mapping[str, Any], path: Path) -> None:
+    """Say where a model is used with more or fewer frames or words than it was trained with."""
+    for name in ("max_frames", "max_words"):
+        before, now = checkpoint["identity"][name], identity[name]
+        if before != now:
+            logger.warning("--%s %s: %s was trained with %s, which may change its accuracy", name, now, path, before)
 
 
 def clip_fingerprint(clip: LoadedCLIP) -> str:

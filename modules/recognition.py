@@ -129,6 +129,11 @@ class RecognitionTask:
         self.missing = list(missing)
         self.identity = {"class_prompts": hashlib.sha256(repr(self.prompts).encode()).hexdigest()[:16]}
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many texts (classes times templates) and videos the metrics are of."""
+        return {"texts": len(self.prompts), "videos": len(self.evaluation_set.kept)}
+
     def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Class texts (C, E) and videos (b, E)."""
         video = model.encode_video(batch.frames, batch.num_frames, keys)["embedding"]

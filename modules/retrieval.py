@@ -84,6 +84,12 @@ class RetrievalTask:
         self.files: dict[str, str] = {}
         self.identity: dict[str, str] = {}
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many texts and videos the metrics are of."""
+        kept = self.evaluation_set.kept
+        return {"texts": len(kept), "videos": len({sample.video_id for sample in kept})}
+
     def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Captions and videos of a batch: (b, E) each."""
         video = model.encode_video(batch.frames, batch.num_frames, keys)["embedding"]

@@ -270,8 +270,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch each raise their own
         raise UserError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or "model" not in content or "method" not in content:
-        raise UserError(f"{path} is not a checkpoint of this program: expected entries 'model' and 'method'")
+    if not isinstance(content, dict) or not {"model", "method", "identity"} <= content.keys():
+        raise UserError(f"{path} is not a checkpoint of this program: expected entries 'model', 'method', 'identity'")
     return content
 
 

@@ -6,12 +6,56 @@ a program, the constructor that takes the value and ``config.json`` all follow f
 
 import argparse
 import dataclasses
+import math
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# what a flag wants, where its setting does not say
+METAVARS = {int: "NUMBER", float: "NUMBER", Path: "PATH", str: "TEXT"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a setting takes; infinities and NaN are in none.
+
+    Attributes:
+        low, high: the bounds. low_open, high_open: whether a bound itself is left out.
+    """
+
+    low: float
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low or (value == self.low and not self.low_open)
+        below = value < self.high or (value == self.high and not self.high_open)
+        return math.isfinite(value) and above and below
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"{'above' if self.low_open else 'at least'} {self.low}"
+        return f"at least {self.low} and below {self.high}" if self.high_open else f"{self.low} to {self.high}"
+
+
+def at_least(low: float) -> Range:
+    """`low` and all above it."""
+    return Range(low)
+
+
+def above(low: float) -> Range:
+    """All above `low`."""
+    return Range(low, low_open=True)
+
+
+def between(low: float, high: float, high_open: bool = False) -> Range:
+    """`low` to `high`, both included unless `high_open` leaves out the upper one."""
+    return Range(low, high, high_open=high_open)
 
 
 def setting(
@@ -20,6 +64,8 @@ def setting(
     choices: tuple | None = None,
     affects_results: bool = True,
     training_only: bool = False,
+    within: Range | None = None,
+    metavar: str | None = None,
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -29,12 +75,16 @@ def setting(
         choices: the allowed values.
         affects_results: False for what may change between a run and its resumption.
         training_only: True for what makes no difference to a trained model.
+        within: the numbers allowed; every number that has no `choices` needs it. See `range_problems`.
+        metavar: what ``--help`` calls the value (``SECONDS``, ``FOLDER``); None for what fits its type.
     """
     metadata = {
         "help": help,
         "choices": choices,
         "affects_results": affects_results,
         "training_only": training_only,
+        "within": within,
+        "metavar": metavar,
     }
     return dataclasses.field(default=default, metadata=metadata, kw_only=True)
 
@@ -42,36 +92,64 @@ def setting(
 def add_arguments(parser: argparse.ArgumentParser, settings: type, title: str) -> None:
     """Add a flag for every field of a settings class, in a group of its own.
 
-    A bool that is False gets a plain flag; one that is True also gets ``--no_…``.
+    A bool that is False gets a plain flag; one that is True also gets ``--no_…``. A flag that is not given leaves
+    nothing in the namespace, so that `from_arguments` can tell.
     """
     group = parser.add_argument_group(title)
     hints = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
-        flag = f"--{field.name}"
-        required = field.default is dataclasses.MISSING
-        text = field.metadata["help"]
+        flag, metadata = f"--{field.name}", field.metadata
         kind = _plain_type(hints[field.name])
-        if not required and field.default not in (None, False):
-            text += f" (default: {field.default})"
-        text = text.replace("%", "%%")
+        help = f"{metadata['help']}{_remarks(field)}".replace("%", "%%")
         if kind is bool:
             action = argparse.BooleanOptionalAction if field.default else "store_true"
-            group.add_argument(flag, action=action, default=field.default, help=text)
+            group.add_argument(flag, action=action, default=argparse.SUPPRESS, help=help)
         else:
             group.add_argument(
                 flag,
                 type=kind,
-                default=None if required else field.default,
-                required=required,
-                choices=field.metadata["choices"],
-                metavar=None if field.metadata["choices"] else field.name.upper(),
-                help=text,
+                default=argparse.SUPPRESS,
+                required=field.default is dataclasses.MISSING,
+                choices=metadata["choices"],
+                metavar=None if metadata["choices"] else metadata["metavar"] or METAVARS[kind],
+                help=help,
             )
 
 
-def from_arguments(settings: type[T], args: argparse.Namespace) -> T:
-    """A settings object from parsed flags."""
-    return settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(settings)})
+def _remarks(field: dataclasses.Field) -> str:
+    """What stands behind a flag's help: the numbers that it takes, and its default."""
+    remarks = []
+    if field.metadata["within"] is not None:
+        remarks.append(str(field.metadata["within"]))
+    if field.default is dataclasses.MISSING:
+        remarks.append("required")
+    elif field.default not in (None, False) or type(field.default) in (int, float):
+        remarks.append(f"default: {field.default}")
+    return f" ({'; '.join(remarks)})" if remarks else ""
+
+
+def from_arguments(settings: type[T], args: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> T:
+    """A settings object from the flags that were given.
+
+    Args:
+        settings: its class.
+        args: the parsed flags, without those that were not given.
+        defaults: values in place of the class's own for what was not given; other names do not matter.
+    """
+    names = [field.name for field in dataclasses.fields(settings)]
+    values = {name: value for name, value in (defaults or {}).items() if name in names}
+    return settings(**values | {name: value for name, value in vars(args).items() if name in names})
+
+
+def range_problems(*parts: Any) -> list[str]:
+    """A line for every number in some settings objects that is out of its range."""
+    problems = []
+    for part in parts:
+        for field in dataclasses.fields(part):
+            within, value = field.metadata["within"], getattr(part, field.name)
+            if within is not None and value is not None and value not in within:
+                problems.append(f"--{field.name} must be {within}, found {value}")
+    return problems
 
 
 def result_settings(*parts: Any) -> dict[str, Any]:

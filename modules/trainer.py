@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any, Protocol
@@ -35,7 +35,7 @@ from modules.precision import PRECISIONS, Precision
 from modules.processes import Processes
 from modules.randomness import derive_seed
 from modules.run_folder import BEST, LAST, RESULTS, SKIPPED, RunFolder
-from modules.settings import setting
+from modules.settings import above, at_least, between, setting
 from modules.video_text_model import VideoTextModel
 
 logger = logging.getLogger("stop")
@@ -47,14 +47,18 @@ MIN_JUDGED = 200  # samples, before which one bad video would be a large share
 class TrainSettings:
     """How to train; the defaults are those of the paper's MSR-VTT runs."""
 
-    epochs: int = setting(5, "passes over the training set")
-    batch_size: int = setting(128, "samples a step, over all processes together")
-    lr: float = setting(1e-3, "peak learning rate")
-    weight_decay: float = setting(0.2, "AdamW's decay; none on biases and normalisations")
-    warmup_proportion: float = setting(0.1, "share of the steps over which the rate rises to its peak")
-    max_grad_norm: float = setting(1.0, "the gradient is scaled down to this norm")
+    epochs: int = setting(5, "passes over the training set", within=at_least(1))
+    batch_size: int = setting(128, "samples a step, over all processes together", within=at_least(1), metavar="SAMPLES")
+    lr: float = setting(1e-3, "peak learning rate", within=above(0), metavar="RATE")
+    weight_decay: float = setting(0.2, "AdamW's decay; none on biases and normalisations", within=at_least(0))
+    warmup_proportion: float = setting(
+        0.1, "share of the steps over which the rate rises to its peak", within=between(0, 1), metavar="SHARE"
+    )
+    max_grad_norm: float = setting(
+        1.0, "a longer gradient is scaled down to this norm; 0 for no clipping", within=at_least(0), metavar="NORM"
+    )
     precision: str = setting("amp", "amp is bf16 where the device has it; fp64 is for checks", PRECISIONS)
-    seed: int = setting(42, "of every random draw")
+    seed: int = setting(42, "of every random draw", within=between(0, 2**63 - 1))
     checkpoint_activations: bool = setting(
         False,
         "keep less for the gradients and compute it again: less memory, for long videos, and slower",
@@ -71,6 +75,8 @@ class TrainSettings:
         0.01,
         f"stop when there were more bad videos than this share of the samples, judged from {MIN_JUDGED} samples on",
         affects_results=False,
+        within=between(0, 1),
+        metavar="SHARE",
     )
     on_nonfinite: str = setting(
         "stop",
@@ -78,9 +84,23 @@ class TrainSettings:
         ("stop", "skip"),
         affects_results=False,
     )
-    num_thread_reader: int = setting(2, "decoding workers a process", affects_results=False)
-    n_display: int = setting(50, "steps between two lines of the log", affects_results=False)
-    save_steps: int = setting(500, "steps between two checkpoints within an epoch", affects_results=False)
+    num_thread_reader: int = setting(
+        2,
+        "decoding workers a process; 0 to decode in the process itself",
+        affects_results=False,
+        within=at_least(0),
+        metavar="WORKERS",
+    )
+    n_display: int = setting(
+        50, "steps between two lines of the log", affects_results=False, within=at_least(1), metavar="STEPS"
+    )
+    save_steps: int = setting(
+        500,
+        "steps between two checkpoints within an epoch",
+        affects_results=False,
+        within=at_least(1),
+        metavar="STEPS",
+    )
     resume: str = setting(
         "auto",
         "continue what is in --output_dir if anything is, or start anew",
@@ -162,6 +182,7 @@ class Trainer:
         precision: Precision,
         folder: RunFolder,
         identity: Mapping[str, Any],
+        clip_name: str,
         interruption: Interruption,
     ):
         """Prepare a run.
@@ -173,6 +194,7 @@ class Trainer:
             processes, precision, folder: where.
             identity: everything that the result depends on, by name; a checkpoint with another one is not continued.
                 Holds at least ``method``.
+            clip_name: under which CLIP was loaded; it may move, so only messages and checkpoints have it.
             interruption: tells when to stop.
 
         Raises:
@@ -187,10 +209,13 @@ class Trainer:
         self.precision = precision
         self.folder = folder
         self.identity = dict(identity)
+        self.clip_name = clip_name
         self.batches = GlobalBatches(
             len(task.training_set), settings.batch_size, settings.seed, processes.rank, processes.world_size
         )
         self.parameters = [p for _, p in model.trainable_parameters()]
+        self.buffers = dict(model.trained_buffers())
+        self._kept_buffers = _copies(self.buffers)  # after the last finished step; a forward pass changes them
         factors = [model.rate_factor(name) for name, _ in model.trainable_parameters()]
         self.optimizer = build_optimizer(zip(self.parameters, factors, strict=True), settings.lr, settings.weight_decay)
         total_steps = settings.epochs * self.batches.batches_per_epoch
@@ -218,12 +243,13 @@ class Trainer:
                 )
             self._start_anew()
             return
-        if differences := list_differences(checkpoint["identity"], self.identity):
+        if differences := list_differences(checkpoint, self._header()):
             raise UserError(
                 f"{self.folder.path / LAST} was made with other settings; give the same ones, another --output_dir, or "
                 "--resume never to start anew:\n  " + "\n  ".join(differences)
             )
-        self.model.load_trainable_state(checkpoint["model"])
+        self.model.load_trained_state(checkpoint["model"])
+        self._kept_buffers = _copies(self.buffers)
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["scheduler"])
         self.scaler.load_state_dict(checkpoint["scaler"])
@@ -328,7 +354,7 @@ class Trainer:
         self.scaler.scale(loss).backward()
         self.processes.average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        norm = self._clip_gradients()
         if torch.isfinite(norm):
             return loss.item(), norm.item(), Outcome.DONE
         if self.scaler.is_enabled() and self._is_finite_in_fp32(batch):
@@ -337,6 +363,15 @@ class Trainer:
             return loss.item(), norm.item(), Outcome.OVERFLOW
         self._report_not_finite("norm of the gradient", norm, batch)
         return loss.item(), norm.item(), Outcome.GRADIENT_NOT_FINITE
+
+    def _clip_gradients(self) -> Tensor:
+        """Scale the gradients down to the largest norm allowed, and return the norm they had; 0 allows any."""
+        if self.settings.max_grad_norm == 0:
+            return self._gradient_norm()
+        return torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+
+    def _gradient_norm(self) -> Tensor:
+        return torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
 
     def _is_finite_in_fp32(self, batch: Batch) -> bool:
         """Whether the gradient of a batch, on the device, is finite where fp16 and the loss scale have no part in it.
@@ -347,7 +382,7 @@ class Trainer:
         text, video = self.task.encode(self.model, batch, self._dropout_keys(batch))
         self.task.loss(self.model, text, video, batch, self.processes).backward()
         self.processes.average_gradients(self.parameters)
-        return bool(torch.isfinite(torch.nn.utils.get_total_norm([p.grad for p in self.parameters])))
+        return bool(torch.isfinite(self._gradient_norm()))
 
     def _report_not_finite(self, what: str, value: Tensor, batch: Batch) -> None:
         """Raise, or warn if the step is to be left out; the same on every rank."""
@@ -363,7 +398,16 @@ class Trainer:
             logger.warning("%s; the step is left out", message)
 
     def _update(self, outcome: Outcome) -> None:
-        """Change the parameters by the gradient they hold, unless it is not to be used; the schedule goes on."""
+        """Change the parameters by the gradient they hold, unless it is not to be used; the schedule goes on.
+
+        The buffers, which the forward pass has changed, are kept as it left them, or set back with the step left out.
+        """
+        if outcome is Outcome.DONE:
+            self.processes.average(self.buffers.values())
+            self._kept_buffers = _copies(self.buffers)
+        else:
+            for name, buffer in self.buffers.items():
+                buffer.copy_(self._kept_buffers[name])
         if outcome in (Outcome.DONE, Outcome.OVERFLOW):
             self.scaler.step(self.optimizer)  # which leaves out an overflow by itself
             self.scaler.update()
@@ -436,26 +480,49 @@ class Trainer:
         self.folder.close()
         logger.info("saved step %d to %s; the same command continues", self.position.step, self.folder.path / LAST)
 
+    def _header(self) -> dict[str, Any]:
+        """What a checkpoint says of its run."""
+        return {"method": self.identity["method"], "clip_name": self.clip_name, "identity": self.identity}
+
     def _save(self, name: str) -> None:
         content = {
-            "method": self.identity["method"],
-            "model": self.model.trainable_state(),
+            **self._header(),
+            # the buffers of the last finished step: a signal may come in the middle of one
+            "model": self.model.trained_state() | self._kept_buffers,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "position": asdict(self.position),
-            "identity": self.identity,
         }
         self.folder.save_checkpoint(name, content)
 
 
-def list_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Lines that say what changed between the settings of a checkpoint and those of this run."""
+def list_differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], names: Collection[str] | None = None
+) -> list[str]:
+    """Lines that say what changed between the settings of a checkpoint and those of this run.
+
+    Args:
+        before, now: an ``identity`` each, and the ``clip_name`` that tells people which CLIP its digest is of.
+        names: of the settings to compare; None for all.
+    """
+    old, new = before["identity"], now["identity"]
+    compared = old.keys() | new.keys() if names is None else names
+
+    def shown(run: Mapping[str, Any], name: str) -> str:
+        value = run["identity"].get(name)
+        return f"{run['clip_name']} ({value})" if name == "clip" and "clip_name" in run else str(value)
+
     return [
-        f"{name}: was {before.get(name)}, is {now.get(name)}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+        f"{name}: was {shown(before, name)}, is {shown(now, name)}"
+        for name in sorted(compared)
+        if old.get(name) != new.get(name)
     ]
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, which nothing changes."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -27,6 +27,7 @@ class VideoTextModel(nn.Module):
         self.text_encoder = text_encoder
         self.video_encoder = video_encoder
         self.register_buffer("logit_scale", torch.tensor(float(logit_scale)), persistent=False)
+        self.buffers_of_clip: frozenset[str] = frozenset()
 
     def encode_text(self, captions: Sequence[str], sample_keys: Tensor | None = None) -> Tensor:
         """N captions → (N, E), unit length; `sample_keys` (N,) as for videos."""
@@ -58,17 +59,28 @@ class VideoTextModel(nn.Module):
         """How many numbers train."""
         return sum(p.numel() for _, p in self.trainable_parameters())
 
-    def trainable_state(self) -> dict[str, Tensor]:
-        """The values of all that trains, on the CPU: what a checkpoint holds of the model."""
-        return {name: p.detach().cpu().clone() for name, p in self.trainable_parameters()}
+    def note_buffers_of_clip(self, clip_model: nn.Module) -> None:
+        """Take what CLIP's own buffers hold for no part of the training; before the model is moved anywhere."""
+        of_clip = {id(buffer) for buffer in clip_model.buffers()}
+        self.buffers_of_clip = frozenset(name for name, buffer in self.named_buffers() if id(buffer) in of_clip)
 
-    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        """Set all that trains.
+    def trained_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and persistent buffers of what the method added to CLIP, such as the statistics of a BatchNorm."""
+        persistent = self.state_dict(keep_vars=True).keys() - self.buffers_of_clip
+        return ((name, buffer) for name, buffer in self.named_buffers() if name in persistent)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The values of all that a training changes, parameters and buffers, on the CPU: what a checkpoint holds."""
+        own = [*self.trainable_parameters(), *self.trained_buffers()]
+        return {name: tensor.detach().cpu().clone() for name, tensor in own}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Set all that a training changes.
 
         Raises:
             UserError: naming tensors that are missing, unknown or of another shape, expected and found.
         """
-        own = dict(self.trainable_parameters())
+        own: dict[str, Tensor] = dict([*self.trainable_parameters(), *self.trained_buffers()])
         problems = [f"{name}: missing" for name in own.keys() - state.keys()]
         problems += [f"{name}: not part of this model" for name in state.keys() - own.keys()]
         problems += [
@@ -83,5 +95,5 @@ class VideoTextModel(nn.Module):
                 f"settings?\n  {listed}"
             )
         with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(state[name])
+            for name, tensor in own.items():
+                tensor.copy_(state[name])

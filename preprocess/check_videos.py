@@ -42,9 +42,9 @@ from dataloaders.decoding import VideoReader
 from dataloaders.samples import VIDEO_SUFFIXES, Sample, read_all
 from dataloaders.video import BadVideoError, FrameSampler
 from modules.errors import UserError
-from modules.program import CommonSettings, check_time_limit
+from modules.program import USAGE, CommonSettings
 from modules.run_folder import SKIPPED, SKIPPED_COLUMNS, csv_text, write_whole
-from modules.settings import add_arguments, from_arguments, setting
+from modules.settings import above, add_arguments, at_least, from_arguments, range_problems, setting
 
 RETRIEVAL, RECOGNITION = main_task_retrieval.DATASETS, main_task_recognition.DATASETS
 
@@ -53,21 +53,25 @@ RETRIEVAL, RECOGNITION = main_task_retrieval.DATASETS, main_task_recognition.DAT
 class CheckSettings:
     """Flags of the check."""
 
-    video_time_limit: float = setting(CommonSettings.video_time_limit, "seconds that decoding a video may take")
+    video_time_limit: float = setting(
+        CommonSettings.video_time_limit, "that decoding a video may take", within=above(0), metavar="SECONDS"
+    )
     decoder_errors: str = setting(
         CommonSettings.decoder_errors,
         "a video where the decoder reports errors but returns patched-up frames: a bad video, or as good as any",
         ("reject", "ignore"),
     )
-    num_workers: int = setting(os.cpu_count() or 1, "videos read at a time")
-    output: Path = setting(Path(SKIPPED), "the bad videos go to this file")
+    num_workers: int = setting(os.cpu_count() or 1, "videos read at a time", within=at_least(1), metavar="VIDEOS")
+    output: Path = setting(Path(SKIPPED), "the bad videos go to this file", metavar="FILE")
 
 
 @dataclass(frozen=True)
 class FolderSettings:
     """Flags where no dataset is named."""
 
-    features_path: Path = setting(MISSING, "folder of the videos, which may be in folders of their own")
+    features_path: Path = setting(
+        MISSING, "folder of the videos, which may be in folders of their own", metavar="FOLDER"
+    )
 
 
 @dataclass(frozen=True)
@@ -231,10 +235,11 @@ def start(argv: Sequence[str] | None) -> tuple[CheckSettings, Plan]:
         SystemExit: from argparse.
     """
     datasets = RETRIEVAL | RECOGNITION
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser = argparse.ArgumentParser(usage=USAGE, add_help=False, allow_abbrev=False)
     chooser.add_argument("--datatype", choices=list(datasets), help="the dataset; without it, all videos of a folder")
     datatype = chooser.parse_known_args(argv)[0].datatype
     parser = argparse.ArgumentParser(
+        usage=USAGE,
         description=__doc__,
         parents=[chooser],
         allow_abbrev=False,
@@ -248,9 +253,8 @@ def start(argv: Sequence[str] | None) -> tuple[CheckSettings, Plan]:
     arguments = parser.parse_args(argv)
 
     settings, files = from_arguments(CheckSettings, arguments), from_arguments(data, arguments)
-    if settings.num_workers < 1:
-        raise UserError(f"--num_workers must be at least 1, found {settings.num_workers}")
-    check_time_limit(settings.video_time_limit)
+    if problems := range_problems(settings):
+        raise UserError("\n".join(problems))
     if getattr(files, "packed", None) is not None:
         raise UserError(f"a pack is checked by preprocess/pack_frames.py --verify --output_root {files.packed}")
     prepare_output(settings.output)
@@ -258,7 +262,7 @@ def start(argv: Sequence[str] | None) -> tuple[CheckSettings, Plan]:
         return settings, plan_folder(files.features_path)
     if datatype in RETRIEVAL:
         return settings, plan_retrieval(datatype, files)
-    return settings, plan_recognition(datatype, files, arguments.split)
+    return settings, plan_recognition(datatype, files, from_arguments(SplitChoice, arguments).split)
 
 
 def prepare_output(path: Path) -> None:

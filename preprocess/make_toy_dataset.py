@@ -56,6 +56,8 @@ class DatasetSettings:
         num_classes = len(toy.all_motion_captions())
         if self.num_train < 2 or self.num_train % 2 or self.num_test < 2 or self.num_test % 2:
             raise ValueError("num_train and num_test must be positive even numbers: videos come in pairs of opposites")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, found {self.seed}")
         if self.num_test > num_classes:
             raise ValueError(f"num_test must be at most {num_classes}: equal captions in the test set would tie")
 
@@ -213,10 +215,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    settings = DatasetSettings(seed=args.seed, num_train=args.num_train, num_test=args.num_test)
     try:
+        settings = DatasetSettings(seed=args.seed, num_train=args.num_train, num_test=args.num_test)
         make_dataset(args.output_dir, settings, overwrite=args.overwrite)
-    except FileExistsError as error:
+    except (FileExistsError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -68,6 +68,10 @@ class PretrainSettings:
     warmup_steps: int = 100
     renderer_version: int = toy.RENDERER_VERSION
 
+    def __post_init__(self):
+        if self.seed < 0 or self.steps < 1:
+            raise ValueError(f"seed must be at least 0 and steps at least 1, found {self.seed} and {self.steps}")
+
 
 @dataclass(frozen=True)
 class Bars:
@@ -310,11 +314,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    settings = PretrainSettings(seed=args.seed, steps=args.steps)
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one core is busy rendering
     try:
+        settings = PretrainSettings(seed=args.seed, steps=args.steps)
         pretrain(args.output_dir, settings, Bars(), overwrite=args.overwrite)
-    except (FileExistsError, UnusableModel) as error:
+    except (FileExistsError, ValueError, UnusableModel) as error:
         sys.exit(f"error: {error}")
 
 

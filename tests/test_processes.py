@@ -32,6 +32,9 @@ def on_one_of_two(rank, port, results):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     loss, *gradients = loss_and_gradients(Processes(rank, 2, torch.device("cpu")), slice(4 * rank, 4 * rank + 4))
+    statistics, count = torch.tensor([1.0, 2.0]) + rank, torch.tensor(7)
+    Processes(rank, 2, torch.device("cpu")).average([statistics, count])
+    assert statistics.tolist() == [1.5, 2.5] and count.item() == 7
     results.put((loss, *(gradient.tolist() for gradient in gradients)))  # a tensor would need its sender alive
     dist.barrier()
     dist.destroy_process_group()
@@ -49,6 +52,7 @@ def test_two_processes_have_the_gradients_of_one():
     found = [results.get() for _ in workers]
     for worker in workers:
         worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
     loss, *gradients = loss_and_gradients(Processes(0, 1, torch.device("cpu")), slice(0, 8))
     for other_loss, *other_gradients in found:
         assert other_loss == pytest.approx(loss, abs=1e-12)

@@ -11,3 +11,4 @@ METHODS: dict[str, Method] = {
     "stop": stop.METHOD,
     "zero_shot": zero_shot.METHOD,
 }
+DEFAULT_METHOD = "stop"

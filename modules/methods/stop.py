@@ -18,7 +18,7 @@ from modules.intra_frame import IntraFramePrompting, SpatialPrompter
 from modules.methods.base import Method
 from modules.randomness import fold_in
 from modules.scopes import SCOPES
-from modules.settings import setting
+from modules.settings import above, at_least, between, setting
 from modules.text_encoder import FrozenTextEncoder
 from modules.video_encoder import PromptedTokens, VideoEncoder
 from modules.video_text_model import VideoTextModel
@@ -32,11 +32,20 @@ class StopSettings:
 
     attention_scope: str = setting("joint", "one sequence a video, or one a frame [ours]", ("joint", "frame"))
     prompting: str = setting("per_layer", "prompt before every block, or once", ("per_layer", "once"))
-    num_regions: int = setting(6, "N_s, patches prompted in each frame; 0 for no intra-frame prompts")
-    alpha: float = setting(0.5, "α, weight of attention against temporal dynamics in W^s")
-    beta: float = setting(1.0, "β, extra weight of discriminative regions in W^t")
-    eta: float = setting(4.0, "η, tokens for the gap that varies most; 0 for no inter-frame prompts")
-    epsilon: float = setting(0.005, "ε, share of the tokens' mean square below which a gap counts as still")
+    num_regions: int = setting(
+        6, "N_s, patches prompted in each frame; 0 for no intra-frame prompts", within=at_least(0), metavar="PATCHES"
+    )
+    alpha: float = setting(0.5, "α, weight of attention against temporal dynamics in W^s", within=between(0, 1))
+    beta: float = setting(1.0, "β, extra weight of discriminative regions in W^t", within=at_least(0))
+    eta: float = setting(
+        4.0,
+        "η, tokens for the gap that varies most; 0 for no inter-frame prompts",
+        within=at_least(0),
+        metavar="TOKENS",
+    )
+    epsilon: float = setting(
+        0.005, "ε, share of the tokens' mean square below which a gap counts as still", within=above(0), metavar="SHARE"
+    )
     dynamics_norm: str = setting("frame", "divide M_i by its sum over the frame, or not", ("frame", "none"))
     selection_gradient: str = setting(
         "straight_through",
@@ -47,10 +56,16 @@ class StopSettings:
     time_embedding: bool = setting(
         False, "add a learned embedding a frame and gap; ties the model to its T, and still videos may get tokens"
     )
-    spatial_width: int = setting(64, "channels of the convolutions in P^s")
-    spatial_hidden: int = setting(256, "width between the Linears of P^s")
-    temporal_width: int = setting(96, "bottleneck width of P^t")
-    prompt_dropout: float = setting(0.1, "dropout at the end of P^s and P^t", training_only=True)
+    spatial_width: int = setting(64, "channels of the convolutions in P^s", within=at_least(1), metavar="WIDTH")
+    spatial_hidden: int = setting(256, "width between the Linears of P^s", within=at_least(1), metavar="WIDTH")
+    temporal_width: int = setting(96, "bottleneck width of P^t", within=at_least(1), metavar="WIDTH")
+    prompt_dropout: float = setting(
+        0.1,
+        "dropout at the end of P^s and P^t",
+        training_only=True,
+        within=between(0, 1, high_open=True),
+        metavar="SHARE",
+    )
 
 
 class TimeEmbedding(nn.Module):
