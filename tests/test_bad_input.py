@@ -141,7 +141,7 @@ def test_a_missing_training_video_is_an_error_unless_it_may_be_left_out(own_vide
     (folder / f"{gone}.mp4").unlink()
     assert run(flags, tmp_path / "run", *TINY_TRAINING) == 1
     message = capsys.readouterr().err
-    assert gone in message and "--allow_missing" in message
+    assert gone in message and "--allow_missing" in message and "--on_bad_eval_video" not in message
     assert not (tmp_path / "run" / "last.pt").exists()
     assert run(flags, tmp_path / "run", *TINY_TRAINING, "--allow_missing") == 0
     assert rows_of(tmp_path / "run" / "missing_videos.csv") == [{"list": "training", "video": gone}]
@@ -156,7 +156,9 @@ def test_bad_evaluation_videos_are_errors_or_leave_the_metric_of_the_others(own_
     spoil(folder, pairs[4]["video_id"])
     zero_shot = ["--do_eval", "--method", "zero_shot"]
     assert run(flags, tmp_path / "strict", *zero_shot) == 1
-    assert pairs[1]["video_id"] in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert pairs[1]["video_id"] in message
+    assert "--on_bad_eval_video drop" in message and "--allow_missing" not in message
     features = ["--save_features", str(tmp_path / "features")]
     assert run(flags, tmp_path / "dropped", *zero_shot, *features, "--on_bad_eval_video", "drop") == 0
     found = results(tmp_path / "dropped")
