@@ -181,6 +181,32 @@ def test_bad_evaluation_videos_are_errors_or_leave_the_metric_of_the_others(own_
     assert len(names) == 10 and {n: found[n] for n in names} == {n: expected[n] for n in names}
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_video_that_cannot_be_decoded_stops_with_the_flag_that_goes_on(own_videos, tmp_path, capsys, workers):
+    flags, folder = own_videos
+    spoil(folder, train_ids(flags)[3])
+    strict = ["--on_bad_video", "error", "--num_thread_reader", workers]
+    assert run(flags, tmp_path / "training", *TINY_TRAINING, *strict) == 1
+    message = capsys.readouterr().err
+    assert train_ids(flags)[3] in message and "--on_bad_video skip" in message and "--on_bad_eval" not in message
+    spoil(folder, rows_of(path_of(flags, "--val_csv"))[0]["video_id"])
+    zero_shot = ["--do_eval", "--method", "zero_shot", "--num_thread_reader", workers]
+    assert run(flags, tmp_path / "evaluation", *zero_shot) == 1
+    message = capsys.readouterr().err
+    assert "--on_bad_eval_video drop" in message and "--on_bad_video" not in message
+    assert "Traceback" not in message
+
+
+def test_no_flag_is_recommended_that_is_given(own_videos, tmp_path, capsys):
+    flags, folder = own_videos
+    for video in folder.iterdir():  # so that all that are read in place of one are bad too
+        if video.stem in train_ids(flags):
+            spoil(folder, video.stem)
+    assert run(flags, tmp_path / "training", *TINY_TRAINING, "--on_bad_video", "skip") == 1
+    message = capsys.readouterr().err
+    assert "others drawn for" in message and "--on_bad_video" not in message
+
+
 def test_a_video_dropped_once_stays_dropped_in_a_training(own_videos, tmp_path, monkeypatch):
     flags, folder = own_videos
     spoil(folder, rows_of(path_of(flags, "--val_csv"))[0]["video_id"])
