@@ -21,6 +21,8 @@ from modules.randomness import derive_seed
 
 FRAME_ORDERS = ("ordered", "shuffle")
 MAX_REPLACEMENTS = 20
+READ_ANOTHER = "Replace this video, or give --on_bad_video skip, which reads another in its stead."
+LEAVE_OUT_BAD = "Replace this video, or give --on_bad_eval_video drop, which leaves it out and changes the metrics."
 
 
 @dataclass(frozen=True)
@@ -157,15 +159,15 @@ class BadItem:
     path: str
     reason: str
 
-    def raise_error(self) -> NoReturn:
-        """Raise what was raised in the worker.
+    def raise_error(self, remedy: str = "") -> NoReturn:
+        """Raise what was raised in the worker, and say what to do.
 
         As a new error: one that its own traceback leads back to would keep the data loader alive.
 
         Raises:
             BadVideoError: always.
         """
-        raise BadVideoError(self.path, self.reason)
+        raise BadVideoError(self.path, self.reason, remedy)
 
 
 def collate(items: Sequence[Item | BadItem]) -> tuple[Batch | None, list[BadItem]]:
@@ -405,14 +407,14 @@ def training_loader(dataset: TrainingDataset, batches: GlobalBatches, num_worker
 
 
 def read_batches(loader: DataLoader) -> Iterator[Batch]:
-    """The batches of a loader.
+    """The batches of a loader of a `TrainingDataset`.
 
     Raises:
         BadVideoError: of the first video that could not be read.
     """
     for batch, bad in loader:
         if bad:
-            bad[0].raise_error()
+            bad[0].raise_error("" if loader.dataset.replace_bad else READ_ANOTHER)
         yield batch
 
 

@@ -1,8 +1,8 @@
 """HMDB51 for action recognition: the official splits, one file a class and split.
 
 `<class>_test_split<k>.txt` has lines `file.avi N`: N = 1 is a training video, 2 a test video, 0 one that the split
-leaves out. Videos are `<class>/<file>` or directly in the folder, in any container. Samples keep the order of
-the files, class after class; the label is the class's position in alphabetical order.
+leaves out. Videos are `<class>/<file>` or without class folders, at any depth and in any container. Samples keep
+the order of the files, class after class; the label is the class's position in alphabetical order.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ from dataloaders.pack_index import PackIndex
 from dataloaders.recognition import (
     ListedVideo,
     RecognitionSplit,
-    VideoFiles,
     build_split,
     make_dataset,
     read_lines,
     strip_suffix,
 )
 from dataloaders.samples import list_folder, raise_if_problems
+from dataloaders.video_files import VideoFiles
 
 SPLIT_FILE = re.compile(r"(?P<name>.+)_test_split(?P<split>\d+)\.txt")
 TRAIN, TEST, UNUSED = "1", "2", "0"
 REMEDY = (
     "Check that --split_dir is the folder testTrainMulti_7030_splits with a file such as "
-    "brush_hair_test_split1.txt for every class, and that --features_path holds all videos of HMDB51, unpacked, "
-    "as <class>/<file>.avi or directly, in any container. A pack "
-    "(--packed) lacks what its failed_videos.csv lists. --allow_missing leaves out videos without a file."
+    "brush_hair_test_split1.txt for every class, and that {flag} holds all videos of HMDB51, unpacked, as "
+    "<class>/<file>.avi or without class folders, in any container and at any depth."
 )
 
 
@@ -64,9 +63,10 @@ def read_split(
                 listed[mark].append(ListedVideo(f"{name}/{stem}", label, where))
     if not problems:
         problems += [f"no video has mark {mark} in any file" for mark in (TRAIN, TEST) if not listed[mark]]
-    videos = VideoFiles(features_path, class_folders=True)
-    result, split_problems = build_split(classes, texts, listed[TRAIN], listed[TEST], videos, allow_missing)
-    raise_if_problems(f"HMDB51 split {split} in {split_dir}", problems + split_problems, REMEDY)
+    videos = VideoFiles(features_path, classes, ignore_case=True)
+    result, split_problems, remedies = build_split(classes, texts, listed[TRAIN], listed[TEST], videos, allow_missing)
+    remedy = " ".join([REMEDY.format(flag=videos.flag), *remedies])
+    raise_if_problems(f"HMDB51 split {split} in {split_dir}", problems + split_problems, remedy)
     return result
 
 

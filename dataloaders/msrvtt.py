@@ -2,14 +2,17 @@
 
 Training reads `MSRVTT_train.9k.csv` (or 7k; a column `video_id`) and the captions in `MSRVTT_data.json`;
 evaluation reads `MSRVTT_JSFUSION_test.csv`, the 1k-A split (columns `key`, `vid_key`, `video_id`,
-`sentence`). Samples keep the order of the CSV file.
+`sentence`). Samples keep the order of the CSV file. Videos are `<video_id>.<any container>`, at any depth; where
+several have that name, a `video_id` of the CSV file may be the path of one, "part1/video7" or "part1/video7.mp4".
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from dataclasses import MISSING, dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 
 from dataloaders.pack_index import PackIndex
@@ -21,22 +24,22 @@ from dataloaders.samples import (
     VideoLocation,
     caption_problem,
     is_blank,
-    missing_problems,
     raise_if_problems,
     read_json,
     read_text,
-    scan_videos,
     show,
 )
+from dataloaders.video_files import Located, VideoFiles, stem_of
 from modules.settings import setting
 
 OFFICIAL_TRAIN = ("MSRVTT_train.9k.csv", "MSRVTT_train.7k.csv")
 OFFICIAL_EVAL = "MSRVTT_JSFUSION_test.csv"
 REMEDY = (
-    "Check that the CSV file, MSRVTT_data.json (--data_path) and the folder of videos (--features_path, with "
-    "files such as video0.mp4) are those of one MSR-VTT download, complete and unpacked. A pack (--packed) lacks "
-    "what its failed_videos.csv lists. --allow_missing leaves out videos without a file."
+    "Check that {sources} and the videos ({flag}, with files such as video0.mp4, at any depth) are those of one "
+    "MSR-VTT download, complete and unpacked."
 )
+TRAIN_SOURCES = "the CSV file (--train_csv), MSRVTT_data.json (--data_path)"
+EVAL_SOURCES = "the CSV file (--val_csv)"
 
 
 @dataclass(frozen=True)
@@ -60,26 +63,28 @@ def read_train(
 ) -> Listed:
     """The training videos of `train_csv` with their captions.
 
-    data_path: `MSRVTT_data.json`. features_path: the folder of video files, `<video_id>.<any container>`, or a pack.
+    data_path: `MSRVTT_data.json`. features_path: the folder of video files, or a pack.
     expand_sentences: every caption is a sample of its own, `video0#3` for the fourth caption of video0 in the
-    JSON (the customary protocol: 180,000 samples for 9k); else a sample is a video with all of its captions.
+    JSON (the customary protocol: 180,000 samples for 9k); else a sample is a video with all of its captions. Those of
+    an id that is a path may be in the JSON under the name alone, if no other listed video has that name.
     allow_missing: leave out videos without a file; that all are without one is an error still.
 
     Raises AnnotationError, once, with everything that is missing or empty in the three sources.
     """
     rows, problems = _read_table(train_csv, ["video_id"], unique="video_id")
     captions, caption_problems = _read_captions(data_path)
-    videos, video_problems = scan_videos(features_path)
-    missing, missing_videos = _find_missing(rows, videos, train_csv, features_path, allow_missing)
-    problems += caption_problems + video_problems + missing_videos
+    videos = VideoFiles(features_path)
+    located = _locate(rows, videos, "training", train_csv, allow_missing)
+    problems += caption_problems + located.problems
 
     samples = []
-    left_out = set(missing)
+    names = _names_of_captions(rows, captions, located.paths)
+    left_out = set(located.missing)
     for row in rows:
         video_id = row.values["video_id"]
         if not video_id or (allow_missing and video_id in left_out):
             continue
-        listed = captions.get(video_id, [])
+        listed = captions.get(names[video_id], [])
         if captions and not listed:
             problems.append(f"{row.where}: {show(video_id)}: unknown to {data_path}, no captions")
         problems += [
@@ -88,55 +93,68 @@ def read_train(
             if (problem := caption_problem(text))
         ]
         texts = tuple(text for _, text in listed)
-        path = videos.get(video_id)
+        path = located.paths.get(video_id)
         if expand_sentences:
             samples += [Sample(f"{video_id}#{number}", video_id, path, (text,)) for number, text in enumerate(texts)]
         else:
             samples.append(Sample(video_id, video_id, path, texts))
-    raise_if_problems(f"MSR-VTT training split {train_csv}", problems, REMEDY)
-    return Listed(samples, missing)
+    remedy = " ".join([REMEDY.format(sources=TRAIN_SOURCES, flag=videos.flag), *located.remedies])
+    raise_if_problems(f"MSR-VTT training split {train_csv}", problems, remedy)
+    return Listed(samples, located.missing)
 
 
 def read_eval(val_csv: str | Path, features_path: str | Path | PackIndex, allow_missing: bool = False) -> Listed:
     """The text-video pairs of an evaluation split, a sample a row, `sample_id` being the row's key.
 
-    features_path: the folder of video files, `<video_id>.<any container>`, or a pack. Sentences may repeat (1k-A:
-    995 different ones in 1,000); keys may not. allow_missing: leave out videos without a file; that all are without
-    one is an error still.
+    features_path: the folder of video files, or a pack. Sentences may repeat (1k-A: 995 different ones in 1,000); keys
+    may not. allow_missing: leave out videos without a file; that all are without one is an error still.
 
     Raises AnnotationError, once, with everything that is missing or empty in the two sources.
     """
     rows, problems = _read_table(val_csv, ["key", "video_id", "sentence"], unique="key")
-    videos, video_problems = scan_videos(features_path)
-    missing, missing_videos = _find_missing(rows, videos, val_csv, features_path, allow_missing)
-    problems += video_problems + missing_videos
+    videos = VideoFiles(features_path)
+    located = _locate(rows, videos, "evaluation", val_csv, allow_missing)
+    problems += located.problems
     for row in rows:
         # The table has reported what is empty.
         sentence = row.values["sentence"]
         if sentence and (problem := caption_problem(sentence)):
             problems.append(f"{row.where}: {problem}")
-    raise_if_problems(f"MSR-VTT evaluation split {val_csv}", problems, REMEDY)
+    remedy = " ".join([REMEDY.format(sources=EVAL_SOURCES, flag=videos.flag), *located.remedies])
+    raise_if_problems(f"MSR-VTT evaluation split {val_csv}", problems, remedy)
     samples = [
-        Sample(row.values["key"], video_id, videos[video_id], (row.values["sentence"],))
+        Sample(row.values["key"], video_id, located.paths[video_id], (row.values["sentence"],))
         for row in rows
-        if (video_id := row.values["video_id"]) in videos
+        if (video_id := row.values["video_id"]) in located.paths
     ]
-    return Listed(samples, missing)
+    return Listed(samples, located.missing)
 
 
-def _find_missing(
-    rows: list[Row], videos: dict[str, Path], source: str | Path, features_path: str | Path | PackIndex, allowed: bool
-) -> tuple[list[str], list[str]]:
-    """The ids of the videos without a file, each once, and the problems of these.
-
-    None in a folder without videos, which is itself reported.
-    """
-    where: dict[str, str] = {}
+def _locate(rows: list[Row], videos: VideoFiles, list_name: str, source: str | Path, allow_missing: bool) -> Located:
+    """The files of the videos of a list, and all problems of these: also a file that has two ids in it."""
+    places: dict[str, str] = {}
     for row in rows:
         if row.values["video_id"]:
-            where.setdefault(row.values["video_id"], row.where)
-    missing = {video_id: place for video_id, place in where.items() if video_id not in videos} if videos else {}
-    return list(missing), missing_problems(missing, len(where), allowed, str(source), features_path)
+            places.setdefault(row.values["video_id"], row.where)
+    located = videos.locate(places, list_name, str(source), allow_missing)
+    first: dict[Path, str] = {}
+    doubles = []
+    for video_id, path in located.paths.items():
+        before = first.setdefault(path, video_id)
+        if before != video_id:
+            doubles.append(f"{places[video_id]}: {show(video_id)}: the file of {show(before)} ({places[before]})")
+    return replace(located, problems=videos.problems + located.problems + doubles)
+
+
+def _names_of_captions(rows: list[Row], captions: Collection[str], paths: Mapping[str, Path]) -> dict[str, str]:
+    """For each video id of a list, the name under which there are its captions, if there are any."""
+    ids = {row.values["video_id"] for row in rows}
+    videos = {paths.get(video_id, video_id): stem_of(video_id) for video_id in ids}
+    count = Counter(videos.values())
+    return {
+        video_id: video_id if video_id in captions or count[stem_of(video_id)] > 1 else stem_of(video_id)
+        for video_id in ids
+    }
 
 
 def _read_table(path: str | Path, columns: list[str], unique: str) -> tuple[list[Row], list[str]]:

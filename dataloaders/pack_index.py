@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -211,11 +211,6 @@ class PackIndex(os.PathLike):
 
     def __str__(self) -> str:
         return str(self.path)
-
-    def paths(self) -> Iterator[tuple[tuple[str, ...], Path]]:
-        """(folders, file) of every video in alphabetical order, as a folder of the videos would have them."""
-        for video in sorted(self.videos):
-            yield PurePosixPath(video).parts[:-1], self.path / video
 
     def find(self, path: str | Path) -> PackedVideo | None:
         """The video with such a path."""

@@ -1,9 +1,8 @@
-"""What every recognition reader returns, and what the readers share: finding videos, and checks of a whole split."""
+"""What every recognition reader returns, and what the readers share: checks of a whole split, and lines of text."""
 
 from __future__ import annotations
 
 import io
-import os
 import posixpath
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass
@@ -16,12 +15,10 @@ from dataloaders.samples import (
     Sample,
     VideoLocation,
     is_blank,
-    is_video,
-    list_folder,
-    missing_problems,
     read_text,
     show,
 )
+from dataloaders.video_files import VideoFiles
 from modules.settings import setting
 
 
@@ -100,63 +97,6 @@ class ListedVideo:
     where: str
 
 
-class VideoFiles:
-    """The videos in a folder and in its class folders, or in a pack of these, found by the names in split files.
-
-    Every folder is listed once, when the object is made. Containers do not matter, and neither does upper or
-    lower case where no file has the exact name: copies of UCF101 disagree on `HandStandPushups`.
-
-    problems: what is wrong with the folder as a whole.
-    """
-
-    def __init__(self, folder: str | Path | PackIndex, class_folders: bool):
-        """folder: holds the videos, or a pack that does. class_folders: it may hold them in subfolders, one a class."""
-        self.folder = Path(folder)
-        self.problems: list[str] = []
-        self._class_folders = class_folders
-        self._paths: dict[str, list[str]] = {}  # case-folded `<class>/<stem>` or `<stem>` -> files
-        if isinstance(folder, PackIndex):
-            self._list_pack(folder)
-        else:
-            self._list(self.folder, "", class_folders)
-        if not self._paths and not self.problems:
-            place = "no videos, neither directly nor in class folders" if class_folders else "no videos"
-            self.problems.append(f"the video folder {folder} holds {place} ({', '.join(sorted(VIDEO_SUFFIXES))})")
-
-    def _list_pack(self, pack: PackIndex) -> None:
-        for folders, path in pack.paths():
-            if len(folders) <= int(self._class_folders):
-                self._add("/".join([*folders, path.stem]), str(path))
-
-    def _list(self, folder: str | Path, prefix: str, subfolders: bool) -> None:
-        # Not glob, to which the brackets in HMDB51's file names are patterns; and not a Path for every entry, of
-        # which Something-Something V2 has 220,000.
-        entries, problems = list_folder(folder, "class folder" if prefix else "video folder")
-        self.problems += problems
-        for entry in entries:
-            if is_video(entry):
-                stem = os.path.splitext(entry.name)[0]
-                self._add(prefix + stem, entry.path)
-            elif subfolders and os.path.isdir(entry.path):
-                self._list(entry.path, f"{entry.name.casefold()}/", subfolders=False)
-
-    def _add(self, name: str, path: str) -> None:
-        self._paths.setdefault(name.casefold(), []).append(path)
-
-    def find(self, video_id: str) -> list[Path]:
-        """The files of a video, in its class folder or directly in the folder: one, if all is well.
-
-        What is found was in a listing of the folders: no id leads out of them.
-        """
-        *folders, stem = video_id.split("/")
-        names = [video_id.casefold()]
-        if self._class_folders and len(folders) == 1:
-            names.append(stem.casefold())
-        found = [path for name in names for path in self._paths.get(name, [])]
-        found = [path for path in found if Path(path).stem == stem] or found
-        return [Path(path) for path in found]
-
-
 def build_split(
     classes: tuple[str, ...],
     texts: tuple[str, ...],
@@ -164,8 +104,8 @@ def build_split(
     test: list[ListedVideo],
     videos: VideoFiles,
     allow_missing: Collection[str] = (),
-) -> tuple[RecognitionSplit, list[str]]:
-    """The samples of a split, and the problems that no single line of its files shows.
+) -> tuple[RecognitionSplit, list[str], list[str]]:
+    """The samples of a split, the problems that no single line of its files shows, and a sentence against some of them.
 
     These are: a class without a text of its own, a video without exactly one file, a video listed twice, and a
     test video in its own training list. The split is of use only where neither this nor the reader found any.
@@ -181,35 +121,34 @@ def build_split(
         if text and texts.index(text) < label
     ]
     problems += videos.problems
+    remedies: list[str] = []
     first: dict[Path | str, tuple[str, str]] = {}
     samples: dict[str, list[Sample]] = {"training": [], "test": []}
     missing: list[tuple[str, str]] = []
-    for name, listed in (("training", train), ("test", test)):
+    for name, list_name, listed in (("training", "training", train), ("test", "evaluation", test)):
         places: dict[str, str] = {}
         for video in listed:
-            shown = show(video.video_id)
-            found = videos.find(video.video_id)
-            path = found[0] if len(found) == 1 else None
-            if len(found) > 1:
-                files = ", ".join(os.path.relpath(file, videos.folder) for file in sorted(found))
-                problems.append(f"{video.where}: {shown}: more than one video file in {videos.folder}: {files}")
+            places.setdefault(video.video_id, video.where)
+        located = videos.locate(places, list_name, f"the {name} list", name in allow_missing)
+        for video in listed:
+            path = located.paths.get(video.video_id)
             # One file under two names is one video as well.
             key = path or video.video_id
             if key in first:
                 before, where = first[key]
                 problems.append(
-                    f"{shown}: in the {name} list ({video.where}) and before in the {before} list ({where})"
+                    f"{show(video.video_id)}: in the {name} list ({video.where}) "
+                    f"and before in the {before} list ({where})"
                 )
             first.setdefault(key, (name, video.where))
-            if found:
+            if path is not None:
                 samples[name].append(Sample(video.video_id, video.video_id, path, (texts[video.label],), video.label))
-            else:
-                places.setdefault(video.video_id, video.where)
-        # What a folder lacks that cannot be listed or holds no videos is not reported again for every video.
-        if not videos.problems:
-            problems += missing_problems(places, len(listed), name in allow_missing, f"the {name} list", videos.folder)
-        missing += [(name, video_id) for video_id in places]
-    return RecognitionSplit(classes, texts, samples["training"], samples["test"], tuple(missing)), problems
+        problems += located.problems
+        remedies += located.remedies
+        missing += [(name, video_id) for video_id in located.missing]
+    split = RecognitionSplit(classes, texts, samples["training"], samples["test"], tuple(missing))
+    # A folder that cannot be read is a problem of both lists.
+    return split, list(dict.fromkeys(problems)), list(dict.fromkeys(remedies))
 
 
 def strip_suffix(file: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What every dataset reader returns and raises, and what readers share: text files, folders of videos, checks."""
+"""What every dataset reader returns and raises, and what readers share: text files, folders, checks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -231,20 +231,6 @@ def caption_problem(text: str) -> str | None:
     return None
 
 
-def missing_problems(
-    missing: Mapping[str, str], count: int, allowed: bool, source: str, folder: str | Path
-) -> list[str]:
-    """The problems of videos without a file: each of them, or where they are allowed, that there are no others.
-
-    missing: where each video id is listed. count: of all videos that `source` lists. folder: of the videos.
-    """
-    if not allowed:
-        return [f"{where}: {show(video_id)}: no video file in {folder}" for video_id, where in missing.items()]
-    if missing and len(missing) == count:
-        return [f"none of the {count} videos in {source} has a video file in {folder}"]
-    return []
-
-
 def check_overlap(training: Iterable[Sample], evaluation: Iterable[Sample], official: bool, source: str) -> str | None:
     """A warning that names the evaluation videos that are also trained on; None where there are none.
 
@@ -294,43 +280,11 @@ def list_folder(folder: str | Path, name: str) -> tuple[list[os.DirEntry], list[
     try:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name), []
-    except FileNotFoundError:
-        return [], [f"the {name} {folder} does not exist"]
     except OSError as error:
-        return [], [f"the {name} {folder} cannot be read: {error.strerror}"]
+        return [], [folder_problem(folder, name, error)]
 
 
-def is_video(entry: os.DirEntry, suffixes: Collection[str] = VIDEO_SUFFIXES) -> bool:
-    """Whether an entry of a folder is a file with such a suffix; not a folder, nor a link to what is gone."""
-    # The first question costs nothing for a file; the second follows links, and gives no error where they lead nowhere.
-    return os.path.splitext(entry.name)[1].lower() in suffixes and (
-        entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)
-    )
-
-
-def scan_videos(
-    folder: str | Path | PackIndex, suffixes: Collection[str] = VIDEO_SUFFIXES
-) -> tuple[dict[str, Path], list[str]]:
-    """The videos of a folder or a pack by their stem, and what is wrong with it; for readers that have more to report.
-
-    suffixes: lower case, with the dot; a file's own suffix may be in any case. Subfolders are not searched: what a
-    list may ask for is in the dictionary or nowhere, so that no id leads out of the folder.
-    Where two files share a stem the first in alphabetical order is in the dictionary and the pair is among
-    the problems.
-    """
-    if isinstance(folder, PackIndex):
-        paths = [path for folders, path in folder.paths() if not folders and path.suffix.lower() in suffixes]
-    else:
-        entries, problems = list_folder(folder, "video folder")
-        if problems:
-            return {}, problems
-        paths = [Path(entry.path) for entry in entries if is_video(entry, suffixes)]
-    videos: dict[str, Path] = {}
-    problems = []
-    for path in paths:
-        if path.stem in videos:
-            problems.append(f"{videos[path.stem].name} and {path.name} in {folder} are both video {path.stem}")
-        videos.setdefault(path.stem, path)
-    if not videos:
-        problems.append(f"the video folder {folder} holds no videos ({', '.join(sorted(suffixes))})")
-    return videos, problems
+def folder_problem(folder: str | Path, name: str, error: OSError) -> str:
+    """Why a folder cannot be listed; name: what it is."""
+    reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+    return f"the {name} {folder} {reason}"

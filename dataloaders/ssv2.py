@@ -4,7 +4,7 @@
 results are customarily those on the validation videos, which are the test list here. `-labels.json` maps class names
 to labels from 0, written as texts ("0"). An entry's class is its template without brackets: "Holding [something]
 next to [something]"; its "label" is the template filled in for that video and is not read. Videos are `<id>.webm`,
-directly in the folder, in any container. Samples keep the order of the lists.
+at any depth and in any container. Samples keep the order of the lists.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from dataloaders.pack_index import PackIndex
 from dataloaders.recognition import (
     ListedVideo,
     RecognitionSplit,
-    VideoFiles,
     build_split,
     make_dataset,
     to_number,
 )
 from dataloaders.samples import AnnotationError, raise_if_problems, read_json, show
+from dataloaders.video_files import VideoFiles
 
 SPLITS = ("1",)
 WITHOUT_BRACKETS = str.maketrans("", "", "[]")
 REMEDY = (
     "Check that --split_dir holds something-something-v2-train.json, -validation.json and -labels.json, and that "
-    "--features_path holds all videos of Something-Something V2, unpacked into one folder, with files such as 1.webm. "
-    "A pack (--packed) lacks what its failed_videos.csv lists. --allow_missing leaves out videos without a file."
+    "{flag} holds all videos of Something-Something V2, unpacked, with files such as 1.webm, in any container and at "
+    "any depth."
 )
 
 
@@ -49,10 +49,11 @@ def read_split(
     train, train_problems = _read_list(_find_file(folder, "train"), classes)
     test, test_problems = _read_list(_find_file(folder, "validation"), classes)
     texts = tuple(to_text(name) for name in classes)
-    videos = VideoFiles(features_path, class_folders=False)
-    result, split_problems = build_split(classes, texts, train, test, videos, allow_missing)
+    videos = VideoFiles(features_path, ignore_case=True)
+    result, split_problems, remedies = build_split(classes, texts, train, test, videos, allow_missing)
     problems += train_problems + test_problems + split_problems
-    raise_if_problems(f"Something-Something V2 in {split_dir}", problems, REMEDY)
+    remedy = " ".join([REMEDY.format(flag=videos.flag), *remedies])
+    raise_if_problems(f"Something-Something V2 in {split_dir}", problems, remedy)
     return result
 
 

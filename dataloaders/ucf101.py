@@ -1,8 +1,8 @@
 """UCF101 for action recognition: the official splits.
 
 `trainlist0<k>.txt` has lines `Class/file.avi label`, `testlist0<k>.txt` lines `Class/file.avi`, and `classInd.txt`
-lines `label Class` with labels from 1. Videos are `<Class>/<file>` or directly in the folder, in any container.
-Samples keep the order of the lists.
+lines `label Class` with labels from 1. Videos are `<Class>/<file>` or without class folders, at any depth and in any
+container. Samples keep the order of the lists.
 
 The official names are not of one mind: class HandstandPushups holds files v_HandStandPushups_*. Names are
 therefore compared without regard to case where none fits exactly.
@@ -18,7 +18,6 @@ from dataloaders.pack_index import PackIndex
 from dataloaders.recognition import (
     ListedVideo,
     RecognitionSplit,
-    VideoFiles,
     build_split,
     make_dataset,
     read_lines,
@@ -26,12 +25,12 @@ from dataloaders.recognition import (
     to_number,
 )
 from dataloaders.samples import raise_if_problems
+from dataloaders.video_files import VideoFiles
 
 REMEDY = (
     "Check that --split_dir is the folder ucfTrainTestlist with classInd.txt, trainlist01.txt and testlist01.txt "
-    "to 03, and that --features_path holds all videos of UCF101, unpacked, as <Class>/<file>.avi or directly, in "
-    "any container. A pack (--packed) lacks what its failed_videos.csv lists. --allow_missing leaves out "
-    "videos without a file."
+    "to 03, and that {flag} holds all videos of UCF101, unpacked, as <Class>/<file>.avi or without class folders, in "
+    "any container and at any depth."
 )
 
 
@@ -50,10 +49,11 @@ def read_split(
     train, train_problems = _read_list(folder / f"trainlist0{split}.txt", classes, labelled=True)
     test, test_problems = _read_list(folder / f"testlist0{split}.txt", classes, labelled=False)
     texts = tuple(to_text(name) for name in classes)
-    videos = VideoFiles(features_path, class_folders=True)
-    result, split_problems = build_split(classes, texts, train, test, videos, allow_missing)
+    videos = VideoFiles(features_path, classes, ignore_case=True)
+    result, split_problems, remedies = build_split(classes, texts, train, test, videos, allow_missing)
     problems += train_problems + test_problems + split_problems
-    raise_if_problems(f"UCF101 split {split} in {split_dir}", problems, REMEDY)
+    remedy = " ".join([REMEDY.format(flag=videos.flag), *remedies])
+    raise_if_problems(f"UCF101 split {split} in {split_dir}", problems, remedy)
     return result
 
 

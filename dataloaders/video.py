@@ -91,16 +91,21 @@ def find_damage(lines: Iterable[str]) -> str:
 
 
 class BadVideoError(RuntimeError):
-    """A video that cannot be decoded from beginning to end. `path` and `reason` say which and why."""
+    """A video that cannot be decoded from beginning to end. `path` and `reason` say which and why.
+
+    `remedy` is a sentence of what to do, where that is known.
+    """
 
     # `reason` is optional because a DataLoader raises a worker's error anew with its message alone.
-    def __init__(self, path: str | Path, reason: str = ""):
-        super().__init__(path, reason)
+    def __init__(self, path: str | Path, reason: str = "", remedy: str = ""):
+        super().__init__(path, reason, remedy)
         self.path = path
         self.reason = reason
+        self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}" if self.reason else str(self.path)
+        message = f"{self.path}: {self.reason}" if self.reason else str(self.path)
+        return f"{message}\n{self.remedy}" if self.remedy else message
 
 
 class DecodingError(RuntimeError):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataloaders.dataset import EvaluationDataset, evaluation_loader
+from dataloaders.dataset import LEAVE_OUT_BAD, EvaluationDataset, evaluation_loader
 from modules.errors import UserError
 from modules.precision import Precision
 from modules.processes import Processes
@@ -48,7 +48,7 @@ def embed_items(
         loader, total=len(loader), desc="evaluate", unit="batch", leave=False, disable=not processes.is_main
     ):
         if bad and not dataset.drop_bad:
-            bad[0].raise_error()
+            bad[0].raise_error(LEAVE_OUT_BAD)
         failed += [(dataset.sample_of(item.index).video_id, item.reason) for item in bad]
         if batch is None:
             continue

@@ -5,7 +5,7 @@
         --val_csv MSRVTT_JSFUSION_test.csv --features_path data/msrvtt/videos
     python preprocess/check_videos.py --datatype hmdb51 --split_dir testTrainMulti_7030_splits --features_path videos
 
-Without --datatype every video in the folder is checked, at any depth; hidden files are not videos. With it, the videos
+Without --datatype every video in the folder is checked, at any depth; what is hidden is no video. With it, the videos
 that a run with the same flags reads: MSR-VTT's training videos if --train_csv is given, all splits of a recognition
 dataset or the one of --split. Those without a file are then listed as well.
 
@@ -39,8 +39,9 @@ if __package__ in (None, ""):  # run as a script
 import main_task_recognition
 import main_task_retrieval
 from dataloaders.decoding import VideoReader
-from dataloaders.samples import VIDEO_SUFFIXES, Sample, read_all
+from dataloaders.samples import Sample, read_all
 from dataloaders.video import BadVideoError, FrameSampler
+from dataloaders.video_files import list_videos, no_videos
 from modules.errors import UserError
 from modules.program import USAGE, CommonSettings
 from modules.run_folder import SKIPPED, SKIPPED_COLUMNS, csv_text, write_whole
@@ -103,24 +104,14 @@ def plan_folder(folder: Path) -> Plan:
     """
     if not folder.is_dir():
         raise UserError(f"--features_path {folder} is not a folder")
-    paths: list[Path] = []
-    bad: dict[str, str] = {}
-
-    def add_unreadable(error: OSError) -> None:
-        bad[error.filename] = f"a folder that cannot be read: {error.strerror}"
-
-    for root, folders, files in os.walk(folder, onerror=add_unreadable, followlinks=True):
-        here = Path(root).resolve()
-        named = [name for name in folders + files if is_video_name(name)]
-        paths += [Path(root, name) for name in named]
-        folders[:] = [name for name in folders if not here.is_relative_to((here / name).resolve())]  # no link loops
+    listing = list_videos(folder)
+    paths = [folder / path for path in (*listing.files, *listing.no_files)]
+    bad = {
+        str(folder / path): f"a folder that cannot be read: {error.strerror}" for path, error in listing.unread.items()
+    }
     if not paths and not bad:
-        raise UserError(f"--features_path {folder} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
+        raise UserError(no_videos("--features_path", folder, listing))
     return Plan(sorted(paths), bad)
-
-
-def is_video_name(name: str) -> bool:
-    return Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")
 
 
 def plan_retrieval(datatype: str, settings: Any) -> Plan:

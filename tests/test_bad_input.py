@@ -141,7 +141,7 @@ def test_a_missing_training_video_is_an_error_unless_it_may_be_left_out(own_vide
     (folder / f"{gone}.mp4").unlink()
     assert run(flags, tmp_path / "run", *TINY_TRAINING) == 1
     message = capsys.readouterr().err
-    assert gone in message and "--allow_missing" in message
+    assert gone in message and "--allow_missing" in message and "--on_bad_eval_video" not in message
     assert not (tmp_path / "run" / "last.pt").exists()
     assert run(flags, tmp_path / "run", *TINY_TRAINING, "--allow_missing") == 0
     assert rows_of(tmp_path / "run" / "missing_videos.csv") == [{"list": "training", "video": gone}]
@@ -156,7 +156,9 @@ def test_bad_evaluation_videos_are_errors_or_leave_the_metric_of_the_others(own_
     spoil(folder, pairs[4]["video_id"])
     zero_shot = ["--do_eval", "--method", "zero_shot"]
     assert run(flags, tmp_path / "strict", *zero_shot) == 1
-    assert pairs[1]["video_id"] in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert pairs[1]["video_id"] in message
+    assert "--on_bad_eval_video drop" in message and "--allow_missing" not in message
     features = ["--save_features", str(tmp_path / "features")]
     assert run(flags, tmp_path / "dropped", *zero_shot, *features, "--on_bad_eval_video", "drop") == 0
     found = results(tmp_path / "dropped")
@@ -177,6 +179,32 @@ def test_bad_evaluation_videos_are_errors_or_leave_the_metric_of_the_others(own_
     expected = results(tmp_path / "kept")
     names = [name for name in expected if name[:3] in ("t2v", "v2t")]
     assert len(names) == 10 and {n: found[n] for n in names} == {n: expected[n] for n in names}
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_video_that_cannot_be_decoded_stops_with_the_flag_that_goes_on(own_videos, tmp_path, capsys, workers):
+    flags, folder = own_videos
+    spoil(folder, train_ids(flags)[3])
+    strict = ["--on_bad_video", "error", "--num_thread_reader", workers]
+    assert run(flags, tmp_path / "training", *TINY_TRAINING, *strict) == 1
+    message = capsys.readouterr().err
+    assert train_ids(flags)[3] in message and "--on_bad_video skip" in message and "--on_bad_eval" not in message
+    spoil(folder, rows_of(path_of(flags, "--val_csv"))[0]["video_id"])
+    zero_shot = ["--do_eval", "--method", "zero_shot", "--num_thread_reader", workers]
+    assert run(flags, tmp_path / "evaluation", *zero_shot) == 1
+    message = capsys.readouterr().err
+    assert "--on_bad_eval_video drop" in message and "--on_bad_video" not in message
+    assert "Traceback" not in message
+
+
+def test_no_flag_is_recommended_that_is_given(own_videos, tmp_path, capsys):
+    flags, folder = own_videos
+    for video in folder.iterdir():  # so that all that are read in place of one are bad too
+        if video.stem in train_ids(flags):
+            spoil(folder, video.stem)
+    assert run(flags, tmp_path / "training", *TINY_TRAINING, "--on_bad_video", "skip") == 1
+    message = capsys.readouterr().err
+    assert "others drawn for" in message and "--on_bad_video" not in message
 
 
 def test_a_video_dropped_once_stays_dropped_in_a_training(own_videos, tmp_path, monkeypatch):

@@ -91,6 +91,37 @@ def test_every_bad_video_of_a_folder_is_found_and_no_other(clips, tmp_path, caps
     assert f"bad={len(rows)}" in printed.err
 
 
+def test_what_a_run_would_not_find_is_not_checked(clips, tmp_path, monkeypatch):
+    root, _ = clips
+    videos = tmp_path / "videos"
+    for folder in ("part/one", ".trash", "lost+found"):
+        (videos / folder).mkdir(parents=True)
+        shutil.copy(root / "good.avi", videos / folder / "clip.avi")
+    scandir = os.scandir
+
+    def refuse(path):  # to root, every folder is open
+        if os.path.basename(os.path.normpath(path)) == "lost+found":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    unread = (str(videos / "lost+found"), "a folder that cannot be read: Permission denied")
+    assert check(tmp_path / "bad.csv", "--features_path", videos) == (1, [unread])
+    plan = check_videos.plan_folder(videos)
+    assert plan.paths == [videos / "part" / "one" / "clip.avi"]
+
+
+def test_a_folder_without_videos_is_described(tmp_path, capsys):
+    (tmp_path / "deep").mkdir()
+    for name in ("a.zip", "deep/b.zip", "deep/notes"):
+        (tmp_path / name).touch()
+    flags = ["--features_path", str(tmp_path), "--output", str(tmp_path / "bad.csv")]
+    assert check_videos.main(flags) == 2
+    message = capsys.readouterr().err
+    assert f"--features_path {tmp_path} holds no videos (" in message
+    assert "3 files with other suffixes (.zip, none)" in message
+
+
 def test_reasons_are_those_of_a_run(clips, tmp_path):
     root, _ = clips
     _, rows = check(tmp_path / "bad.csv", "--features_path", root)

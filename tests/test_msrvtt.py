@@ -2,12 +2,14 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dataloaders.msrvtt import DATASET, read_eval, read_train
-from dataloaders.samples import AnnotationError, check_overlap, scan_videos, shared_videos
+from dataloaders.samples import AnnotationError, Listed, check_overlap, shared_videos
+from dataloaders.video_files import VideoFiles
 
 SPLITS = Path(__file__).resolve().parents[2] / "shared" / "data" / "msrvtt"
 needs_splits = pytest.mark.skipif(not SPLITS.is_dir(), reason=f"the MSR-VTT split files are not at {SPLITS}")
@@ -139,14 +141,16 @@ def test_line_ends_and_byte_order_marks_do_not_matter(tmp_path, newline, encodin
 def test_videos_come_in_any_container(tmp_path):
     for name in ["a.mp4", "b.AVI", "c.Mkv", "d.webm", "notes.txt", "._a.mov", "e.f.mp4"]:
         (tmp_path / name).touch()
-    videos, problems = scan_videos(tmp_path)
-    assert problems == []
-    assert {stem: path.name for stem, path in videos.items()} == {
-        "a": "a.mp4",
-        "b": "b.AVI",
-        "c": "c.Mkv",
-        "d": "d.webm",
-        "e.f": "e.f.mp4",
+    videos = VideoFiles(tmp_path)
+    assert videos.problems == []
+    assert {stem: [path.name for path in videos.find(stem)] for stem in ("a", "b", "c", "d", "e.f", "e", "notes")} == {
+        "a": ["a.mp4"],
+        "b": ["b.AVI"],
+        "c": ["c.Mkv"],
+        "d": ["d.webm"],
+        "e.f": ["e.f.mp4"],
+        "e": [],
+        "notes": [],
     }
 
 
@@ -258,16 +262,22 @@ def test_a_split_without_rows_is_refused(train_files, content, reason):
         read_train(train_csv, data, videos, expand_sentences=False)
 
 
-def test_a_folder_without_usable_videos_is_said(tmp_path):
-    assert scan_videos(tmp_path / "gone") == ({}, [f"the video folder {tmp_path / 'gone'} does not exist"])
-    videos, problems = scan_videos(tmp_path)
-    assert videos == {} and "holds no videos" in problems[0]
+def test_a_folder_without_usable_videos_is_said(tmp_path, train_files):
+    train_csv, data, videos = train_files
+    test_csv = write_csv(tmp_path / "test.csv", EVAL_HEADER, "a,,video2,2")
+    for path in videos.iterdir():
+        path.rename(path.with_suffix(".zip"))
     (tmp_path / "file").touch()
-    videos, problems = scan_videos(tmp_path / "file")
-    assert videos == {} and f"{tmp_path / 'file'} cannot be read" in problems[0]
-    make_videos(tmp_path, ["video0"], ".mp4")
-    make_videos(tmp_path, ["video0"], ".avi")
-    assert "video0.avi and video0.mp4" in scan_videos(tmp_path)[1][0]
+    for folder, reason in [
+        (tmp_path / "gone", f"the video folder {tmp_path / 'gone'} does not exist"),
+        (tmp_path / "file", f"the video folder {tmp_path / 'file'} cannot be read: Not a directory"),
+        (videos, f"the video folder {videos} holds no videos ("),
+    ]:
+        for allowed in (False, True):
+            (problem,) = problems_of(read_train, train_csv, data, folder, False, allowed)
+            assert problem.startswith(reason)
+            assert problems_of(read_eval, test_csv, folder, allowed) == [problem]
+    assert "3 files with other suffixes (.zip)" in problem
 
 
 EVAL_HEADER = "key,vid_key,video_id,sentence"
@@ -405,7 +415,10 @@ def test_a_folder_or_a_link_to_nothing_is_no_video_file(tmp_path):
     (tmp_path / "video2.mp4").symlink_to(tmp_path / "video2.mp4")
     (tmp_path / "real").touch()
     (tmp_path / "video3.mp4").symlink_to(tmp_path / "real")
-    assert scan_videos(tmp_path) == ({"video3": tmp_path / "video3.mp4"}, [])
+    videos = VideoFiles(tmp_path)
+    assert videos.problems == []
+    found = [videos.find(f"video{k}") for k in range(4)]
+    assert found == [[], [], [], [tmp_path / "video3.mp4"]]
 
 
 @pytest.mark.parametrize(
@@ -426,6 +439,120 @@ def test_no_id_leads_out_of_the_video_folder(tmp_path, form):
         listed = read(path, *arguments, allow_missing=True)
         assert [sample.path for sample in listed.samples] == [videos / "video1.mp4"]
         assert listed.missing == [video_id]
+
+
+# Videos in folders of their own
+
+
+def test_videos_are_found_at_any_depth(tmp_path, train_files):
+    train_csv, data, videos = train_files
+    test_csv = write_csv(tmp_path / "test.csv", EVAL_HEADER, "a,,video9,nine", "b,,video0,zero")
+    before = [read_train(train_csv, data, videos, True), read_eval(test_csv, videos)]
+    (videos / "part 1" / "all").mkdir(parents=True)
+    for path in list(videos.glob("*.mp4")):
+        path.rename(videos / "part 1" / "all" / path.name)
+    after = [read_train(train_csv, data, videos, True), read_eval(test_csv, videos)]
+    for flat, deep in zip(before, after, strict=True):
+        assert [sample.path.parent for sample in deep.samples] == [videos / "part 1" / "all"] * len(deep.samples)
+        # Everything but the path is that of the flat folder: a run that was begun there goes on.
+        moved = [replace(sample, path=videos / sample.path.name) for sample in deep.samples]
+        assert Listed(moved, deep.missing) == flat
+
+
+def test_files_of_one_name_stop_only_what_asks_for_them(tmp_path, train_files):
+    train_csv, data, videos = train_files
+    test_csv = write_csv(tmp_path / "test.csv", EVAL_HEADER, "a,,video9,nine")
+    make_videos(videos, ["test", "video0"], ".avi")
+    make_videos(videos, ["test"])
+    (sample,) = read_eval(test_csv, videos).samples
+    assert sample.path == videos / "video9.mp4"
+    several = f"video0: more than one video file in {videos}: video0.avi, video0.mp4"
+    for allowed in (False, True):
+        assert problems_of(read_train, train_csv, data, videos, True, allowed) == [f"line 3 of {train_csv}: {several}"]
+    with pytest.raises(AnnotationError, match=f"the list may give the path from {videos}") as caught:
+        read_train(train_csv, data, videos, True)
+    assert "--allow_missing" not in str(caught.value)
+
+
+@pytest.mark.parametrize("video_id", ["video0.mp4", "b/video0", "b/video0.mp4", "deep/a/video0"])
+def test_a_list_may_give_the_path_of_a_video(tmp_path, train_files, video_id):
+    train_csv, data, videos = train_files
+    for folder in ("a", "deep/a"):
+        (videos / folder).mkdir(parents=True)
+        make_videos(videos / folder, ["video0"], ".webm")
+    (videos / "b").mkdir()
+    (videos / "video0.mp4").rename(videos / "b" / "video0.mp4")
+    write_csv(train_csv, "video_id", "video2", video_id)
+    expected = videos / ("deep/a/video0.webm" if "deep" in video_id else "b/video0.mp4")
+    for name in ("video0", video_id):  # the captions may be under either name
+        write_captions(data, [("video2", "two"), (name, "zero a"), (name, "zero b")])
+        _, *samples = read_train(train_csv, data, videos, True).samples
+        assert [(s.sample_id, s.video_id, s.path, s.captions) for s in samples] == [
+            (f"{video_id}#0", video_id, expected, ("zero a",)),
+            (f"{video_id}#1", video_id, expected, ("zero b",)),
+        ]
+    test_csv = write_csv(tmp_path / "test.csv", EVAL_HEADER, f"a,,{video_id},1")
+    (sample,) = read_eval(test_csv, videos).samples
+    assert (sample.sample_id, sample.video_id, sample.path) == ("a", video_id, expected)
+
+
+def test_two_videos_of_one_name_do_not_share_captions(train_files):
+    train_csv, data, videos = train_files
+    for folder in ("a", "b"):
+        make_videos(videos / folder, ["clip"])
+    write_csv(train_csv, "video_id", "a/clip", "b/clip")
+    write_captions(data, [("clip", "of which?")])
+    assert problems_of(read_train, train_csv, data, videos, True) == [
+        f"line {line} of {train_csv}: {folder}/clip: unknown to {data}, no captions"
+        for line, folder in [(2, "a"), (3, "b")]
+    ]
+    write_captions(data, [("b/clip", "b"), ("a/clip", "a")])
+    assert [sample.captions for sample in read_train(train_csv, data, videos, True).samples] == [("a",), ("b",)]
+
+
+def test_a_file_under_two_ids_of_a_list_is_refused(tmp_path, train_files):
+    train_csv, data, videos = train_files
+    write_csv(train_csv, "video_id", "video2", "video0", "video0.mp4")
+    double = "video0.mp4: the file of video0 (line 3 of {0})"
+    assert problems_of(read_train, train_csv, data, videos, True) == [
+        f"line 4 of {train_csv}: {double.format(train_csv)}"
+    ]
+    test_csv = write_csv(
+        tmp_path / "test.csv", EVAL_HEADER, "a,,video2,1", "b,,video0,2", "c,,video0.mp4,3", "d,,video0,4"
+    )
+    assert problems_of(read_eval, test_csv, videos) == [f"line 4 of {test_csv}: {double.format(test_csv)}"]
+
+
+# What helps
+
+
+def message_of(read, *arguments):
+    with pytest.raises(AnnotationError) as caught:
+        read(*arguments)
+    return str(caught.value)
+
+
+def test_a_remedy_is_one_for_its_list_and_its_problem(tmp_path, train_files):
+    train_csv, data, videos = train_files
+    write_csv(train_csv, "video_id", "video2", "video0", "gone")
+    write_captions(data, [(video_id, "text") for video_id in ("video2", "video0", "gone")])
+    rows = ["a,,video2,1", "b,,gone,2"]
+    test_csv = write_csv(tmp_path / "test.csv", EVAL_HEADER, *rows)
+    training, evaluation = (
+        message_of(read_train, train_csv, data, videos, True),
+        message_of(read_eval, test_csv, videos),
+    )
+    assert "--allow_missing" in training and "--on_bad_eval_video" not in training and "--val_csv" not in training
+    assert "--on_bad_eval_video drop" in evaluation and "--allow_missing" not in evaluation
+    assert not any(word in evaluation for word in ("--data_path", "--train_csv", "MSRVTT_data.json"))
+    assert not any("--packed" in message or "failed_videos.csv" in message for message in (training, evaluation))
+    # A flag that is given, or that would mend nothing, is not recommended.
+    write_csv(train_csv, "video_id", "video2", "", "gone", "video2")
+    write_csv(test_csv, EVAL_HEADER, *rows, "c,,video2,  ")
+    for allowed, folder in ((True, videos), (False, tmp_path / "gone"), (False, make_videos(tmp_path / "none", ["x"]))):
+        message = message_of(read_train, train_csv, data, folder, True, allowed)
+        message += message_of(read_eval, test_csv, folder, allowed)
+        assert "--allow_missing" not in message and "--on_bad_eval_video" not in message
 
 
 # The dataset as the programs use it

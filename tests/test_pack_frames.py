@@ -28,9 +28,9 @@ from dataloaders.dataset import TrainingDataset, VideoSettings
 from dataloaders.decoding import VideoReader
 from dataloaders.pack_index import PackedVideo, PackIndex
 from dataloaders.packed import PackReader
-from dataloaders.recognition import VideoFiles
-from dataloaders.samples import Sample, VideoLocation, scan_videos
+from dataloaders.samples import Sample, VideoLocation
 from dataloaders.video import BadVideoError, FrameSampler, read_video
+from dataloaders.video_files import VideoFiles
 from modules.errors import UserError
 from preprocess import check_videos, pack_frames
 from preprocess.compress_video import CompressSettings, DamagedVideo, compress
@@ -202,9 +202,12 @@ def test_names_that_are_odd(tmp_path):
         write_noise(tmp_path / "in" / "clip.mp4", 2).rename(tmp_path / "in" / name)
     for kind in ("jpeg", "raw"):
         assert run(tmp_path / "in", tmp_path / kind, "--format", kind) == 0
-        found, problems = scan_videos(PackIndex.open(tmp_path / kind))
-        assert not problems and set(found) == set(scan_videos(tmp_path / "in")[0]) and len(found) == 4
-        assert all(len(all_frames(tmp_path / kind, path.name)) == 2 for path in found.values())
+        packed, given = VideoFiles(PackIndex.open(tmp_path / kind)), VideoFiles(tmp_path / "in")
+        names = [path.name for path in (tmp_path / "in").iterdir()]
+        for name in names:
+            assert packed.find(Path(name).stem) == [tmp_path / kind / name]
+            assert given.find(Path(name).stem) == [tmp_path / "in" / name]
+        assert len(names) == 4 and all(len(all_frames(tmp_path / kind, name)) == 2 for name in names)
         assert verify(tmp_path / kind) == 0
 
 
@@ -563,13 +566,16 @@ def test_a_line_is_read_as_it_was_written(packs):
 
 def test_videos_are_found_as_in_a_folder(videos, packs):
     pack = PackIndex.open(packs / "jpeg")
-    found, problems = scan_videos(pack)
-    assert not problems and set(found) == set(scan_videos(videos)[0]) == {"a", "b", "e é", "f"}
-    for class_folders in (True, False):
-        in_pack, in_folder = VideoFiles(pack, class_folders), VideoFiles(videos, class_folders)
-        for video_id in ("a", "A", "class x/c", "CLASS X/D", "class x/a", "class y/f", "c", "x/y/a", "none"):
+    ids = ("a", "A", "b", "e é", "f", "class x/c", "CLASS X/D", "class x/a", "class y/f", "c", "x/y/a", "none")
+    found = set()
+    for rules in ({}, {"ignore_case": True}, {"classes": ["class x", "class y"], "ignore_case": True}):
+        in_pack, in_folder = VideoFiles(pack, **rules), VideoFiles(videos, **rules)
+        assert not in_pack.problems
+        for video_id in ids:
             paths = [path.relative_to(pack.path) for path in in_pack.find(video_id)]
             assert paths == [path.relative_to(videos) for path in in_folder.find(video_id)], video_id
+            found |= {path.as_posix() for path in paths}
+    assert found == set(pack.videos)
 
 
 def test_a_reader_may_be_handed_to_another_process(packs):

@@ -1,6 +1,7 @@
 """The recognition readers on the real split files and on made-up ones in their published form."""
 
 import json
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import pytest
@@ -698,6 +699,112 @@ def test_a_link_to_nothing_is_no_video_file(tmp_path, name):
     path.unlink()
     path.symlink_to(tmp_path / path.name)
     assert READERS[name].read_split(splits, videos, split).train[0].path == path
+
+
+# Videos in folders of their own
+
+
+def move_below(videos, *parts):
+    """The same tree a few folders further down."""
+    inner = videos.joinpath(*parts)
+    entries = list(videos.iterdir())
+    inner.mkdir(parents=True)
+    for entry in entries:
+        entry.rename(inner / entry.name)
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("flat", [False, True])
+def test_videos_are_found_at_any_depth(tmp_path, name, flat):
+    splits, videos, split = miniature(name, tmp_path, flat=flat)
+    before = READERS[name].read_split(splits, videos, split)
+    move_below(videos, "part.mp4", "all")
+    after = READERS[name].read_split(splits, videos, split)
+    inner = videos / "part.mp4" / "all"
+    for samples, deep in ((before.train, after.train), (before.test, after.test)):
+        assert [replace(sample, path=inner / sample.path.relative_to(videos)) for sample in samples] == deep
+    assert (after.classes, after.texts, after.missing) == (before.classes, before.texts, ())
+
+
+def test_class_folders_may_be_in_several_folders(tmp_path):
+    splits, videos, split = miniature("hmdb51", tmp_path)
+    (videos / "a").mkdir()
+    (videos / "b").mkdir()
+    (videos / "climb").rename(videos / "a" / "climb")
+    (videos / "climb_stairs").rename(videos / "b" / "climb_stairs")
+    read = hmdb51.read_split(splits, videos, split)
+    folders = {"climb": videos / "a" / "climb", "climb_stairs": videos / "b" / "climb_stairs"}
+    for sample in (*read.train, *read.test):
+        assert sample.path.parent == folders[read.classes[sample.label]]
+
+
+@pytest.mark.parametrize("name", ["hmdb51", "ucf101"])
+def test_a_video_of_another_class_does_not_stand_in_for_a_missing_one(tmp_path, name):
+    splits, videos, split = miniature(name, tmp_path)
+    sample, *_ = READERS[name].read_split(splits, videos, split).train
+    other = next(folder for folder in videos.iterdir() if folder != sample.path.parent)
+    (videos / "more").mkdir()
+    sample.path.rename(other / sample.path.name)
+    message = problems_of(name, (splits, videos, split))
+    assert "1 problem\n" in message and f"{sample.video_id}: no video file in {videos}" in message
+    other.rename(videos / "more" / other.name)
+    assert f"{sample.video_id}: no video file in {videos}" in problems_of(name, (splits, videos, split))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_files_of_one_name_stop_only_what_asks_for_them(tmp_path, name):
+    splits, videos, split = miniature(name, tmp_path)
+    plain = READERS[name].read_split(splits, videos, split)
+    make_videos(videos, ["test.avi", "test.mp4", "x/test.avi", "left out.avi", "left out.mp4"])
+    assert READERS[name].read_split(splits, videos, split) == plain
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_several_files_of_one_name_outside_of_class_folders_are_refused(tmp_path, name):
+    splits, videos, split = miniature(name, tmp_path, flat=True)
+    listed = MINIATURES[name][1][0]
+    file = PurePosixPath(listed).name + ".avi"
+    (videos / "x").mkdir()
+    (videos / file).rename(videos / "x" / file)
+    make_videos(videos, [f"y/{file}"])
+    message = problems_of(name, (splits, videos, split))
+    assert "1 problem\n" in message
+    assert f"{listed}: more than one video file in {videos}: x/{file}, y/{file}\n" in message
+    advice = "the list may give the path" if name == "ssv2" else "rename or move away all files but one"
+    assert advice in message.splitlines()[-1] and "--allow_missing" not in message
+
+
+# What helps
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_remedy_is_one_for_its_list_and_its_problem(tmp_path, name):
+    splits, videos, split = miniature(name, tmp_path)
+    write_ssv2(splits, test=[*SSV2_TEST, ssv2_entry("5", "Pushing [something] from left to right")])
+    if name == "ssv2":
+        make_videos(videos, ["5.avi"])
+    full = READERS[name].read_split(splits, videos, split)
+    for gone, allowed, flags in [
+        ([full.train[0]], (), {"--allow_missing"}),
+        ([full.test[0]], (), {"--on_bad_eval_video drop"}),
+        ([full.train[0], full.test[0]], (), {"--allow_missing", "--on_bad_eval_video drop"}),
+        ([full.train[0], full.test[0]], ("training",), {"--on_bad_eval_video drop"}),
+        ([full.train[0], full.test[0]], ("test",), {"--allow_missing"}),
+        (full.test, (), set()),  # nothing would be left
+        (full.test, ("test",), set()),
+    ]:
+        for sample in gone:
+            sample.path.unlink()
+        message = problems_of(name, (splits, videos, split, allowed))
+        for sample in gone:
+            sample.path.touch()
+        assert {flag for flag in ("--allow_missing", "--on_bad_eval_video drop") if flag in message} == flags
+        assert "--packed" not in message and "failed_videos.csv" not in message
+    file = splits / {"hmdb51": "climb_test_split1.txt", "ucf101": "classInd.txt"}.get(name, "train.json")
+    file = file if file.exists() else splits / f"something-something-v2-{file.name}"
+    file.write_text("{")
+    message = problems_of(name, (splits, videos, split))
+    assert "--allow_missing" not in message and "--on_bad_eval_video" not in message
 
 
 # Paths in split files
