@@ -269,7 +269,7 @@ def test_an_evaluation_in_a_trainings_folder_keeps_its_results(tiny_run, trained
 def test_a_checkpoint_of_another_model_is_refused(tiny_run, trained, tmp_path, capsys):
     more = ["--do_eval", "--init_model", str(trained / "best.pt"), *TINY_TRAINING[7:]]
     assert run(tiny_run, tmp_path, *more, "--eta", "2") == 1
-    assert "eta: was 4.0, is 2.0" in capsys.readouterr().err
+    assert "--eta 2.0, trained with 4.0" in capsys.readouterr().err
     (tmp_path / "damaged.pt").write_bytes(b"no checkpoint")
     more[2] = str(tmp_path / "damaged.pt")
     assert run(tiny_run, tmp_path, *more) == 1
