@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from dataloaders import hmdb51, ssv2, ucf101
-from dataloaders.dataset import EvaluationDataset, TrainingDataset, Views
+from dataloaders.dataset import EvaluationDataset, TrainingDataset, Views, check_num_samples
 from dataloaders.recognition import RecognitionSplit
 from dataloaders.samples import Sample, read_all
 from modules.errors import UserError
@@ -105,6 +105,8 @@ def read_data(arguments: Arguments) -> RecognitionData:
         raise UserError(f"--horizontal_flip: left and right are part of the class {sided[0]!r}")
     if task.shots and common.do_train:
         split = replace(split, train=draw_shots(split, task.shots, arguments.train.seed))
+    if common.do_train:
+        check_num_samples(len(split.train), arguments.train.batch_size)
     return RecognitionData(split, templates)
 
 

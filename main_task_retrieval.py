@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from dataloaders import msrvtt
-from dataloaders.dataset import EvaluationDataset, TrainingDataset
+from dataloaders.dataset import EvaluationDataset, TrainingDataset, check_num_samples
 from dataloaders.samples import Sample, check_overlap, read_all
 from modules.program import Arguments, parse_arguments, run_once, run_program, video_settings
 from modules.retrieval import RetrievalTask
@@ -64,6 +64,7 @@ def read_data(arguments: Arguments) -> RetrievalData:
     Raises:
         AnnotationError: listing everything that is wrong with the annotation files of both lists; also if official
             splits share videos, which otherwise is a warning.
+        UserError: if there are too few training samples for a batch.
     """
     common, dataset = arguments.common, DATASETS[arguments.datatype]
     readers = {"evaluation": partial(dataset.read_eval, allow_missing=common.on_bad_eval_video == "drop")}
@@ -73,6 +74,7 @@ def read_data(arguments: Arguments) -> RetrievalData:
     training = lists["training"].samples if "training" in lists else None
     evaluation = lists["evaluation"].samples
     if training is not None:
+        check_num_samples(len(training), arguments.train.batch_size)
         official = dataset.official(arguments.data)
         if warning := check_overlap(training, evaluation, official, f"--datatype {arguments.datatype}"):
             logger.warning("%s", warning)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dataloaders.dataset import FRAME_ORDERS, VideoSettings
+from dataloaders.dataset import FRAME_ORDERS, VideoSettings, check_batch_size
 from dataloaders.pack_index import PackIndex
 from dataloaders.recognition import RecognitionDataset
 from dataloaders.samples import Dataset, Sample
@@ -252,6 +252,8 @@ def run_once(
     folder = RunFolder(arguments.common.output_dir, processes.is_main)
     folder.start_logging()
     training = _check_mode(arguments, METHODS[arguments.method])
+    if training:
+        check_batch_size(arguments.train.batch_size, processes.world_size)
     # an evaluation in a training's folder does not write over what the training left
     folder.suffix = "_eval" if not training and folder.has(LAST) else ""
     try:
