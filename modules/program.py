@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from modules.run_folder import (
     MISSING,
     RESULTS,
     RunFolder,
+    file_logger,
     load_checkpoint,
 )
 from modules.settings import (
@@ -206,27 +208,43 @@ def _exit_status(error: BaseException, processes: Processes | None, interruption
     if isinstance(error, UserError | BadVideoError | FloatingPointError):
         _say(str(error), processes)
         return 1
-    if processes is not None and isinstance(error, Exception | Interrupted) and processes.others_failed():
+    if processes is not None and isinstance(error, Exception | Interrupted) and processes.others_failed(error):
         # the launcher told this one to stop, or what they share is broken
-        logger.error("process %d: stopped, since another process failed", processes.rank)
+        text = f"process {processes.rank}: stopped, since {processes.what_failed()}"
+        # the launcher has the last word on the screen, and knows better than this one
+        (file_logger if processes.launched else logger).error("%s", text)
+        if isinstance(error, Exception):
+            file_logger.error("process %d met this:\n%s", processes.rank, _trace(error))
         return 1
     if isinstance(error, Interrupted):
         interruption.finish()
         return INTERRUPTED_EXIT_CODE
-    if processes is not None:
+    if processes is None or processes.world_size == 1:
+        file_logger.error("ended by an error of the program itself\n%s", _trace(error))
+    else:
         processes.report_failure()
+        text = f"process {processes.rank} of {processes.world_size}:\n{_trace(error)}"
+        file_logger.error("%s", text)
+        if not processes.is_first_to_say(_trace(error)) or processes.leave_last_word(text):
+            return 1
     end_children()
     raise error
 
 
+def _trace(error: BaseException) -> str:
+    """An error's traceback."""
+    return "".join(traceback.format_exception(error))
+
+
 def _say(message: str, processes: Processes | None) -> None:
-    """Log an error, once where all processes have met the same."""
+    """Show an error, once where all processes have met the same; ``log.txt`` has it of each."""
     if processes is None or processes.world_size == 1:
         logger.error("%s", message)
         return
     processes.report_failure()
-    if processes.is_first_to_say(message):
-        logger.error("process %d of %d: %s", processes.rank, processes.world_size, message)
+    text = f"process {processes.rank} of {processes.world_size}: {message}"
+    shown = not processes.is_first_to_say(message) or processes.leave_last_word(text)
+    (file_logger if shown else logger).error("%s", text)
 
 
 def run_once(
