@@ -5,7 +5,7 @@ On the CPU or one GPU:
       --features_path videos --batch_size 32 --output_dir runs/hmdb51
 The three splits of HMDB51 or UCF101 and their mean:
   python main_task_recognition.py --do_train --split mean …
-On several GPUs, with --batch_size the global batch: torchrun as in main_task_retrieval.py.
+On several GPUs, with --batch_size the global batch: modules.launch or torchrun as in main_task_retrieval.py.
 Zero-shot, a checkpoint, and few-shot with 16 training videos a class:
   python main_task_recognition.py --do_eval --method zero_shot …
   python main_task_recognition.py --do_eval --init_model runs/hmdb51/best.pt --num_clips 4 --num_crops 3 …
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from dataloaders import hmdb51, ssv2, ucf101
-from dataloaders.dataset import EvaluationDataset, TrainingDataset, Views
+from dataloaders.dataset import EvaluationDataset, TrainingDataset, Views, check_num_samples
 from dataloaders.recognition import RecognitionSplit
 from dataloaders.samples import Sample, read_all
 from modules.errors import UserError
@@ -107,6 +107,8 @@ def read_data(arguments: Arguments) -> RecognitionData:
         raise UserError(f"--horizontal_flip: left and right are part of the class {sided[0]!r}")
     if task.shots and common.do_train:
         split = replace(split, train=draw_shots(split, task.shots, arguments.train.seed))
+    if common.do_train:
+        check_num_samples(len(split.train), arguments.train.batch_size)
     return RecognitionData(split, templates)
 
 
@@ -158,13 +160,14 @@ def run(arguments: Arguments, processes: Processes, interruption: Interruption) 
     if arguments.task.split != MEAN:
         run_once(arguments, read_data, build_task, processes, interruption)
         return
+    whole = RunFolder(arguments.common.output_dir, processes.is_main)
+    whole.start_logging()
     splits = DATASETS[arguments.datatype].splits
     if len(splits) < 2:
         raise UserError(f"--split mean: {arguments.datatype} has one split only")
     parts = [of_split(arguments, name) for name in splits]
     # all of them before the first trains: what is wrong with the third should not be found a day later
     data = read_all([lambda _, part=part: read_data(part) for part in parts], None)
-    whole = RunFolder(arguments.common.output_dir, processes.is_main)
     whole.remove(INTERRUPTED)
     with mark_when_interrupted(whole, processes, interruption):
         results = [

@@ -4,7 +4,7 @@ On the CPU or one GPU:
   python main_task_retrieval.py --do_train --train_csv MSRVTT_train.9k.csv --val_csv MSRVTT_JSFUSION_test.csv \\
       --data_path MSRVTT_data.json --features_path videos --expand_msrvtt_sentences --output_dir runs/msrvtt
 On four GPUs of one machine (--batch_size is the global batch: the result is the same):
-  torchrun --nproc_per_node=4 main_task_retrieval.py --do_train …
+  python -m modules.launch --processes 4 main_task_retrieval.py --do_train …
 On two machines of four GPUs, the same line on both:
   torchrun --nnodes=2 --nproc_per_node=4 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 main_task_retrieval.py …
 The same command again continues an interrupted run. Evaluation of a checkpoint, and of the frozen CLIP:
@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from dataloaders import msrvtt
-from dataloaders.dataset import EvaluationDataset, TrainingDataset
+from dataloaders.dataset import EvaluationDataset, TrainingDataset, check_num_samples
 from dataloaders.samples import Sample, check_overlap, read_all
 from modules.program import Arguments, parse_arguments, run_once, run_program, video_settings
 from modules.retrieval import RetrievalTask
@@ -64,6 +64,7 @@ def read_data(arguments: Arguments) -> RetrievalData:
     Raises:
         AnnotationError: listing everything that is wrong with the annotation files of both lists; also if official
             splits share videos, which otherwise is a warning.
+        UserError: if there are too few training samples for a batch.
     """
     common, dataset = arguments.common, DATASETS[arguments.datatype]
     readers = {"evaluation": partial(dataset.read_eval, allow_missing=common.on_bad_eval_video == "drop")}
@@ -73,6 +74,7 @@ def read_data(arguments: Arguments) -> RetrievalData:
     training = lists["training"].samples if "training" in lists else None
     evaluation = lists["evaluation"].samples
     if training is not None:
+        check_num_samples(len(training), arguments.train.batch_size)
         official = dataset.official(arguments.data)
         if warning := check_overlap(training, evaluation, official, f"--datatype {arguments.datatype}"):
             logger.warning("%s", warning)

@@ -341,6 +341,35 @@ def read_frames(
     return frames, num_frames
 
 
+def check_batch_size(batch_size: int, world_size: int) -> None:
+    """Refuse a global batch that the processes cannot share equally.
+
+    Raises:
+        UserError: naming the nearest that they can.
+    """
+    if batch_size >= 1 and batch_size % world_size == 0:
+        return
+    above = max(1, -(-batch_size // world_size)) * world_size
+    nearest = f"{above - world_size} and {above} are" if above > world_size else f"{above} is"
+    raise UserError(
+        f"--batch_size is the global batch and must be a multiple of the number of processes: "
+        f"found {batch_size} for {world_size}; {nearest} the nearest"
+    )
+
+
+def check_num_samples(num_samples: int, batch_size: int) -> None:
+    """Refuse a training set without one full batch.
+
+    Raises:
+        UserError: saying how many samples there are.
+    """
+    if num_samples < batch_size:
+        raise UserError(
+            f"the training set has {num_samples} samples, fewer than one batch of {batch_size}: "
+            "give a smaller --batch_size"
+        )
+
+
 class GlobalBatches(Sampler):
     """One rank's share of every global batch of an epoch.
 
@@ -354,16 +383,8 @@ class GlobalBatches(Sampler):
         Raises:
             UserError: if the batch cannot be shared equally, or there is not one full batch.
         """
-        if batch_size < 1 or batch_size % world_size:
-            raise UserError(
-                f"--batch_size is the global batch and must be a multiple of the number of processes: "
-                f"found {batch_size} for {world_size}"
-            )
-        if num_samples < batch_size:
-            raise UserError(
-                f"the training set has {num_samples} samples, fewer than one batch of {batch_size}: "
-                "give a smaller --batch_size"
-            )
+        check_batch_size(batch_size, world_size)
+        check_num_samples(num_samples, batch_size)
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed

@@ -5,16 +5,21 @@ names and file names, OpenAI's TorchScript archives (half precision, which open_
 path), checks of checksum and shapes before anything is run, and QuickGELU wherever OpenAI's weights are meant.
 """
 
+import contextlib
 import hashlib
 import logging
 import math
+import socket
+import urllib.request
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import huggingface_hub
 import open_clip
 import torch
 from safetensors.torch import load_file
@@ -138,16 +143,49 @@ def _open_clip_model(name: str, pretrained_dir: Path | None, trust_weights: bool
 
 
 def _download(model_name: str, tag: str, cache_dir: Path | None, file_name: str | None) -> LoadedCLIP:
-    """open_clip's own download of named weights."""
+    """open_clip's own download of named weights, or what an earlier one left."""
+    # an address of its own is asked once; the hub is asked again and again for most of a minute
+    from_hub = open_clip.pretrained.get_pretrained_cfg(model_name, tag).get("hf_hub")
+    unknown = unknown_host(huggingface_hub.constants.ENDPOINT) if from_hub else None
     try:
         cache = None if cache_dir is None else str(cache_dir)
-        model = open_clip.create_model(model_name, tag, cache_dir=cache, weights_only=True)
+        with _hub_offline() if unknown else contextlib.nullcontext():
+            model = open_clip.create_model(model_name, tag, cache_dir=cache, weights_only=True)
     except Exception as error:  # whatever the network or the hub's client raises
         advice = f" Or put {file_name} in the folder given by --pretrained_dir." if file_name else ""
+        nothing_kept = isinstance(error.__context__, FileNotFoundError)  # of the hub's client, by way of open_clip
+        reason = f"{unknown} cannot be resolved, and no earlier download is kept" if unknown and nothing_kept else error
         raise WeightsError(
-            f"open_clip could not fetch {model_name} ({tag}): {error}. Is there a network connection?{advice}"
+            f"open_clip could not fetch {model_name} ({tag}): {reason}. Is there a network connection?{advice}"
         ) from error
     return LoadedCLIP(model, open_clip.get_tokenizer(model_name), *_normalisation(model))
+
+
+def unknown_host(url: str) -> str | None:
+    """The host of an address if its name cannot be resolved; None if it can, or if that is a proxy's to judge."""
+    address = urlsplit(url)
+    host = address.hostname or ""
+    proxies = urllib.request.getproxies()
+    if (address.scheme in proxies or "all" in proxies) and not urllib.request.proxy_bypass(host):
+        return None
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return host
+    return None
+
+
+@contextlib.contextmanager
+def _hub_offline() -> Iterator[None]:
+    """Within this the hub's client takes what it finds in its cache and asks nobody, as with HF_HUB_OFFLINE=1."""
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    logging.disable(logging.ERROR)  # open_clip logs the client's advice to unset a variable that nobody has set
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def _from_folder(folder: Path) -> LoadedCLIP:

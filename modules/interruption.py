@@ -29,7 +29,7 @@ class Interruption:
     """Listens for SIGTERM and SIGINT while it is entered; does nothing outside the main thread.
 
     Attributes:
-        signal_name: of the signal that came, or None.
+        signal_name: of the first signal that came, or None.
     """
 
     def __init__(self):
@@ -131,9 +131,13 @@ class Interruption:
                 raise
 
     def _on_signal(self, number: int, frame) -> None:
-        self.signal_name = signal.Signals(number).name
+        self._note(number)
         if self._save is None:
             self._raise_unless_leaving()
+
+    def _note(self, number: int) -> None:
+        if self.signal_name is None:
+            self.signal_name = signal.Signals(number).name
 
     def _raise_unless_leaving(self) -> None:
         if not self._leaving:
@@ -145,7 +149,7 @@ class Interruption:
         while not self._left.is_set():
             received = os.read(self._reading, 1)[0]
             if received in (signal.SIGTERM, signal.SIGINT):  # others that have handlers are written too
-                self.signal_name = signal.Signals(received).name
+                self._note(received)
                 if not self._left.wait(PATIENCE):
                     self._leave()
 

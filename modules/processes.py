@@ -12,6 +12,7 @@ import hashlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,9 @@ from torch.distributed.rendezvous import rendezvous
 from modules.errors import UserError
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+LAUNCHER = "STOP_LAUNCHER"  # environment variable of the processes that modules/launch.py starts: its process id
+RUN_KEYS = "run"  # prefix of what the processes and modules/launch.py tell each other in the store
+NOTICE = 1.0  # seconds in which modules/launch.py has noticed that a process was killed
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,14 @@ class Processes:
         world_size: how many there are.
         device: what this process computes on.
         store: keys and values that all share, also while one of them waits for another; None for one process.
+        launched: whether modules/launch.py started them, which has the last word on their screen.
     """
 
     rank: int
     world_size: int
     device: torch.device
     store: dist.Store | None = None
+    launched: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -117,14 +123,39 @@ class Processes:
             with contextlib.suppress(RuntimeError):
                 self.store.add("failures", 1)
 
-    def others_failed(self) -> bool:
-        """Whether another rank has reported a failure."""
+    def others_failed(self, error: BaseException | None = None) -> bool:
+        """Whether another rank has reported a failure, or the launcher that one was killed.
+
+        Args:
+            error: that this rank has met. A connection that breaks may be the first sign that its other end was killed;
+                the launcher is given the time to notice.
+        """
         if self.store is None:
             return False
+        deadline = time.monotonic() + (NOTICE if self.launched and isinstance(error, RuntimeError) else 0)
         try:
-            return self.store.add("failures", 0) > 0
+            while not (failed := self.store.add("failures", 0) > 0) and time.monotonic() < deadline:
+                time.sleep(0.05)
         except RuntimeError:  # the launcher, which keeps the store, is gone
             return False
+        return failed
+
+    def what_failed(self) -> str:
+        """Which other rank failed, for a message, as far as it is known."""
+        with contextlib.suppress(RuntimeError):
+            if self.store is not None and self.store.check(["killed"]):
+                return self.store.get("killed").decode()
+        return "another process failed"
+
+    def leave_last_word(self, text: str) -> bool:
+        """Have the launcher show a text when all ranks have ended; False if there is none that does."""
+        if not self.launched:
+            return False
+        try:
+            self.store.set(f"word/{self.store.add('words', 1)}", text)
+        except RuntimeError:  # it is gone
+            return False
+        return True
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value of something picklable, on every rank."""
@@ -135,20 +166,44 @@ class Processes:
         return values[0]
 
 
+def report_killed(store: dist.Store, message: str) -> None:
+    """Let the ranks know that one was killed, which could not say so; for the launcher."""
+    store.set("killed", message)
+    store.add("failures", 1)
+
+
+def last_words(store: dist.Store) -> list[str]:
+    """What the ranks left to be shown at the end; for the launcher."""
+    keys = [f"word/{number}" for number in range(1, store.add("words", 0) + 1)]
+    return [store.get(key).decode() for key in keys if store.check([key])]  # one may have ended in between
+
+
+def check_gpus(wanted: int) -> None:
+    """Refuse more processes on this machine than it has GPUs, if it has any.
+
+    Raises:
+        UserError: saying how many there are.
+    """
+    if torch.cuda.is_available() and wanted > torch.cuda.device_count():
+        raise UserError(
+            f"{wanted} processes were asked for on this machine, which has {torch.cuda.device_count()} GPUs: give each "
+            "process one (GPUS for the scripts, --processes or torchrun's --nproc_per_node)"
+        )
+
+
 def start_processes() -> Processes:
-    """Join the group that ``torchrun`` set up, or be the only process.
+    """Join the group that ``modules.launch`` or ``torchrun`` set up, or be the only process.
 
     The device is this process's own CUDA GPU, else Apple's (untested), else the CPU. The group talks through NCCL on
     GPUs and gloo on CPUs.
+
+    Raises:
+        UserError: if there are more processes here than GPUs.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1)))
     if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(
-                f"process {local_rank} of this machine has no GPU: torchrun was asked for more processes "
-                f"than the {torch.cuda.device_count()} GPUs here"
-            )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     elif torch.backends.mps.is_available() and world_size == 1:
@@ -161,13 +216,15 @@ def start_processes() -> Processes:
     store, rank, world_size = next(rendezvous("env://"))
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size)
-    return Processes(rank, world_size, device, dist.PrefixStore("run", store))
+    return Processes(rank, world_size, device, dist.PrefixStore(RUN_KEYS, store), LAUNCHER in os.environ)
 
 
 def _end_with_the_launcher() -> None:
-    """Have the kernel send SIGTERM when ``torchrun`` dies, whose processes would else go on without it; Linux only."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+    """Have the kernel send SIGTERM when the launcher dies, whose processes would else go on without it; Linux only."""
+    if sys.platform == "linux" and {LAUNCHER, "TORCHELASTIC_RUN_ID"} & os.environ.keys():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if LAUNCHER in os.environ and os.getppid() != int(os.environ[LAUNCHER]):  # it died before this
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stop_processes() -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from dataloaders.dataset import FRAME_ORDERS, VideoSettings
+from dataloaders.dataset import FRAME_ORDERS, VideoSettings, check_batch_size
 from dataloaders.pack_index import PackIndex
 from dataloaders.recognition import RecognitionDataset
 from dataloaders.samples import Dataset, Sample
@@ -36,6 +37,7 @@ from modules.run_folder import (
     MISSING,
     RESULTS,
     RunFolder,
+    file_logger,
     load_checkpoint,
 )
 from modules.settings import (
@@ -293,27 +295,43 @@ def _exit_status(error: BaseException, processes: Processes | None, interruption
     if isinstance(error, UserError | BadVideoError | FloatingPointError):
         _say(str(error), processes)
         return 1
-    if processes is not None and isinstance(error, Exception | Interrupted) and processes.others_failed():
+    if processes is not None and isinstance(error, Exception | Interrupted) and processes.others_failed(error):
         # the launcher told this one to stop, or what they share is broken
-        logger.error("process %d: stopped, since another process failed", processes.rank)
+        text = f"process {processes.rank}: stopped, since {processes.what_failed()}"
+        # the launcher has the last word on the screen, and knows better than this one
+        (file_logger if processes.launched else logger).error("%s", text)
+        if isinstance(error, Exception):
+            file_logger.error("process %d met this:\n%s", processes.rank, _trace(error))
         return 1
     if isinstance(error, Interrupted):
         interruption.finish()
         return INTERRUPTED_EXIT_CODE
-    if processes is not None:
+    if processes is None or processes.world_size == 1:
+        file_logger.error("ended by an error of the program itself\n%s", _trace(error))
+    else:
         processes.report_failure()
+        text = f"process {processes.rank} of {processes.world_size}:\n{_trace(error)}"
+        file_logger.error("%s", text)
+        if not processes.is_first_to_say(_trace(error)) or processes.leave_last_word(text):
+            return 1
     end_children()
     raise error
 
 
+def _trace(error: BaseException) -> str:
+    """An error's traceback."""
+    return "".join(traceback.format_exception(error))
+
+
 def _say(message: str, processes: Processes | None) -> None:
-    """Log an error, once where all processes have met the same."""
+    """Show an error, once where all processes have met the same; ``log.txt`` has it of each."""
     if processes is None or processes.world_size == 1:
         logger.error("%s", message)
         return
     processes.report_failure()
-    if processes.is_first_to_say(message):
-        logger.error("process %d of %d: %s", processes.rank, processes.world_size, message)
+    text = f"process {processes.rank} of {processes.world_size}: {message}"
+    shown = not processes.is_first_to_say(message) or processes.leave_last_word(text)
+    (file_logger if shown else logger).error("%s", text)
 
 
 def run_once(
@@ -339,6 +357,8 @@ def run_once(
     folder = RunFolder(arguments.common.output_dir, processes.is_main)
     folder.start_logging()
     training = _check_mode(arguments, METHODS[arguments.method])
+    if training:
+        check_batch_size(arguments.train.batch_size, processes.world_size)
     # an evaluation in a training's folder does not write over what the training left
     folder.suffix = "_eval" if not training and folder.has(LAST) else ""
     try:

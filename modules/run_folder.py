@@ -29,10 +29,24 @@ LOCK_PATIENCE = 30.0  # seconds for the processes of a run that was killed to en
 SKIPPED_COLUMNS = ("step", "epoch", "sample", "attempt", "video", "reason")
 
 logger = logging.getLogger("stop")
+file_logger = logging.getLogger("stop-file")  # for log.txt alone: what the screen has in another form
+file_logger.propagate = False
+file_logger.addHandler(logging.NullHandler())
+
+
+class LogFile(logging.FileHandler):
+    """``log.txt``. Several processes may add to it, a record at a time."""
+
+    def __init__(self, folder: Path):
+        """folder: of the run."""
+        super().__init__(folder / "log.txt", encoding="utf-8", errors="backslashreplace")  # a path may hold any bytes
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk is said once, by what cannot go on without it; not after that, by what can."""
 
 
 class RunFolder:
-    """Files of a run. Only the main process writes; the others hold a folder that does nothing."""
+    """Files of a run. Only the main process writes; the others add their errors to ``log.txt`` and do nothing else."""
 
     def __init__(self, path: Path, is_main: bool):
         """path: made if it is not there."""
@@ -45,18 +59,21 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
 
     def start_logging(self) -> None:
-        """Send the log to ``log.txt`` and the terminal; other processes show warnings only."""
+        """Send the log to ``log.txt`` and the terminal; of other processes warnings to this and errors to both."""
         logger.setLevel(logging.INFO if self.is_main else logging.WARNING)
         logger.propagate = False
-        for handler in logger.handlers[:]:
-            logger.removeHandler(handler)
-            handler.close()
         handlers: list[logging.Handler] = [logging.StreamHandler()]
         if self.is_main:
-            handlers.append(logging.FileHandler(self.path / "log.txt", encoding="utf-8"))
+            handlers.append(LogFile(self.path))
+        else:
+            with contextlib.suppress(OSError):  # on another machine, where there may be no such folder
+                self.path.mkdir(parents=True, exist_ok=True)
+                handlers.append(LogFile(self.path))
+                handlers[-1].setLevel(logging.ERROR)
         for handler in handlers:
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-            logger.addHandler(handler)
+        _set_handlers(logger, handlers)
+        _set_handlers(file_logger, [*handlers[1:], logging.NullHandler()])
 
     def write_config(self, settings: Mapping[str, Any]) -> None:
         """``config.json``: every setting, package versions and the git commit."""
@@ -256,6 +273,14 @@ class RunFolder:
                 f"{self.path / name} cannot be written: {error.strerror}. {kept}. "
                 "Make room on the disk or mend it, then give the same command again to continue."
             ) from error
+
+
+def _set_handlers(of: logging.Logger, handlers: Sequence[logging.Handler]) -> None:
+    for handler in of.handlers[:]:
+        of.removeHandler(handler)
+        handler.close()
+    for handler in handlers:
+        of.addHandler(handler)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -17,20 +17,17 @@
 # 3,570 training videos a split make 111 steps an epoch at batch 32. Time and memory have not been measured with this code.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash scripts/setup.sh
 
 SPLITS=${SPLITS:-data/hmdb51/testTrainMulti_7030_splits}
 VIDEOS=${VIDEOS:-data/hmdb51/videos_12fps}
 PACKED=${PACKED:-}                            # what preprocess/pack_frames.py --fps 12 made; read in place of VIDEOS
 PRETRAINED=${PRETRAINED:-data/pretrained}     # ViT-B-32.pt; downloaded to here if it is missing
 OUTPUT=${OUTPUT:-runs/hmdb51}
-PYTHON=.venv/bin/python
-GPUS=${GPUS:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 
 FRAMES=(--features_path "$VIDEOS")
 if [ -n "$PACKED" ]; then FRAMES=(--packed "$PACKED"); fi
 
-exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$GPUS" main_task_recognition.py \
+exec bash scripts/launch.sh main_task_recognition.py \
   --do_train --method stop --datatype hmdb51 \
   --pretrained_clip_name ViT-B/32 --pretrained_dir "$PRETRAINED" \
   --split_dir "$SPLITS" "${FRAMES[@]}" --split mean \

@@ -15,20 +15,17 @@
 #   time: 1,406 steps an epoch, 7,030 in all. The published runs used 4 GPUs. Not for a CPU: a step takes minutes there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash scripts/setup.sh
 
 DATA=${DATA:-data/msrvtt}                     # MSRVTT_data.json, MSRVTT_train.9k.csv, MSRVTT_JSFUSION_test.csv
 VIDEOS=${VIDEOS:-$DATA/videos_3fps}           # what preprocess/compress_video.py made
 PACKED=${PACKED:-}                            # what preprocess/pack_frames.py made; read in place of VIDEOS
 PRETRAINED=${PRETRAINED:-data/pretrained}     # ViT-B-32.pt; downloaded to here if it is missing
 OUTPUT=${OUTPUT:-runs/msrvtt}
-PYTHON=.venv/bin/python
-GPUS=${GPUS:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 
 FRAMES=(--features_path "$VIDEOS")
 if [ -n "$PACKED" ]; then FRAMES=(--packed "$PACKED"); fi
 
-exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$GPUS" main_task_retrieval.py \
+exec bash scripts/launch.sh main_task_retrieval.py \
   --do_train --method stop --datatype msrvtt \
   --pretrained_clip_name ViT-B/32 --pretrained_dir "$PRETRAINED" \
   --train_csv "$DATA/MSRVTT_train.9k.csv" --val_csv "$DATA/MSRVTT_JSFUSION_test.csv" \

@@ -17,20 +17,17 @@
 # 9,537 training videos in split 1 make 149 steps an epoch at batch 64. Time and memory have not been measured with this code.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash scripts/setup.sh
 
 SPLITS=${SPLITS:-data/ucf101/ucfTrainTestlist}
 VIDEOS=${VIDEOS:-data/ucf101/videos_12fps}
 PACKED=${PACKED:-}                            # what preprocess/pack_frames.py --fps 12 made; read in place of VIDEOS
 PRETRAINED=${PRETRAINED:-data/pretrained}     # ViT-B-32.pt; downloaded to here if it is missing
 OUTPUT=${OUTPUT:-runs/ucf101}
-PYTHON=.venv/bin/python
-GPUS=${GPUS:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 
 FRAMES=(--features_path "$VIDEOS")
 if [ -n "$PACKED" ]; then FRAMES=(--packed "$PACKED"); fi
 
-exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$GPUS" main_task_recognition.py \
+exec bash scripts/launch.sh main_task_recognition.py \
   --do_train --method stop --datatype ucf101 \
   --pretrained_clip_name ViT-B/32 --pretrained_dir "$PRETRAINED" \
   --split_dir "$SPLITS" "${FRAMES[@]}" --split mean \

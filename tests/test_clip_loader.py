@@ -1,14 +1,19 @@
 """Weight sources: OpenAI's release form, open_clip folders, and what is refused."""
 
 import hashlib
+import json
+import socket
+import time
 
+import huggingface_hub
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY_CONFIG, make_tiny_clip, save_clip_folder
+from safetensors.torch import save_file
 
-from modules.clip_loader import LoadedCLIP, WeightsError, load_clip, published_file
+from modules.clip_loader import LoadedCLIP, WeightsError, load_clip, published_file, unknown_host
 from modules.clip_vision import UnsupportedCLIP
 from modules.errors import UserError
 from modules.text_encoder import GROUP, FrozenTextEncoder
@@ -193,3 +198,83 @@ def test_each_caption_is_embedded_once(tiny_clip, monkeypatch):
     encoder(["a", "b"])
     monkeypatch.setattr(tiny_clip.model, "encode_text", lambda tokens: pytest.fail("embedded again"))
     assert encoder(["b", "a", "b"]).shape == (3, 16)
+
+
+# downloads
+
+
+@pytest.fixture
+def hub_model(tmp_path, monkeypatch):
+    """An open_clip name of the tiny CLIP in a repository of the hub's, and the folder that keeps downloads."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "tiny-test.json").write_text(json.dumps(TINY_CONFIG))
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", list(open_clip.factory._MODEL_CONFIG_PATHS))
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
+    open_clip.add_model_config(tmp_path / "configs")
+    weights = open_clip.pretrained._pcfg(hf_hub="nobody/tiny-test/", quick_gelu=True)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-test", {"made": weights})
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return "tiny-test:made", tmp_path / "downloads"
+
+
+def no_addresses(asked):
+    """A resolver that knows no name and remembers what it was asked."""
+
+    def resolve(host, *args, **kwargs):
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    return resolve
+
+
+def test_without_a_network_a_download_is_refused_before_it_is_tried(hub_model, monkeypatch, caplog):
+    name, downloads = hub_model
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", no_addresses(asked))
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited to try again"))
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://hub.example:8443")
+    with pytest.raises(WeightsError, match=r"hub\.example cannot be resolved.*network connection\?$"):
+        load_clip(name, downloads)
+    assert set(asked) == {"hub.example"} and len(asked) == 1  # the hub's client has not asked as well
+    with pytest.raises(WeightsError, match=r"network connection\? Or put ViT-B-32\.pt in the folder given by"):
+        load_clip("ViT-B/32", downloads)
+    assert not caplog.records  # of a client that advises to unset HF_HUB_OFFLINE, which nobody has set
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_an_earlier_download_is_taken_without_a_network(hub_model, monkeypatch):
+    name, downloads = hub_model
+    made = make_tiny_clip().model
+    repository, commit = downloads / "models--nobody--tiny-test", "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    kept = repository / "snapshots" / commit / "open_clip_model.safetensors"
+    save_file(dict(made.state_dict()), kept)
+    monkeypatch.setattr(socket, "getaddrinfo", no_addresses([]))
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited to try again"))
+    loaded = load_clip(name, downloads)
+    assert torch.equal(loaded.model.visual.proj, made.visual.proj)
+    kept.write_bytes(b"cut off")
+    with pytest.raises(WeightsError) as raised:  # what is wrong is the file, not the network
+        load_clip(name, downloads)
+    assert "resolved" not in str(raised.value)
+
+
+def test_behind_a_proxy_names_are_the_proxys_to_resolve(monkeypatch):
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", no_addresses(asked))
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    assert unknown_host("https://hub.example/models") == "hub.example"
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    asked.clear()
+    assert unknown_host("https://hub.example/models") is None and not asked
+    assert unknown_host("http://hub.example") == "hub.example"  # the proxy is for the other kind
+    monkeypatch.setenv("no_proxy", "hub.example")
+    assert unknown_host("https://hub.example/models") == "hub.example"
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args, **kwargs: [host])
+    assert unknown_host("https://hub.example/models") is None

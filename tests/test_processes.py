@@ -1,5 +1,6 @@
 """Gradients over two processes equal those of one, before and behind the gathering; order and shares of batches."""
 
+import re
 import socket
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dataloaders.dataset import GlobalBatches
+from dataloaders.dataset import GlobalBatches, check_batch_size
 from modules.errors import UserError
 from modules.losses import symmetric_contrastive_loss
 from modules.optimization import build_optimizer, warmup_cosine
@@ -80,6 +81,19 @@ def test_batches_that_do_not_fit_are_refused():
         GlobalBatches(23, 6, seed=1, rank=0, world_size=4)
     with pytest.raises(UserError, match="5 samples, fewer than one batch of 6"):
         GlobalBatches(5, 6, seed=1, rank=0, world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "nearest"),
+    [(128, 3, "126 and 129 are"), (7, 4, "4 and 8 are"), (2, 3, "3 is"), (0, 4, "4 is"), (-5, 2, "2 is")],
+)
+def test_a_batch_that_cannot_be_shared_names_the_nearest_that_can(batch_size, world_size, nearest):
+    with pytest.raises(UserError, match=f"found {batch_size} for {world_size}; {nearest} the nearest"):
+        check_batch_size(batch_size, world_size)
+    for number in map(int, re.findall(r"\d+", nearest)):
+        check_batch_size(number, world_size)
+        between = range(min(number, batch_size) + 1, max(number, batch_size))
+        assert number >= 1 and not [n for n in between if n >= 1 and n % world_size == 0]
 
 
 def test_the_rate_rises_over_the_warm_up_then_falls_as_a_cosine_to_zero():

@@ -317,6 +317,16 @@ def test_annotation_errors_stop_the_run_before_training(tiny_run, tmp_path, caps
     assert "22 samples, fewer than one batch of 23" in capsys.readouterr().err
 
 
+def test_a_batch_that_does_not_fit_is_refused_before_anything_slow(tiny_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(program, "load_clip", lambda *args: pytest.fail("CLIP was loaded"))
+    flags = [*tiny_run, *TINY_TRAINING]
+    assert run(flags, tmp_path / "out", "--batch_size", "23") == 1
+    assert "22 samples, fewer than one batch of 23" in capsys.readouterr().err
+    monkeypatch.setattr(main_task_retrieval, "read_all", lambda *args: pytest.fail("the lists were read"))
+    assert run(flags, tmp_path / "out", "--batch_size", "0") == 1
+    assert "found 0 for 1; 1 is the nearest" in capsys.readouterr().err
+
+
 def test_help_names_the_papers_symbols(capsys):
     for method, symbols in (("stop", ("N_s", "α", "β", "η", "ε")), ("zero_shot", ("--max_frames",))):
         with pytest.raises(SystemExit) as stopped:

@@ -151,6 +151,7 @@ def test_a_broken_split_stops_the_mean_before_anything_trains(tiny_recognition, 
     flags = [str(splits) if flag == str(tiny_files / "splits") else flag for flag in tiny_recognition]
     assert run(flags, tmp_path / "out", *TINY_TRAINING, "--split", "mean") == 1
     assert "gone: no video file" in capsys.readouterr().err
+    assert "gone: no video file" in (tmp_path / "out" / "log.txt").read_text()
     assert not (tmp_path / "out" / "split1").exists()
 
 
