@@ -19,7 +19,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+from modules.early import say_starting
+
+if __name__ == "__main__":  # here, since what follows takes seconds
+    say_starting()
 
 import numpy as np
 
@@ -29,6 +35,7 @@ from dataloaders.recognition import RecognitionSplit
 from dataloaders.samples import Sample, read_all
 from modules.errors import UserError
 from modules.interruption import Interruption
+from modules.metrics import rounded
 from modules.processes import Processes
 from modules.program import (
     Arguments,
@@ -39,7 +46,7 @@ from modules.program import (
     video_settings,
 )
 from modules.randomness import derive_seed
-from modules.recognition import RecognitionTask, read_templates
+from modules.recognition import LEGEND, RecognitionTask, read_templates
 from modules.run_folder import BEST, INTERRUPTED, RESULTS, RunFolder, csv_text
 from modules.settings import at_least, setting
 
@@ -183,7 +190,7 @@ def write_mean(arguments: Arguments, results: Mapping[str, Mapping[str, Any]], p
     folder.start_logging()
     folder.suffix = "_eval" if not arguments.common.do_train and folder.has(RESULTS) else ""
     first = next(iter(results.values()))
-    means = {metric: float(np.mean([result[metric] for result in results.values()])) for metric in METRICS}
+    means = rounded({name: fmean(result[name] for result in results.values()) for name in METRICS})
     summary = {
         **{name: first[name] for name in ("dataset", "method")},
         **means,
@@ -194,6 +201,7 @@ def write_mean(arguments: Arguments, results: Mapping[str, Mapping[str, Any]], p
     }
     folder.write_json(RESULTS, summary)
     shown = " ".join(f"{name} {value:.2f}" for name, value in means.items())
+    logger.info("%s", LEGEND)
     logger.info("mean over splits %s: %s", ", ".join(results), shown)
 
 

@@ -21,6 +21,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from modules.early import say_starting
+
+if __name__ == "__main__":  # here, since what follows takes seconds
+    say_starting()
+
 from dataloaders import msrvtt
 from dataloaders.dataset import EvaluationDataset, TrainingDataset, check_num_samples
 from dataloaders.samples import Sample, check_overlap, read_all

@@ -7,6 +7,7 @@ path), checks of checksum and shapes before anything is run, and QuickGELU where
 
 import contextlib
 import hashlib
+import json
 import logging
 import math
 import socket
@@ -43,6 +44,7 @@ OPENAI_NAMES = {
 ARCHIVE_BUFFERS = ("input_resolution", "context_length", "vocab_size")
 FOLDER_WEIGHTS = "open_clip_model.safetensors"
 FOLDER_CONFIG = "open_clip_config.json"
+DEFAULT_CONTEXT = open_clip.CLIPTextCfg().context_length  # of a configuration that does not say
 
 
 class WeightsError(UserError):
@@ -108,6 +110,30 @@ def load_clip(name: str, pretrained_dir: Path | None = None, trust_weights: bool
         loaded = _open_clip_model(name, pretrained_dir, trust_weights)
     loaded.model.float().eval().requires_grad_(False)
     return loaded
+
+
+def known_context_length(name: str) -> int | None:
+    """Tokens that a CLIP's text tower takes, as far as that is known without its weights.
+
+    Args:
+        name: as for `load_clip`.
+
+    Returns:
+        None where the weights are needed to tell, or where there is no such model, which `load_clip` explains.
+    """
+    path = Path(name)
+    if path.is_file():
+        return None
+    if path.is_dir():
+        try:
+            config = json.loads((path / FOLDER_CONFIG).read_text(encoding="utf-8"))["model_cfg"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+    else:
+        config = open_clip.get_model_config(OPENAI_NAMES.get(name, name.partition(":")[0]))
+    text = config.get("text_cfg") if isinstance(config, dict) else None
+    length = text.get("context_length", DEFAULT_CONTEXT) if isinstance(text, dict) else None
+    return length if isinstance(length, int) else None
 
 
 def _openai_model(name: str, pretrained_dir: Path | None, trust_weights: bool) -> LoadedCLIP:

@@ -1,17 +1,20 @@
 """Embedding an evaluation set, each item once, on the process whose turn it is."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dataloaders.dataset import LEAVE_OUT_BAD, EvaluationDataset, evaluation_loader
 from modules.errors import UserError
 from modules.precision import Precision
 from modules.processes import Processes
+from modules.progress import Progress
 from modules.video_text_model import VideoTextModel
+
+logger = logging.getLogger("stop")
 
 
 @torch.no_grad()
@@ -44,20 +47,21 @@ def embed_items(
     places = {item: place for place, item in enumerate(mine)}
     loader = evaluation_loader(dataset, mine, batch_size, num_workers, pin=processes.device.type == "cuda")
     rows, failed = None, []
-    for batch, bad in tqdm(
-        loader, total=len(loader), desc="evaluate", unit="batch", leave=False, disable=not processes.is_main
-    ):
-        if bad and not dataset.drop_bad:
-            bad[0].raise_error(LEAVE_OUT_BAD)
-        failed += [(dataset.sample_of(item.index).video_id, item.reason) for item in bad]
-        if batch is None:
-            continue
-        batch = batch.to(processes.device)
-        with precision.autocast():
-            embedded = model.encode_video(batch.frames, batch.num_frames)["embedding"].float().cpu()
-        if rows is None:
-            rows = torch.zeros(len(mine), embedded.shape[1])
-        rows[[places[item] for item in batch.indices.tolist()]] = embedded
+    with Progress(
+        len(loader), "evaluation", "batch", "batches", say=logger.info, shown=processes.is_main, leave=False
+    ) as progress:
+        for batch, bad in loader:
+            if bad and not dataset.drop_bad:
+                bad[0].raise_error(LEAVE_OUT_BAD)
+            failed += [(dataset.sample_of(item.index).video_id, item.reason) for item in bad]
+            if batch is not None:
+                batch = batch.to(processes.device)
+                with precision.autocast():
+                    embedded = model.encode_video(batch.frames, batch.num_frames)["embedding"].float().cpu()
+                if rows is None:
+                    rows = torch.zeros(len(mine), embedded.shape[1])
+                rows[[places[item] for item in batch.indices.tolist()]] = embedded
+            progress.update()
     dataset.drop(dict(processes.gather_list(failed)))
     return gather_strided([] if rows is None else [rows], len(items), processes)
 

@@ -6,13 +6,39 @@ by where in the matrix they stand. So a right answer is compared only with simil
 those of a repeated embedding are copied from its first occurrence.
 """
 
+import logging
+from collections.abc import Mapping
+
 import numpy as np
-from tqdm import tqdm
+
+from modules.progress import Progress
+
+logger = logging.getLogger("stop")
 
 RECALL_AT = (1, 5, 10)
 BLOCK_BYTES = 2**28  # of similarities held at a time; smaller ones make the matrix product slower
 COMPARED_AT_ONCE = 2**20  # similarities, so that what the comparisons leave stays in the processor's cache
 PROGRESS_DELAY = 5.0  # seconds
+DECIMALS = 4  # of percentages and ranks in files
+
+LEGEND = (
+    "R1, R5, R10: percent of queries with the right answer among the first 1, 5, 10; "
+    "MdR, MnR: median and mean rank of the right answer, 1 is best; "
+    "t2v: texts look for their video, v2t: videos look for one of their texts"
+)
+
+
+def percent(hits: np.ndarray) -> float:
+    """How many of (n,) bool are true, in percent, n at least 1.
+
+    From integers: 100 times a mean is off by a bit, and 81.4 becomes 81.39999999999999.
+    """
+    return 100 * int(hits.sum()) / len(hits)
+
+
+def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics as files hold them; decisions are made on the exact ones."""
+    return {name: round(value, DECIMALS) for name, value in metrics.items()}
 
 
 def retrieval_metrics(similarity: np.ndarray, text_to_video: np.ndarray | None = None) -> dict[str, float]:
@@ -54,7 +80,7 @@ def retrieval_metrics_of_embeddings(
         text_to_video: (N,) int, the row of each caption's video; None if they correspond one to one.
         block_bytes: of similarities to hold at a time; at least one row of them is. Repeated embeddings may take as
             much again.
-        progress: show a bar if it takes longer than a few seconds.
+        progress: show how far it is if it takes longer than a few seconds.
 
     Returns:
         What `retrieval_metrics` does.
@@ -74,9 +100,11 @@ def retrieval_metrics_of_embeddings(
         _copy_repeated(similarity.T, _repeated_rows(text))
         return retrieval_metrics(similarity, text_to_video)
     total = len(text) + len(video)
-    with tqdm(total=total, desc="rank", unit="row", leave=False, delay=PROGRESS_DELAY, disable=not progress) as bar:
-        t2v = _ranks_in_blocks(text, video, (np.arange(len(text)), text_to_video), block_bytes, bar)
-        v2t = _ranks_in_blocks(video, text, by_video, block_bytes, bar)
+    with Progress(
+        total, "ranking", "row", "rows", say=logger.info, shown=progress, leave=False, delay=PROGRESS_DELAY
+    ) as counter:
+        t2v = _ranks_in_blocks(text, video, (np.arange(len(text)), text_to_video), block_bytes, counter)
+        v2t = _ranks_in_blocks(video, text, by_video, block_bytes, counter)
     return {**_summary("t2v", t2v), **_summary("v2t", v2t)}
 
 
@@ -136,7 +164,7 @@ def _ranks_in_blocks(
     candidates: np.ndarray,
     answers: tuple[np.ndarray, np.ndarray],
     block_bytes: int,
-    bar: tqdm,
+    progress: Progress,
 ) -> np.ndarray:
     """Ranks as in `_ranks`, each query compared within one product of a block of queries and all candidates.
 
@@ -144,7 +172,7 @@ def _ranks_in_blocks(
         queries: (Q, E). candidates: (C, E).
         answers: queries, rising, and their right candidates, (P,) int each.
         block_bytes: of similarities to hold at a time.
-        bar: is moved on by the queries.
+        progress: counts the queries.
 
     Returns:
         (Q,) float.
@@ -161,7 +189,7 @@ def _ranks_in_blocks(
         _copy_repeated(similarity, repeated)
         low, high = np.searchsorted(rows, (start, start + len(block)))
         ranks[start : start + size] = _ranks(similarity, rows[low:high] - start, columns[low:high])
-        bar.update(len(block))
+        progress.update(len(block))
     return ranks
 
 
@@ -213,5 +241,5 @@ def _ranks(similarity: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.
 
 
 def _summary(direction: str, ranks: np.ndarray) -> dict[str, float]:
-    recalls = {f"{direction}_R{k}": float((ranks <= k).mean() * 100) for k in RECALL_AT}
+    recalls = {f"{direction}_R{k}": percent(ranks <= k) for k in RECALL_AT}
     return recalls | {f"{direction}_MdR": float(np.median(ranks)), f"{direction}_MnR": float(ranks.mean())}

@@ -21,12 +21,13 @@ from dataloaders.pack_index import PackIndex
 from dataloaders.recognition import RecognitionDataset
 from dataloaders.samples import Dataset, Sample
 from dataloaders.video import BadVideoError
-from modules.clip_loader import LoadedCLIP, load_clip
+from modules.clip_loader import LoadedCLIP, known_context_length, load_clip
 from modules.errors import UserError
 from modules.interruption import EXIT_CODE as INTERRUPTED_EXIT_CODE
 from modules.interruption import Interrupted, Interruption, end_children
 from modules.methods import DEFAULT_METHOD, METHODS
 from modules.methods.base import Method
+from modules.metrics import rounded
 from modules.precision import Precision, choose_precision
 from modules.processes import Processes, start_processes, stop_processes
 from modules.run_folder import (
@@ -51,6 +52,7 @@ from modules.settings import (
     result_settings,
     setting,
 )
+from modules.text_encoder import check_max_words
 from modules.trainer import Task, Trainer, TrainSettings, list_differences, peak_memory_mb
 from modules.video_text_model import VideoTextModel
 
@@ -151,11 +153,13 @@ class ReportingTask(Task, Protocol):
         missing: (list, video id) of each video that is left out because it has no file.
         identity: what results depend on and the settings do not show, by name.
         counts: ``texts`` and ``videos``, how many of each the metrics are of.
+        captions: the texts of each list, by what they are called in a sentence.
     """
 
     files: Mapping[str, str]
     missing: Sequence[tuple[str, str]]
     identity: Mapping[str, Any]
+    captions: Mapping[str, Sequence[str]]
 
     @property
     def counts(self) -> dict[str, int]: ...
@@ -412,7 +416,12 @@ def _run(
 ) -> dict[str, Any]:
     start = time.perf_counter()
     common = arguments.common
+    context_length = known_context_length(common.pretrained_clip_name)
+    if context_length is not None:  # else it is checked when the model is built
+        check_max_words(common.max_words, context_length)
+    logger.info("reading the annotation files of %s and finding the videos", arguments.datatype)
     data = read_data(arguments)
+    logger.info("loading CLIP %s", common.pretrained_clip_name)
     precision = choose_precision(arguments.train.precision, processes.device)
     clip = load_clip(common.pretrained_clip_name, common.pretrained_dir, common.trust_weights)
     task = build_task(arguments, data, clip.image_size)
@@ -432,6 +441,8 @@ def _run(
         load_model(model, checkpoint, arguments, identity)
         if processes.is_main:
             warn_of_other_lengths(checkpoint, identity, common.init_model)
+    if processes.is_main:
+        report_cut_captions(model, task)
 
     settings = {"method": arguments.method, "datatype": arguments.datatype} | all_settings(*arguments.parts)
     counts = {}
@@ -449,17 +460,19 @@ def _run(
         )
         trainer.resume()
         begin(folder, settings, task)
+        logger.info("%s; results go to %s", trainer.plan(), folder.path)
         position = trainer.train()
         load_best(model, processes, folder)
         epoch = position.best["epoch"]
         logger.info("reporting epoch %d, the best by %s on the evaluation set", epoch, task.selection_metric)
-        origin = {"checkpoint": BEST, "epoch": epoch, "last_epoch": position.last}
+        origin = {"checkpoint": BEST, "epoch": epoch, "last_epoch": rounded(position.last)}
         counts = {name: getattr(position, name) for name in ("bad_videos", "nonfinite_steps", "overflow_steps")}
     else:
         folder.remove(DROPPED)
         begin(folder, settings, task)
+        logger.info("evaluating on %s; results go to %s", task.evaluated_on, folder.path)
         origin = {"checkpoint": None if common.init_model is None else str(common.init_model)}
-    metrics = task.report(model, processes, precision, folder)
+    metrics = rounded(task.report(model, processes, precision, folder))
     if dropped := task.evaluation_set.dropped:
         folder.write_dropped(dropped)
         logger.warning("%d evaluation videos were left out, which changes the metrics", len(dropped))
@@ -481,8 +494,26 @@ def _run(
         "peak_memory_mb": round(peak_memory_mb(device), 1),
     }
     folder.write_json(RESULTS, results)
+    logger.info("%s", task.legend)
     logger.info("%s", " ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
     return results
+
+
+def report_cut_captions(model: VideoTextModel, task: ReportingTask) -> None:
+    """Say of each list how many captions are cut: what is behind the cut does not exist for the model."""
+    encoder = model.text_encoder
+    for name, captions in task.captions.items():
+        cut = encoder.count_cut(captions)
+        if cut == 0:
+            logger.info("none of %s %s is longer than %d tokens", f"{len(captions):,}", name, encoder.max_words)
+            continue
+        more = f"a larger --max_words, up to {encoder.context_length} with this CLIP, keeps more of them"
+        if encoder.max_words == encoder.context_length:
+            more = "this CLIP takes no more"
+        logger.warning(
+            "%s of %s %s were cut to %d tokens, start and end included: %s",
+            *(f"{cut:,}", f"{len(captions):,}", name, encoder.max_words, more),
+        )
 
 
 def begin(folder: RunFolder, settings: Mapping[str, Any], task: ReportingTask) -> None:

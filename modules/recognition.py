@@ -6,6 +6,7 @@ A video's class is the one whose text embedding is nearest.
 import hashlib
 import io
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from dataloaders.dataset import Batch, EvaluationDataset, TrainingDataset
 from modules.embedding import embed_items
 from modules.errors import UserError
+from modules.metrics import DECIMALS, percent
 from modules.precision import Precision
 from modules.processes import Processes
 from modules.run_folder import RunFolder, csv_text
@@ -26,6 +28,11 @@ from modules.video_text_model import VideoTextModel
 logger = logging.getLogger("stop")
 
 TOP = 5
+CONFUSION_AXES = "true class \\ predicted class"  # rows \ columns
+LEGEND = (
+    "top1, top5: percent of videos whose class is the first, or among the first five, of the model's ranking; "
+    "mean_class: the mean over classes of a class's top1"
+)
 
 
 def read_templates(prompt: str) -> list[str]:
@@ -73,11 +80,11 @@ class Predictions:
         """``top1``, ``top5`` and ``mean_class`` (the mean over classes of a class's top-1), in percent."""
         hits = self.ranked[:, :TOP] == self.labels[:, None]
         present = self.labels == np.arange(self.probabilities.shape[1])[:, None]  # (C, N)
-        per_class = [hits[rows, 0].mean() for rows in present if rows.any()]
+        per_class = [percent(hits[rows, 0]) for rows in present if rows.any()]
         return {
-            "top1": 100 * float(hits[:, 0].mean()),
-            "top5": 100 * float(hits.any(1).mean()),
-            "mean_class": 100 * float(np.mean(per_class)),
+            "top1": percent(hits[:, 0]),
+            "top5": percent(hits.any(1)),
+            "mean_class": math.fsum(per_class) / len(per_class),
         }
 
     def confusion(self) -> np.ndarray:
@@ -91,6 +98,7 @@ class RecognitionTask:
     """Recognition on one training and one test set; a `modules.trainer.Task`."""
 
     selection_metric = "top1"
+    legend = LEGEND
 
     def __init__(
         self,
@@ -134,6 +142,18 @@ class RecognitionTask:
         """How many texts (classes times templates) and videos the metrics are of."""
         return {"texts": len(self.prompts), "videos": len(self.evaluation_set.kept)}
 
+    @property
+    def captions(self) -> dict[str, list[str]]:
+        """The texts of the classes."""
+        return {"class prompts": self.prompts}
+
+    @property
+    def evaluated_on(self) -> str:
+        """How large the test set is."""
+        views = self.evaluation_set.views.count
+        in_views = f", {views} views of each" if views > 1 else ""
+        return f"{len(self.evaluation_set.samples):,} videos of {len(self.classes)} classes{in_views}"
+
     def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Class texts (C, E) and videos (b, E)."""
         video = model.encode_video(batch.frames, batch.num_frames, keys)["embedding"]
@@ -163,7 +183,8 @@ class RecognitionTask:
             folder.write_text("predictions.csv", self._prediction_table(predictions))
             folder.write_text("per_class.csv", self._class_table(predictions))
             confusion = predictions.confusion()
-            folder.write_text("confusion.csv", csv_text([["", *self.classes], *_named_rows(self.classes, confusion)]))
+            rows = [[name, *row] for name, row in zip(self.classes, confusion.tolist(), strict=True)]
+            folder.write_text("confusion.csv", csv_text([[CONFUSION_AXES, *self.classes], *rows]))
             folder.write_bytes("confusion.png", draw_confusion(confusion, self.classes))
             if self.save_features is not None:
                 self._save_features(text, video)
@@ -209,12 +230,12 @@ class RecognitionTask:
         return csv_text(rows)
 
     def _class_table(self, predictions: Predictions) -> str:
-        confusion = predictions.confusion()
-        totals = confusion.sum(1)
+        right = predictions.ranked[:, 0] == predictions.labels
         rows = [["class", "videos", "top1"]]
         for label, name in enumerate(self.classes):
-            accuracy = f"{100 * confusion[label, label] / totals[label]:.2f}" if totals[label] else ""
-            rows.append([name, totals[label], accuracy])
+            of_class = right[predictions.labels == label]
+            accuracy = round(percent(of_class), DECIMALS) if len(of_class) else ""
+            rows.append([name, len(of_class), accuracy])
         return csv_text(rows)
 
     def _save_features(self, text: np.ndarray, video: np.ndarray) -> None:
@@ -248,13 +269,9 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
     ticks = range(len(classes))
     axes.set_xticks(ticks, classes, rotation=90, fontsize=7)
     axes.set_yticks(ticks, classes, fontsize=7)
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("class")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
     figure.colorbar(image, ax=axes, label="share of the class's videos", shrink=0.7)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
-
-
-def _named_rows(names: Sequence[str], values: np.ndarray) -> list[list]:
-    return [[name, *row] for name, row in zip(names, values.tolist(), strict=True)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from dataloaders.dataset import Batch, EvaluationDataset, TrainingDataset
 from modules.embedding import embed_items, gather_strided
 from modules.losses import same_video_or_caption, symmetric_contrastive_loss
-from modules.metrics import retrieval_metrics_of_embeddings
+from modules.metrics import LEGEND, retrieval_metrics_of_embeddings
 from modules.precision import Precision
 from modules.processes import Processes
 from modules.run_folder import RunFolder
@@ -52,6 +52,7 @@ class RetrievalTask:
     """Retrieval on one training and one evaluation set; a `modules.trainer.Task`."""
 
     selection_metric = "t2v_R1"
+    legend = LEGEND
 
     def __init__(
         self,
@@ -89,6 +90,20 @@ class RetrievalTask:
         """How many texts and videos the metrics are of."""
         kept = self.evaluation_set.kept
         return {"texts": len(kept), "videos": len({sample.video_id for sample in kept})}
+
+    @property
+    def captions(self) -> dict[str, list[str]]:
+        """All captions that are trained on and evaluated, as listed: one for each time that it is listed."""
+        lists = {"evaluation captions": [sample.captions[0] for sample in self.evaluation_set.samples]}
+        if self.training_set is None:
+            return lists
+        return {"training captions": [c for sample in self.training_set.samples for c in sample.captions], **lists}
+
+    @property
+    def evaluated_on(self) -> str:
+        """How large the evaluation set is."""
+        samples = self.evaluation_set.samples
+        return f"{len(samples):,} texts and {len({sample.video_id for sample in samples}):,} videos"
 
     def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Captions and videos of a batch: (b, E) each."""

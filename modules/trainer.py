@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
+from statistics import fmean
 from typing import Any, Protocol
 
 import torch
@@ -30,9 +31,11 @@ from dataloaders.dataset import (
 )
 from modules.errors import UserError
 from modules.interruption import Interrupted, Interruption
+from modules.metrics import rounded
 from modules.optimization import build_optimizer, build_scheduler
 from modules.precision import PRECISIONS, Precision
 from modules.processes import Processes
+from modules.progress import INTERVAL, duration
 from modules.randomness import derive_seed
 from modules.run_folder import BEST, LAST, RESULTS, SKIPPED, RunFolder
 from modules.settings import above, at_least, between, setting
@@ -116,11 +119,14 @@ class Task(Protocol):
         training_set: what to train on.
         evaluation_set: what metrics are computed on.
         selection_metric: the metric by which the best checkpoint is chosen, larger is better.
+        evaluated_on: that set in words. legend: a line that explains the metrics.
     """
 
     training_set: TrainingDataset
     evaluation_set: EvaluationDataset
     selection_metric: str
+    evaluated_on: str
+    legend: str
 
     def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Text and video embeddings of a batch; runs in the precision of the run.
@@ -168,6 +174,35 @@ class Outcome(Enum):
     OVERFLOW = "overflow"
     LOSS_NOT_FINITE = "loss not finite"
     GRADIENT_NOT_FINITE = "gradient not finite"
+
+
+class TimeLeft:
+    """How long a run still takes, by what this part of it took so far."""
+
+    def __init__(self):
+        """Nothing is known before something is done."""
+        self._steps: list[float] = []  # seconds of each
+        self._evaluations: list[float] = []
+
+    def add_step(self, seconds: float) -> None:
+        """Remember what a step took."""
+        self._steps.append(seconds)
+
+    def add_evaluation(self, seconds: float) -> None:
+        """Remember what an evaluation took."""
+        self._evaluations.append(seconds)
+
+    def say(self, steps: int, evaluations: int) -> str:
+        """What is left, in words, after at least one step.
+
+        Args:
+            steps, evaluations: how many are to come.
+        """
+        # the first step starts the workers and may compile
+        seconds = steps * fmean(self._steps[1:] or self._steps)
+        if self._evaluations:
+            return f"{duration(seconds + evaluations * fmean(self._evaluations))} left"
+        return f"{duration(seconds)} left" + (" without evaluations" if evaluations else "")
 
 
 class Trainer:
@@ -218,11 +253,14 @@ class Trainer:
         self._kept_buffers = _copies(self.buffers)  # after the last finished step; a forward pass changes them
         factors = [model.rate_factor(name) for name, _ in model.trainable_parameters()]
         self.optimizer = build_optimizer(zip(self.parameters, factors, strict=True), settings.lr, settings.weight_decay)
-        total_steps = settings.epochs * self.batches.batches_per_epoch
-        self.scheduler = build_scheduler(self.optimizer, total_steps, settings.warmup_proportion)
+        self.total_steps = settings.epochs * self.batches.batches_per_epoch
+        self.scheduler = build_scheduler(self.optimizer, self.total_steps, settings.warmup_proportion)
         self.scaler = precision.scaler()
         self.position = Position()
         self.interruption = interruption
+        self._time_left = TimeLeft()
+        self._last_said = time.monotonic()
+        self._legend_said = False
 
     def resume(self) -> None:
         """Continue from the folder's last checkpoint, if there is one and it is of this very run; call before `train`.
@@ -259,15 +297,27 @@ class Trainer:
         skipped, dropped = self.processes.broadcast_object((self.folder.read_skipped(), self.folder.read_dropped()))
         self.task.training_set.replay([video for step, video in skipped if step > self.position.step])
         self.task.evaluation_set.drop(dropped)
-        logger.info("continuing %s at step %d", self.folder.path, self.position.step)
+        logger.info("continuing %s at step %d of %d", self.folder.path, self.position.step, self.total_steps)
 
     def _start_anew(self) -> None:
         """Begin with an empty folder, and a checkpoint: whose run it is is known from the first step on."""
         self.folder.clear()
         self._save(LAST)
 
+    def plan(self) -> str:
+        """What `train` does from the first step of the run to its last, in words."""
+        settings, samples = self.settings, self.task.training_set.samples
+        videos = len({sample.video_id for sample in samples})
+        device, processes = self.processes.device.type, self.processes.world_size
+        return (
+            f"training on {len(samples):,} samples ({videos:,} videos), {self.batches.batches_per_epoch:,} steps an "
+            f"epoch x {settings.epochs} epochs = {self.total_steps:,} steps of {settings.batch_size} on {processes} "
+            f"process(es) ({device}, {self.precision.name}); evaluating on {self.task.evaluated_on} after each epoch"
+        )
+
     def train(self) -> Position:
         """Train to the end of the last epoch, evaluating after each, and return where that led."""
+        self._last_said = time.monotonic()
         on_gpu = self.processes.device.type == "cuda"
         loader = training_loader(self.task.training_set, self.batches, self.settings.num_thread_reader, pin=on_gpu)
         with logging_redirect_tqdm([logger]), self.interruption.finish_steps(self._save_and_close):
@@ -289,7 +339,7 @@ class Trainer:
             initial=first,
             desc=f"epoch {epoch + 1}/{self.settings.epochs}",
             unit="step",
-            disable=not self.processes.is_main,
+            disable=None if self.processes.is_main else True,  # None: no bar where stderr is no terminal
         ) as bar:
             for batch, seconds in _timed(read_batches(loader)):
                 num_skipped = self._agree_to_go_on(batch)
@@ -298,8 +348,12 @@ class Trainer:
                 with self.interruption.changing_state():
                     self._update(outcome)
                     self._advance(seconds(), outcome, num_skipped)
+                    self._time_left.add_step(seconds())
                     if self.position.step % self.settings.n_display == 0:
                         self._log_step(epoch + 1, loss, norm, rate, seconds())
+                        self._say_step(epoch + 1, loss, norm, rate)
+                    elif time.monotonic() - self._last_said >= INTERVAL:
+                        self._say_step(epoch + 1, loss, norm, rate)  # the clock decides about the log alone
                     if self.position.step % self.settings.save_steps == 0:
                         self._save(LAST)
                 bar.update()
@@ -447,20 +501,35 @@ class Trainer:
         }
         self.folder.log_metrics("train", step, values)
         self.folder.log_speed(step, self.settings.batch_size / seconds)
-        logger.info("epoch %d step %d loss %.4f gradient %.3f rate %.3g", epoch, step, loss, norm, rate)
+
+    def _say_step(self, epoch: int, loss: float, norm: float, rate: float) -> None:
+        """A line of the log, with what the clock says, which no other file may depend on."""
+        step, epochs = self.position.step, self.settings.epochs
+        logger.info(
+            "epoch %d/%d step %d/%d loss %.4f gradient %.3f rate %.3g, %s",
+            *(epoch, epochs, step, self.total_steps, loss, norm, rate),
+            self._time_left.say(self.total_steps - step, epochs - self.position.epochs_evaluated),
+        )
+        self._last_said = time.monotonic()
 
     def _evaluate_epoch(self, epoch: int) -> None:
         """Evaluate, and keep the checkpoint if it is the best so far."""
         start = time.perf_counter()
+        logger.info("epoch %d/%d: evaluating", epoch, self.settings.epochs)
         metrics = self.task.evaluate(self.model, self.processes, self.precision)
+        self._time_left.add_evaluation(time.perf_counter() - start)
         with self.interruption.changing_state():
             if dropped := self.task.evaluation_set.dropped:
                 self.folder.write_dropped(dropped)
-            self.folder.log_metrics("eval", self.position.step, {"epoch": epoch, **metrics})
+            self.folder.log_metrics("eval", self.position.step, {"epoch": epoch, **rounded(metrics)})
             name = self.task.selection_metric
             best = self.position.best
             is_best = not best or metrics[name] >= best[name]  # of equals the later, which has seen more
-            logger.info("epoch %d: %s", epoch, " ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
+            if not self._legend_said:
+                logger.info("%s", self.task.legend)
+                self._legend_said = True
+            shown = " ".join(f"{k} {v:.2f}" for k, v in metrics.items())
+            logger.info("epoch %d/%d: %s", epoch, self.settings.epochs, shown)
             last = {"epoch": epoch, **metrics}
             self.position = replace(
                 self.position,

@@ -36,6 +36,11 @@ from tqdm import tqdm
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from modules.early import say_starting
+
+if __name__ == "__main__":  # here, since what follows takes seconds
+    say_starting()
+
 import main_task_recognition
 import main_task_retrieval
 from dataloaders.decoding import VideoReader
@@ -44,6 +49,7 @@ from dataloaders.video import BadVideoError, FrameSampler
 from dataloaders.video_files import list_videos, no_videos
 from modules.errors import UserError
 from modules.program import USAGE, CommonSettings
+from modules.progress import Progress
 from modules.run_folder import SKIPPED, SKIPPED_COLUMNS, csv_text, write_whole
 from modules.settings import above, add_arguments, at_least, from_arguments, range_problems, setting
 
@@ -290,15 +296,15 @@ def check(settings: CheckSettings, plan: Plan) -> int:
     done = 0
     ending = "interrupted"  # also by an error that is no video's, which is shown behind what was found
     try:
-        with tqdm(total=len(plan.paths), unit="video") as bar:
-            bar.set_postfix(bad=len(bad))
+        with Progress(len(plan.paths), "reading", "video", "videos") as progress:
+            progress.note(bad=len(bad))
             for path, reason in check_all(plan.paths, settings):
                 done += 1
                 if reason is not None:
                     bad[str(path)] = reason
                     say(f"bad: {path}: {reason}")
-                    bar.set_postfix(bad=len(bad), refresh=False)
-                bar.update()
+                    progress.note(bad=len(bad))
+                progress.update()
         ending = ""
     except KeyboardInterrupt:
         pass

@@ -48,12 +48,12 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
-from tqdm import tqdm
 
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataloaders.samples import VIDEO_SUFFIXES
+from modules.progress import Progress
 
 SETTINGS_FILE = "compress_video.json"
 FAILURES_FILE = "failed_videos.csv"
@@ -601,10 +601,12 @@ def main(argv: list[str] | None = None) -> int:
     failures: dict[str, str] = {}
     interrupted = False
     try:
-        for job, reason in tqdm(compress_all(todo, settings, arguments.num_workers), total=len(todo), unit="video"):
-            if reason is not None:
-                failures[job.name] = reason
-            counts["compressed" if reason is None else "not reached" if reason == NOT_REACHED else "failed"] += 1
+        with Progress(len(todo), "compressing", "video", "videos") as progress:
+            for job, reason in compress_all(todo, settings, arguments.num_workers):
+                if reason is not None:
+                    failures[job.name] = reason
+                counts["compressed" if reason is None else "not reached" if reason == NOT_REACHED else "failed"] += 1
+                progress.update()
     except KeyboardInterrupt:
         interrupted = True
         counts["not reached"] = len(todo) - counts["compressed"] - counts["failed"]

@@ -29,11 +29,11 @@ from pathlib import Path
 
 import av
 import numpy as np
-from tqdm import tqdm
 
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from modules.progress import Progress
 from preprocess import toy_shapes as toy
 
 SPLITS = ("train", "test")
@@ -100,30 +100,29 @@ def write_dataset(folder: Path, settings: DatasetSettings) -> None:
     """Renders everything into an existing, empty folder."""
     (folder / "videos").mkdir()
     videos, sentences, rows = [], [], {"train": [], "test": []}
-    progress = tqdm(total=settings.num_train + settings.num_test, desc="rendering", unit="video", mininterval=1)
-    for split in SPLITS:
-        for video in render_split(settings, split):
-            number = len(videos)
-            video_id = f"video{number}"
-            write_video(folder / "videos" / f"{video_id}.mp4", video.frames, settings.fps, settings.quantiser)
-            videos.append(
-                {
-                    "category": video.motion,
-                    "url": "",
-                    "video_id": video_id,
-                    "start time": 0.0,
-                    "end time": settings.num_frames / settings.fps,
-                    "split": split,
-                    "id": number,
-                }
-            )
-            sentences.append({"caption": video.caption, "video_id": video_id, "sen_id": number})
-            if split == "train":
-                rows[split].append([video_id])
-            else:
-                rows[split].append([f"ret{len(rows[split])}", f"msr{number}", video_id, video.caption])
-            progress.update()
-    progress.close()
+    with Progress(settings.num_train + settings.num_test, "rendering", "video", "videos") as progress:
+        for split in SPLITS:
+            for video in render_split(settings, split):
+                number = len(videos)
+                video_id = f"video{number}"
+                write_video(folder / "videos" / f"{video_id}.mp4", video.frames, settings.fps, settings.quantiser)
+                videos.append(
+                    {
+                        "category": video.motion,
+                        "url": "",
+                        "video_id": video_id,
+                        "start time": 0.0,
+                        "end time": settings.num_frames / settings.fps,
+                        "split": split,
+                        "id": number,
+                    }
+                )
+                sentences.append({"caption": video.caption, "video_id": video_id, "sen_id": number})
+                if split == "train":
+                    rows[split].append([video_id])
+                else:
+                    rows[split].append([f"ret{len(rows[split])}", f"msr{number}", video_id, video.caption])
+                progress.update()
 
     _write_json(folder / "MSRVTT_data.json", {"info": {}, "videos": videos, "sentences": sentences})
     _write_csv(folder / "train.csv", ["video_id"], rows["train"])

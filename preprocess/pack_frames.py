@@ -55,7 +55,6 @@ import av
 import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from tqdm import tqdm
 
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -78,6 +77,7 @@ from dataloaders.pack_index import (
 )
 from modules.errors import UserError
 from modules.files import lock_folder, sync_folder, write_whole
+from modules.progress import Progress
 from preprocess.compress_video import (
     Job,
     Shrinker,
@@ -479,13 +479,15 @@ def pack(writer: PackWriter, jobs: Sequence[Job], num_workers: int) -> int:
     frames, began = 0, time.perf_counter()
     interrupted = False
     try:
-        for job, result in tqdm(encode_all(todo, writer.settings, num_workers), total=len(todo), unit="video"):
-            if isinstance(result, str):
-                failures[job.name] = result
-            else:
-                writer.add(job, result)
-                frames += len(result.frames)
-            counts["failed" if isinstance(result, str) else "packed"] += 1
+        with Progress(len(todo), "packing", "video", "videos") as progress:
+            for job, result in encode_all(todo, writer.settings, num_workers):
+                if isinstance(result, str):
+                    failures[job.name] = result
+                else:
+                    writer.add(job, result)
+                    frames += len(result.frames)
+                counts["failed" if isinstance(result, str) else "packed"] += 1
+                progress.update()
     except KeyboardInterrupt:
         interrupted = True
         counts["not reached"] = len(todo) - counts["packed"] - counts["failed"]
@@ -519,10 +521,12 @@ def verify(path: Path) -> int:
 
     index = PackIndex.open(path)
     reader, damaged = PackReader(index), 0
-    for video in tqdm(index.videos.values(), unit="video"):
-        if reason := reader.check(video):
-            damaged += 1
-            print(f"damaged: {video.video}: {reason}".encode("utf-8", "backslashreplace").decode())
+    with Progress(len(index.videos), "reading", "video", "videos") as progress:
+        for video in index.videos.values():
+            if reason := reader.check(video):
+                damaged += 1
+                print(f"damaged: {video.video}: {reason}".encode("utf-8", "backslashreplace").decode())
+            progress.update()
     reader.close()
     print(f"{len(index.videos)} videos read, {damaged} damaged")
     if damaged:

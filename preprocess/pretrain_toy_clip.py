@@ -24,17 +24,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+if __package__ in (None, ""):  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from modules.early import say_starting
+
+if __name__ == "__main__":  # here, since what follows takes seconds
+    say_starting()
+
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors.torch import save
-from tqdm import tqdm
 
-if __package__ in (None, ""):  # run as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from modules.progress import Progress
 from preprocess import toy_shapes as toy
 
 MODEL_CONFIG = {
@@ -157,10 +162,10 @@ def train(settings: PretrainSettings) -> open_clip.CLIP:
         rng = np.random.default_rng([settings.seed, TRAIN_STREAM, step])
         return toy.render_stills(rng, settings.batch_size)
 
-    with ThreadPoolExecutor(max_workers=1) as renderer:
+    progress = Progress(settings.steps, "pre-training", "step", "steps")
+    with ThreadPoolExecutor(max_workers=1) as renderer, progress:
         upcoming = renderer.submit(render, 0)
-        progress = tqdm(range(settings.steps), desc="pre-training", unit="step", mininterval=1)
-        for step in progress:
+        for step in range(settings.steps):
             stills = upcoming.result()
             upcoming = renderer.submit(render, step + 1)
             image = model.encode_image(to_input(stills.images), normalize=True)
@@ -174,7 +179,8 @@ def train(settings: PretrainSettings) -> open_clip.CLIP:
             with torch.no_grad():
                 model.logit_scale.clamp_(0, math.log(100))
             if step % 20 == 0:
-                progress.set_postfix(loss=f"{loss.item():.3f}", scale=f"{model.logit_scale.exp().item():.0f}")
+                progress.note(loss=f"{loss.item():.3f}", scale=f"{model.logit_scale.exp().item():.0f}")
+            progress.update()
     return model.eval()
 
 
@@ -198,7 +204,7 @@ def held_out_accuracies(model: open_clip.CLIP, seed: int, num_stills: int = 2000
     def accuracy(choices: torch.Tensor, image: torch.Tensor, right: np.ndarray) -> float:
         """Of images (n, D) whose nearest one of their choices (n, K, D) is the right one (n,)."""
         chosen = (choices @ image[:, :, None])[:, :, 0].argmax(dim=1)
-        return float(np.mean(chosen.numpy() == right))
+        return int((chosen.numpy() == right).sum()) / len(right)
 
     trail = stills.motion >= 0
     colour, shape, motion = stills.colour[trail], stills.shape[trail], stills.motion[trail]
@@ -297,6 +303,7 @@ def pretrain(output_dir: str | Path, settings: PretrainSettings, bars: Bars, ove
             )
     model = train(settings)
     found = examine(model, settings.seed, bars)
+    found = {name: round(value, 4) for name, value in found.items()}
     save_folder(model, output_dir, {"made_with": made_with, "found": found})
     print(f"toy CLIP in {output_dir}")
     return output_dir

@@ -18,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from modules.metrics import rounded
 from preprocess.toy_shapes import MOTIONS
 
 COLUMNS = {
@@ -31,6 +32,12 @@ COLUMNS = {
         ("motion", "motion_accuracy"),
     ],
     "recognition": [("top-1", "top1"), ("top-5", "top5"), ("mean class", "mean_class")],
+}
+LEGENDS = {
+    "retrieval": "R@K: queries with the right answer among the first K; t→v: texts look for their video, v→t: videos "
+    "look for their text.",
+    "recognition": "top-K: videos whose class is among the first K of the model's ranking; mean class: the mean over "
+    "classes of a class's top-1.",
 }
 FOOTNOTES = {
     "retrieval": "Motion: the right one of an object's six motions; ",
@@ -76,7 +83,7 @@ def add_motion_accuracy(run: Path) -> dict:
     features = run / "features"
     captions = (features / "captions.txt").read_text(encoding="utf-8").splitlines()
     accuracy = motion_accuracy(np.load(features / "text.npy"), np.load(features / "video.npy"), captions)
-    results = read_results(run) | {"motion_accuracy": accuracy}
+    results = read_results(run) | rounded({"motion_accuracy": accuracy})
     temporary = run / ".results.json.partial"
     temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, run / "results.json")
@@ -103,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     read = add_motion_accuracy if args.task == "retrieval" else read_results
     print(table(args.task, {name: read(folder) for name, folder in named.items()}))
     print("All in percent but the last column, trained parameters.")
+    print(LEGENDS[args.task])
     print(FOOTNOTES[args.task] + "chance is 16.7, and no model that ignores the order of frames can pass 50.")
 
 

@@ -196,7 +196,7 @@ def read_log(folder: Path) -> str:
 def moment_of(folder: Path, before: str) -> str:
     """What a run seems to be doing, from its log beyond what was there when it was started."""
     lines = read_log(folder)[len(before) :].splitlines()
-    steps = [re.search(r" epoch \d+ step (\d+) ", line) for line in lines]
+    steps = [re.search(r" epoch \d+/\d+ step (\d+)/", line) for line in lines]
     if not any(steps):
         return "the start"
     if list(folder.glob(".*.partial")):

@@ -75,8 +75,9 @@ def clips(tmp_path_factory):
     return root, kinds
 
 
-def test_every_bad_video_of_a_folder_is_found_and_no_other(clips, tmp_path, capsys):
+def test_every_bad_video_of_a_folder_is_found_and_no_other(clips, tmp_path, capsys, monkeypatch):
     root, kinds = clips
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # where a bar is seen
     code, rows = check(tmp_path / "new" / "bad.csv", "--features_path", root)
     expected = sorted(str(root / name) for name, reason in kinds.items() if reason is not None)
     assert code == 1

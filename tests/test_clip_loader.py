@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import socket
 import time
 
@@ -13,7 +14,15 @@ import torch.nn.functional as F
 from conftest import TINY_CONFIG, make_tiny_clip, save_clip_folder
 from safetensors.torch import save_file
 
-from modules.clip_loader import LoadedCLIP, WeightsError, load_clip, published_file, unknown_host
+from modules.clip_loader import (
+    OPENAI_NAMES,
+    LoadedCLIP,
+    WeightsError,
+    known_context_length,
+    load_clip,
+    published_file,
+    unknown_host,
+)
 from modules.clip_vision import UnsupportedCLIP
 from modules.errors import UserError
 from modules.text_encoder import GROUP, FrozenTextEncoder
@@ -176,6 +185,68 @@ def test_captions_are_cut_with_start_and_end_kept(tiny_clip):
     assert tokens[1].tolist()[:3] == [start, tiny_clip.tokenizer(["one"])[0, 1].item(), end]
     with pytest.raises(UserError, match="found 2"):
         FrozenTextEncoder(tiny_clip.model, tiny_clip.tokenizer, max_words=2)
+    with pytest.raises(UserError, match=r"17 is more than .* 16 tokens"):
+        FrozenTextEncoder(tiny_clip.model, tiny_clip.tokenizer, max_words=17)
+
+
+class OtherTokenizer:
+    """One that, like open_clip's wrappers, cannot be asked for tokens alone; pads with 49407, the end, or with 1."""
+
+    def __init__(self, tokenizer, pads_with_end: bool, class_token_last: bool = False):
+        self.tokenizer, self.last = tokenizer, [5] * class_token_last
+        self.padding = 49407 if pads_with_end else 1
+
+    def __call__(self, texts, context_length):
+        room = context_length - 2 - len(self.last)
+        rows = []
+        for text in texts:
+            tokens = [49406, *self.tokenizer.encode(text)[:room], 49407]
+            rows.append([*tokens, *[self.padding] * (context_length - len(self.last) - len(tokens)), *self.last])
+        return torch.tensor(rows)
+
+
+def test_cut_captions_are_counted_whatever_they_are_made_of(tiny_clip):
+    generator = random.Random(0)
+    parts = ["a", "cat", "walking", "zxqvkj", "!!!", "don't", "12", "#!#", "  ", "<start_of_text>"]
+    parts += ["&amp;", "&amp;lt;", "&#x1D160;", "\x0b", "\x1c", "x\x00y", "\n"]
+    parts += ["\u00e9t\u00e9", "\u0958", "\u0130", "\u4e2d\u6587", "\U0001f600", "\ufb03"]
+    captions = [
+        generator.choice(["", " "]).join(generator.choices(parts, k=generator.randint(0, 12))) for _ in range(400)
+    ]
+    captions += captions[:50]  # what is listed twice counts twice
+    for max_words in (3, 6, 12, 16):
+        expected = sum(len(tiny_clip.tokenizer.encode(caption)) + 2 > max_words for caption in captions)
+        assert 0 < expected < len(captions)
+        encoder = FrozenTextEncoder(tiny_clip.model, tiny_clip.tokenizer, max_words)
+        assert encoder.count_cut(captions) == expected
+        for flags in ((True,), (False,)):
+            other = OtherTokenizer(tiny_clip.tokenizer, *flags)
+            assert FrozenTextEncoder(tiny_clip.model, other, max_words).count_cut(captions) == expected
+    other = OtherTokenizer(tiny_clip.tokenizer, False, class_token_last=True)
+    expected = sum(len(tiny_clip.tokenizer.encode(caption)) + 3 > 12 for caption in captions)
+    assert FrozenTextEncoder(tiny_clip.model, other, 12).count_cut(captions) == expected
+
+
+def test_counting_takes_each_word_apart_once(tiny_clip, monkeypatch):
+    generator = random.Random(0)
+    words = [f"word{generator.randrange(10**6)}" for _ in range(50)]
+    captions = [" ".join(generator.choices(words, k=14)) for _ in range(2000)]
+    encoder = FrozenTextEncoder(tiny_clip.model, tiny_clip.tokenizer, max_words=16)
+    calls = []
+    encode = tiny_clip.tokenizer.encode
+    monkeypatch.setattr(tiny_clip.tokenizer, "encode", lambda text: calls.append(text) or encode(text))
+    assert encoder.count_cut(captions) == 2000
+    assert sorted(calls) == sorted(set(words))
+
+
+def test_the_context_is_known_before_weights_are_loaded(tmp_path):
+    assert {known_context_length(name) for name in OPENAI_NAMES} == {77}
+    assert known_context_length("ViT-B-32:laion2b_s34b_b79k") == 77
+    folder = save_clip_folder(tmp_path / "clip", make_tiny_clip().model)
+    assert known_context_length(str(folder)) == 16
+    (folder / "open_clip_config.json").write_text("[]")
+    for name in (folder, folder / "open_clip_model.safetensors", tmp_path / "none"):
+        assert known_context_length(str(name)) is None
 
 
 def test_a_captions_embedding_does_not_depend_on_when_it_was_needed(tiny_clip):

@@ -1,11 +1,14 @@
 """Motion accuracy: the right motion among the captions of the right object."""
 
+import json
+
 import numpy as np
 import pytest
 
 from preprocess.toy_shapes import MOTIONS
-from scripts.demo_table import motion_accuracy
+from scripts.demo_table import COLUMNS, main, motion_accuracy
 
+NAMES = {task: [name for _, name in columns] for task, columns in COLUMNS.items()}
 CAPTIONS = [f"a {thing} {motion}" for thing in ("red circle", "blue cross") for motion in MOTIONS]
 
 
@@ -19,6 +22,21 @@ def test_only_captions_of_the_right_object_compete():
     assert motion_accuracy(text, video, CAPTIONS) == 0
     video[:3] = np.eye(12)[:3]
     assert motion_accuracy(text, video, CAPTIONS) == pytest.approx(25)
+
+
+@pytest.mark.parametrize("task", list(COLUMNS))
+def test_the_table_says_what_its_columns_are(task, tmp_path, capsys):
+    features = tmp_path / "features"
+    features.mkdir()
+    np.save(features / "text.npy", np.eye(12))
+    np.save(features / "video.npy", np.eye(12)[[1, *range(1, 12)]])
+    (features / "captions.txt").write_text("".join(f"{caption}\n" for caption in CAPTIONS))
+    (tmp_path / "results.json").write_text(json.dumps(dict.fromkeys(NAMES[task], 50.0) | {"trainable_parameters": 7}))
+    main([task, f"ours={tmp_path}"])
+    printed = capsys.readouterr().out
+    assert {"retrieval": "R@K: ", "recognition": "top-K: "}[task] in printed
+    if task == "retrieval":
+        assert json.loads((tmp_path / "results.json").read_text())["motion_accuracy"] == 91.6667
 
 
 def test_captions_that_cannot_be_compared_are_refused():

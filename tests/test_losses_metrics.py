@@ -1,6 +1,7 @@
 """Losses and retrieval metrics against their definitions."""
 
 import tracemalloc
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -48,6 +49,15 @@ def test_metrics_on_the_real_similarity_matrix():
     ranks = video_to_text_ranks(similarity, np.arange(1000))
     ties = sum((similarity[:, j] == similarity[j, j]).sum() > 1 for j in range(1000))
     assert ties == 9 and (ranks % 1 != 0).sum() <= ties
+
+
+@pytest.mark.parametrize("total, all_hits", [(7, range(8)), (27, range(28)), (1000, (289, 570, 814))])
+def test_percentages_are_rounded_once(total, all_hits):
+    for hits in all_hits:
+        similarity = np.eye(total)
+        similarity[hits:] = 1 - similarity[hits:]  # these find every other candidate first
+        metrics = retrieval_metrics(similarity)
+        assert metrics["t2v_R1"] == float(Fraction(100 * hits, total)), hits
 
 
 def test_ranks_are_averages_over_ties():

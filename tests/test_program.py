@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,8 @@ import torch
 from conftest import ROOT, TINY_TRAINING, shared_data
 
 import main_task_retrieval
-from modules import program
-from modules.metrics import retrieval_metrics
+from modules import program, trainer
+from modules.metrics import retrieval_metrics, rounded
 from modules.retrieval import RetrievalTask
 from modules.run_folder import RunFolder
 from modules.trainer import Trainer
@@ -85,6 +86,113 @@ def test_a_training_leaves_what_it_should(trained):
     best = max(reversed(evaluations), key=lambda entry: entry["t2v_R1"])
     assert results["epoch"] == best["epoch"] and results["t2v_R1"] == best["t2v_R1"]
     assert "best checkpoint so far, by t2v_R1 on the evaluation set" in (trained / "log.txt").read_text()
+
+
+def test_percentages_and_ranks_have_at_most_four_decimals_in_files(trained):
+    results = json.loads((trained / "results.json").read_text())
+    evaluations = lines(trained, "eval")
+    for metrics in (results, results["last_epoch"], *evaluations):
+        assert all(metrics[name] == round(metrics[name], 4) for name in METRICS)
+        for name in (name for name in METRICS if "_R" in name):  # 6 pairs: hits of 6, to the last digit
+            assert metrics[name] in [round(100 * hits / 6, 4) for hits in range(7)]
+    assert results["last_epoch"] == {k: v for k, v in evaluations[-1].items() if k not in ("kind", "step")}
+
+
+def test_the_best_epoch_is_chosen_by_exact_metrics(tiny_run, tmp_path, monkeypatch):
+    values = iter([50.00001, 50.000001, 50.0])  # equal to four decimals, where the later one would win
+    original = RetrievalTask.evaluate
+    monkeypatch.setattr(RetrievalTask, "evaluate", lambda *args: original(*args) | {"t2v_R1": next(values)})
+    assert run(tiny_run, tmp_path, *TINY_TRAINING) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["epoch"] == 1
+    assert [entry["t2v_R1"] for entry in lines(tmp_path, "eval")] == [50.0, 50.0, 50.0]
+
+
+def test_the_log_says_what_will_be_done_and_where_it_stands(trained):
+    log = (trained / "log.txt").read_text()
+    plan = "training on 22 samples (22 videos), 3 steps an epoch x 3 epochs = 9 steps of 6 on 1 process(es) ("
+    assert plan in log and f"evaluating on 6 texts and 6 videos after each epoch; results go to {trained}" in log
+    steps = re.findall(r"epoch (\d)/3 step (\d)/9 loss \S+ gradient \S+ rate \S+, (.* left.*)", log)
+    counted = [(int(epoch), int(step)) for epoch, step, _ in steps]
+    assert counted == [((step - 1) // 3 + 1, step) for step in range(1, 10)]
+    without = [left.endswith(" left without evaluations") for _, _, left in steps]
+    assert without == [True] * 3 + [False] * 6  # until one has been timed
+    first = re.search("reading the annotation files of msrvtt", log).start()
+    assert first < log.index("loading CLIP") < log.index("training on") < log.index("epoch 1/3 step 1/9")
+    # what the names of the metrics mean, before the first of them and at the end
+    for place in (log.index("epoch 1/3: t2v_R1"), log.rindex(" t2v_R1 ")):
+        assert "R1, R5, R10: percent of queries" in log[:place].splitlines()[-2]
+
+
+def test_a_resumed_runs_log_counts_on_from_where_it_was(tiny_run, trained, tmp_path, monkeypatch):
+    original = RetrievalTask.evaluate
+
+    def dying(*args):
+        if (tmp_path / "best.pt").exists():
+            raise Killed
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RetrievalTask, "evaluate", dying)
+        with pytest.raises(Killed):
+            run(tiny_run, tmp_path, *TINY_TRAINING)
+    before = len((tmp_path / "log.txt").read_text())
+    assert run(tiny_run, tmp_path, *TINY_TRAINING) == 0
+    log = (tmp_path / "log.txt").read_text()[before:]
+    assert f"continuing {tmp_path} at step 6 of 9" in log
+    assert re.findall(r"epoch (\d)/3 step (\d)/9", log) == [("3", "7"), ("3", "8"), ("3", "9")]
+
+
+def test_steps_that_take_long_are_logged_by_the_clock_and_in_no_other_file(tiny_run, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "INTERVAL", 0.0)
+    assert run(tiny_run, tmp_path, *TINY_TRAINING, "--n_display", "4") == 0
+    assert len(re.findall(r"epoch \d/3 step \d/9", (tmp_path / "log.txt").read_text())) == 9
+    every = (trained / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in every if '"eval"' in line or json.loads(line)["step"] in (4, 8)]
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == kept
+
+
+def test_captions_that_are_cut_are_counted_for_each_list(tiny_run, trained, tmp_path, capsys):
+    log = (trained / "log.txt").read_text()
+    assert "none of 22 training captions is longer than 12 tokens" in log
+    assert "none of 6 evaluation captions is longer than 12 tokens" in log
+    flags = [*tiny_run]
+    pairs = list(csv.DictReader(Path(flags[flags.index("--val_csv") + 1]).read_text().splitlines()))
+    for pair, words in zip(pairs, (1, 9, 10, 11, 14, 100), strict=True):
+        pair["sentence"] = " ".join(["cat"] * words)
+    flags[flags.index("--val_csv") + 1] = str(tmp_path / "long.csv")
+    with (tmp_path / "long.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, pairs[0])
+        writer.writeheader()
+        writer.writerows(pairs)
+    for max_words, said in (
+        ("12", "3 of 6 evaluation captions were cut to 12 tokens"),
+        ("16", "1 of 6 evaluation captions were cut to 16 tokens"),
+    ):
+        assert run(flags, tmp_path, "--do_eval", "--method", "zero_shot", "--max_words", max_words) == 0
+        printed = capsys.readouterr().err
+        assert f"WARNING {said}" in printed and "training captions" not in printed
+        assert ("--max_words, up to 16" in printed) == (max_words != "16")
+
+
+def test_more_words_than_clip_takes_are_refused_before_anything_is_read(tiny_run, tmp_path, capsys):
+    assert run(tiny_run, tmp_path, "--do_eval", "--method", "zero_shot", "--max_words", "17") == 1
+    message = capsys.readouterr().err
+    assert "--max_words 17" in message and "16 tokens" in message and "reading" not in message
+
+
+def test_a_program_says_that_it_starts_before_it_imports_torch(tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')")
+
+    def first_words(program, *flags, **environment):
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)} | environment
+        command = [sys.executable, str(ROOT / program), *flags]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stderr.splitlines()
+
+    for name in ("main_task_retrieval.py", "main_task_recognition.py", "preprocess/check_videos.py"):
+        said = first_words(name, "--do_eval")
+        assert said[0].endswith(f"{Path(name).name} is starting: importing torch") and said[-1] == "torch is imported"
+    assert first_words("main_task_retrieval.py", "--do_eval", RANK="1") == ["torch is imported"]
+    assert first_words("main_task_retrieval.py", "--help") == ["torch is imported"]
 
 
 def test_training_lowers_the_loss(tiny_run, tmp_path):
@@ -250,7 +358,7 @@ def test_evaluating_a_checkpoint_gives_the_metrics_it_had_and_its_embeddings(tin
     for embeddings in (text, video):
         assert embeddings.shape == (6, 16) and embeddings.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
-    assert retrieval_metrics(text @ video.T) == {m: results[m] for m in METRICS}
+    assert rounded(retrieval_metrics(text @ video.T)) == {m: results[m] for m in METRICS}
     with Path(tiny_run[tiny_run.index("--val_csv") + 1]).open(newline="") as file:
         rows = list(csv.DictReader(file))
     for name, column in (("text_ids", "key"), ("video_ids", "video_id"), ("captions", "sentence")):

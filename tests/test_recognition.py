@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -55,8 +56,13 @@ def test_a_run_leaves_what_retrieval_leaves_and_its_own_tables(trained):
         names = row["top5"].split("; ")
         assert names[0] == row["prediction"] and sorted(names) == ["moving_left", "moving_right"]
     per_class = read_csv(trained / "per_class.csv")
-    assert np.mean([float(row["top1"]) for row in per_class]) == pytest.approx(results["mean_class"], abs=0.01)
+    assert np.mean([float(row["top1"]) for row in per_class]) == pytest.approx(results["mean_class"], abs=1e-4)
+    assert results["top1"] in [round(100 * hits / 6, 4) for hits in range(7)]
+    for row in per_class:
+        of_class = [right for right, video in zip(right, predictions, strict=True) if video["label"] == row["class"]]
+        assert float(row["top1"]) == round(100 * sum(of_class) / len(of_class), 4)
     confusion = read_csv(trained / "confusion.csv")
+    assert next(iter(confusion[0])) == "true class \\ predicted class"
     counts = np.array([[int(row[name]) for name in ("moving_left", "moving_right")] for row in confusion])
     assert counts.sum() == 6 and np.trace(counts) == sum(right)
     assert (trained / "confusion.png").read_bytes().startswith(b"\x89PNG")
@@ -72,6 +78,18 @@ def test_accuracy_is_that_of_the_saved_embeddings_and_class_texts(trained):
     nearest = [classes[c] for c in (video @ text.T).argmax(1)]
     accuracy = 100 * np.mean([a == b for a, b in zip(nearest, labels, strict=True)])
     assert accuracy == pytest.approx(json.loads((trained / "results.json").read_text())["top1"])
+
+
+def test_the_log_says_what_is_evaluated_and_what_the_metrics_mean(tiny_recognition, trained, tmp_path):
+    log = (trained / "log.txt").read_text()
+    assert "evaluating on 6 videos of 2 classes after each epoch" in log
+    assert "none of 2 class prompts is longer than 12 tokens" in log
+    assert log.count("mean_class: the mean over classes of a class's top1") == 2  # at the first evaluation and the end
+    flags = ["--do_eval", "--method", "zero_shot", "--num_clips", "2", "--max_words", "5"]
+    assert run(tiny_recognition, tmp_path, *flags) == 0
+    log = (tmp_path / "log.txt").read_text()
+    assert f"evaluating on 6 videos of 2 classes, 2 views of each; results go to {tmp_path}" in log
+    assert "WARNING 2 of 2 class prompts were cut to 5 tokens" in log
 
 
 def test_two_processes_give_the_losses_of_one(tiny_recognition, trained, tmp_path):
@@ -129,7 +147,7 @@ def test_split_mean_runs_the_three_and_reports_their_mean(tiny_recognition, tmp_
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["splits"]) == {"1", "2", "3"}
     for metric in METRICS:
-        assert results[metric] == pytest.approx(np.mean([r[metric] for r in results["splits"].values()]))
+        assert results[metric] == round(fmean(r[metric] for r in results["splits"].values()), 4)
     tested = [{row["video"] for row in read_csv(tmp_path / f"split{k}" / "predictions.csv")} for k in (1, 2, 3)]
     assert all(len(videos) == 6 for videos in tested) and len(set.union(*tested)) == 18
     assert (tmp_path / "features" / "split2" / "video.npy").exists()
