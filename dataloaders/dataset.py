@@ -206,6 +206,20 @@ class TrainingDataset(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def drawn(self, epoch: int, index: int, attempt: int) -> int:
+        """The place of the sample that is read for another: at attempt 0 its own, then those drawn in its stead."""
+        if attempt == 0:
+            return index
+        draw = np.random.default_rng(derive_seed(self.settings.seed, "replacement", epoch, index, attempt))
+        return int(draw.integers(len(self.samples)))
+
+    def count_videos(self, skipped: Sequence[SkippedVideo]) -> int:
+        """How many videos these are: each once, however often it was drawn and from whichever folder it was read."""
+        wanted = {video.sample_id for video in skipped}
+        places = {s.sample_id: index for index, s in enumerate(self.samples) if s.sample_id in wanted}
+        drawn = {self.drawn(video.epoch, places[video.sample_id], video.attempt) for video in skipped}
+        return len({self.samples[index].video_id for index in drawn})
+
     def replay(self, skipped: Sequence[SkippedVideo]) -> None:
         """Take these videos for bad again when they are drawn for the same samples, without reading them.
 
@@ -228,9 +242,8 @@ class TrainingDataset(Dataset):
         """
         sample_id = self.samples[index].sample_id
         skipped: list[SkippedVideo] = []
-        chosen = index
         while True:
-            sample = self.samples[chosen]
+            sample = self.samples[self.drawn(epoch, index, len(skipped))]
             try:
                 known = self._reasons.get((epoch, sample_id, len(skipped)))
                 if known is not None:
@@ -243,8 +256,6 @@ class TrainingDataset(Dataset):
                 if len(skipped) > MAX_REPLACEMENTS:
                     tried = f"{error.reason}; {MAX_REPLACEMENTS} others drawn for {sample_id} before it were bad too"
                     raise BadVideoError(error.path, tried) from error
-            draw = np.random.default_rng(derive_seed(self.settings.seed, "replacement", epoch, index, len(skipped)))
-            chosen = int(draw.integers(len(self.samples)))
 
     def _read(self, epoch: int, index: int, sample: Sample, skipped: tuple[SkippedVideo, ...]) -> Item:
         seed = self.settings.seed

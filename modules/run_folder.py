@@ -135,18 +135,22 @@ class RunFolder:
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
     def add_skipped(self, step: int, videos: Sequence[SkippedVideo]) -> None:
-        """Add lines to ``bad_videos.csv``, on the disk when this returns; those that are there already stay single.
+        """Add lines to ``bad_videos.csv``, on the disk when this returns; reads that are there already stay single.
+
+        A read is told by epoch, sample and attempt: when it is repeated, the videos may lie in another folder.
 
         Args:
             step: that they were drawn for, from 1.
         """
         if not self.is_main:
             return
-        rows = dict.fromkeys([*self.read_skipped(), *((step, video) for video in videos)])
+        rows = {}
+        for at, v in [*self.read_skipped(), *((step, video) for video in videos)]:
+            rows.setdefault((v.epoch, v.sample_id, v.attempt), (at, v))
         self.write_table(
             SKIPPED,
             SKIPPED_COLUMNS,
-            [[at, v.epoch + 1, v.sample_id, v.attempt, v.path, v.reason] for at, v in rows],
+            [[at, v.epoch + 1, v.sample_id, v.attempt, v.path, v.reason] for at, v in rows.values()],
         )
 
     def read_skipped(self) -> list[tuple[int, SkippedVideo]]:

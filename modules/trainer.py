@@ -76,7 +76,8 @@ class TrainSettings:
     )
     max_bad_fraction: float = setting(
         0.01,
-        f"stop when there were more bad videos than this share of the samples, judged from {MIN_JUDGED} samples on",
+        "stop when bad videos were drawn more often than this share of the samples, a video as often as it was "
+        f"drawn; judged from {MIN_JUDGED} samples on",
         affects_results=False,
         within=between(0, 1),
         metavar="SHARE",
@@ -151,7 +152,7 @@ class Position:
         step: steps done, also those that changed nothing.
         epochs_evaluated: epochs whose evaluation is done.
         seconds: spent on training and evaluation so far.
-        bad_videos: videos that could not be read, in whose stead others were.
+        bad_videos: videos that could not be read at least once, in whose stead others were; each counts once.
         nonfinite_steps: left out because the loss or the gradient was not finite.
         overflow_steps: left out because the scaled gradient was too large for fp16, which lowers the scale.
         best, last: metrics of the best and of the last evaluation, with their ``epoch``; empty before the first.
@@ -342,12 +343,12 @@ class Trainer:
             disable=None if self.processes.is_main else True,  # None: no bar where stderr is no terminal
         ) as bar:
             for batch, seconds in _timed(read_batches(loader)):
-                num_skipped = self._agree_to_go_on(batch)
+                bad_videos = self._agree_to_go_on(batch)
                 rate = self.scheduler.get_last_lr()[0]
                 loss, norm, outcome = self._compute(batch)
                 with self.interruption.changing_state():
                     self._update(outcome)
-                    self._advance(seconds(), outcome, num_skipped)
+                    self._advance(seconds(), outcome, bad_videos)
                     self._time_left.add_step(seconds())
                     if self.position.step % self.settings.n_display == 0:
                         self._log_step(epoch + 1, loss, norm, rate, seconds())
@@ -364,17 +365,20 @@ class Trainer:
             self._save(LAST)
 
     def _agree_to_go_on(self, batch: Batch) -> int:
-        """Before a step: record its bad videos, and see whether all ranks are to take it; returns how many they are.
+        """Before a step: record its bad videos, and see whether all ranks are to take it.
+
+        Returns:
+            How many videos were bad up to it, each counted once.
 
         Raises:
             Interrupted: on all ranks, if one was told to stop.
-            UserError: if there are too many bad videos.
+            UserError: if bad videos were drawn too often.
         """
         stops, num_skipped = self.processes.add_up(int(self.interruption.requested), len(batch.skipped))
         if stops:
             raise Interrupted
         if num_skipped == 0:
-            return 0
+            return self.position.bad_videos
         step = self.position.step + 1
         skipped = self.processes.gather_list(batch.skipped)
         if self.processes.is_main:
@@ -382,14 +386,19 @@ class Trainer:
                 logger.warning("step %d: bad video, another was read instead: %s", step, video)
         # on the disk before anything depends on it: a resumed run has to decide the same
         self.folder.add_skipped(step, skipped)
-        samples, bad = step * self.settings.batch_size, self.position.bad_videos + num_skipped
-        if samples >= MIN_JUDGED and bad > self.settings.max_bad_fraction * samples:
+        # the record is the main process's, and after a restart holds steps that are still to come again
+        reads = [video for at, video in self.folder.read_skipped() if at <= step]
+        counts = (len(reads), self.task.training_set.count_videos(reads))
+        num_reads, bad_videos = self.processes.broadcast_object(counts)
+        samples = step * self.settings.batch_size
+        if samples >= MIN_JUDGED and num_reads > self.settings.max_bad_fraction * samples:
             raise UserError(
-                f"{bad} bad videos among {samples} samples are more than --max_bad_fraction "
-                f"{self.settings.max_bad_fraction:g}; {self.folder.path / SKIPPED} lists them with their reasons. "
-                "preprocess/check_videos.py finds all of them beforehand. Replace them, or allow a larger share."
+                f"bad videos ({bad_videos} of them) were drawn {num_reads} times for {samples} samples, more than "
+                f"--max_bad_fraction {self.settings.max_bad_fraction:g}; {self.folder.path / SKIPPED} lists them with "
+                "their reasons. preprocess/check_videos.py finds all of them beforehand. Replace them, or allow a "
+                "larger share."
             )
-        return num_skipped
+        return bad_videos
 
     def _compute(self, batch: Batch) -> tuple[float, float, Outcome]:
         """The loss of the global batch, its gradient in the parameters, clipped, and the norm it had before.
@@ -478,14 +487,14 @@ class Trainer:
         keys = [derive_seed(self.settings.seed, "dropout", step, index) for index in batch.indices.tolist()]
         return torch.tensor(keys, device=self.processes.device)
 
-    def _advance(self, seconds: float, outcome: Outcome, num_skipped: int) -> None:
+    def _advance(self, seconds: float, outcome: Outcome, bad_videos: int) -> None:
         position = self.position
         not_finite = outcome in (Outcome.LOSS_NOT_FINITE, Outcome.GRADIENT_NOT_FINITE)
         self.position = replace(
             position,
             step=position.step + 1,
             seconds=position.seconds + seconds,
-            bad_videos=position.bad_videos + num_skipped,
+            bad_videos=bad_videos,
             nonfinite_steps=position.nonfinite_steps + not_finite,
             overflow_steps=position.overflow_steps + (outcome is Outcome.OVERFLOW),
         )

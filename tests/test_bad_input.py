@@ -14,7 +14,9 @@ from test_program import torchrun
 
 import main_task_recognition
 import main_task_retrieval
+from dataloaders.dataset import TrainingDataset, VideoSettings
 from dataloaders.decoding import VideoReader
+from dataloaders.samples import Sample
 from dataloaders.video import BadVideoError, FrameSampler
 from modules.trainer import Trainer
 
@@ -71,7 +73,8 @@ def test_a_skipped_video_is_counted_listed_and_replaced_by_the_same_one_every_ti
     assert {row["video"].split("/")[-1] for row in rows} == {f"{video_id}.mp4" for video_id in bad}
     assert all("decord" in row["reason"] or "OpenCV" in row["reason"] for row in rows)
     assert all(int(row["epoch"]) == -(-int(row["step"]) // 3) for row in rows)  # 3 steps an epoch
-    assert results(tmp_path / "one")["bad_videos"] == len(rows) > 0
+    assert results(tmp_path / "one")["bad_videos"] == len({row["video"] for row in rows}) == 2
+    assert len(rows) > 2 and len({row["epoch"] for row in rows}) == 3  # each read is listed, a video counts once
     assert (tmp_path / "two" / "bad_videos.csv").read_bytes() == (tmp_path / "one" / "bad_videos.csv").read_bytes()
     assert_equal(state_of(tmp_path / "two"), state_of(tmp_path / "one"))
 
@@ -133,6 +136,54 @@ def test_a_resumed_run_repeats_what_the_clock_decided(tiny_run, tmp_path, monkey
     assert_equal(state_of(tmp_path / "killed"), state_of(tmp_path / "whole"))
     for name in ("bad_videos.csv", "metrics.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_video_counts_once_also_if_the_videos_move_while_a_run_is_interrupted(own_videos, tmp_path, monkeypatch):
+    flags, folder = own_videos
+    bad = train_ids(flags)[:3]
+    for video_id in bad:
+        spoil(folder, video_id)
+    training = [*TINY_TRAINING, "--save_steps", "100"]
+    assert run(flags, tmp_path / "whole", *training) == 0
+    compute, count = Trainer._compute, 0
+
+    def dying(self, batch):
+        nonlocal count
+        count += 1
+        if count == 6:  # its videos are on record, and will be drawn again
+            raise Killed
+        return compute(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_compute", dying)
+        with pytest.raises(Killed):
+            run(flags, tmp_path / "moved", *training)
+    elsewhere = with_value(flags, "--features_path", folder.rename(tmp_path / "elsewhere"))
+    assert run(elsewhere, tmp_path / "moved", *training) == 0
+    assert results(tmp_path / "moved")["bad_videos"] == results(tmp_path / "whole")["bad_videos"] == len(bad)
+    assert_equal(state_of(tmp_path / "moved"), state_of(tmp_path / "whole"))
+    whole, moved = (rows_of(tmp_path / name / "bad_videos.csv") for name in ("whole", "moved"))
+    assert len({row["video"] for row in moved}) > len(bad)  # in the one folder and in the other
+    drawn = [[(row["step"], row["sample"], row["attempt"]) for row in rows] for rows in (whole, moved)]
+    assert drawn[0] == drawn[1]
+
+
+def test_samples_that_share_a_video_and_draws_in_anothers_stead_count_it_once(monkeypatch):
+    samples = [Sample(f"sample{i}", f"video{i // 2}", Path(f"video{i // 2}.mp4"), ("text",)) for i in range(12)]
+    dataset = TrainingDataset(samples, VideoSettings(4, 24, 0), replace_bad=True)
+
+    def read(epoch, index, sample, skipped):
+        if sample.video_id in ("video1", "video4"):
+            raise BadVideoError(sample.path, "bad")
+        return skipped
+
+    monkeypatch.setattr(dataset, "_read", read)
+    skipped = [video for epoch in range(5) for index in range(12) for video in dataset.read(epoch, index)]
+    assert len(skipped) > 20 and max(video.attempt for video in skipped) > 0
+    assert dataset.count_videos(skipped) == 2
+    for path in ("video1.mp4", "video4.mp4"):
+        assert dataset.count_videos([video for video in skipped if video.path == path]) == 1
+    assert dataset.count_videos([]) == 0
 
 
 def test_a_missing_training_video_is_an_error_unless_it_may_be_left_out(own_videos, tmp_path, capsys):
@@ -309,5 +360,7 @@ def test_a_bad_video_in_one_of_two_processes_is_recorded_once(own_videos, tmp_pa
     finished = torchrun(2, flags, tmp_path / "two", *TINY_TRAINING)
     assert finished.returncode == 0, finished.stderr
     assert (tmp_path / "two" / "bad_videos.csv").read_bytes() == (tmp_path / "one" / "bad_videos.csv").read_bytes()
+    assert len(rows_of(tmp_path / "one" / "bad_videos.csv")) > 1
+    assert results(tmp_path / "two")["bad_videos"] == results(tmp_path / "one")["bad_videos"] == 1
     for name, value in state_of(tmp_path / "one")["model"].items():
         torch.testing.assert_close(state_of(tmp_path / "two")["model"][name], value, rtol=1e-3, atol=1e-4)
