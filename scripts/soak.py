@@ -25,7 +25,7 @@ if __package__ in (None, ""):  # run as a script
     sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "tests")]
 
 import torch
-from conftest import ROOT, TINY_SIZES, TINY_TRAINING, make_tiny_clip, save_clip_folder
+from conftest import ROOT, TINY_SIZES, TINY_TRAINING, interruptible, make_tiny_clip, save_clip_folder
 from soak_videos import measure_growth, soak_mutations
 
 from modules.interruption import EXIT_CODE
@@ -113,7 +113,7 @@ def start(flags: list[str], output_dir: Path, processes: int) -> subprocess.Pope
     """Start a training."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
     command = [sys.executable, *launcher, "main_task_retrieval.py", *flags, "--output_dir", str(output_dir)]
-    with (output_dir.parent / f"{output_dir.name}.txt").open("ab") as output:
+    with (output_dir.parent / f"{output_dir.name}.txt").open("ab") as output, interruptible():
         return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
 
 

@@ -1,8 +1,16 @@
-"""Fixtures that several tests share."""
+"""Fixtures that several tests share, and how the suite is divided over processes."""
 
+import contextlib
 import json
+import os
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+
+# Before torch is imported, and inherited by the processes that tests start: a thread for each core in each of several
+# processes would wait for the others' most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import open_clip
 import pytest
@@ -14,6 +22,53 @@ from preprocess.make_toy_dataset import DatasetSettings, make_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+MAX_PROCESSES = 8  # of tests, some of which hold a CLIP of full size
+FEW_FILES = 4  # fewer are not worth the seconds in which another process imports torch
+# those that take longest: begun last, they would be waited for
+LONG_FILES = (
+    "test_interruption.py",
+    "test_many_processes.py",
+    "test_program.py",
+    "test_stop.py",
+    "test_bad_videos.py",
+    "test_benchmark.py",
+)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Processes for `-n auto`: one a core; 0, for none but this one, where few files are asked for."""
+    paths = [Path(argument.split("::")[0]) for argument in config.args]
+    files = sum(len(list(path.rglob("test_*.py"))) if path.is_dir() else 1 for path in paths)
+    processes = min(num_cores(), files, MAX_PROCESSES)
+    return processes if processes > 1 and files >= FEW_FILES else 0
+
+
+def num_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Processes started within this are ended by Ctrl-C, as one that is started from a terminal is.
+
+    A job that a shell without job control puts in the background ignores SIGINT, and so do all the processes that it
+    starts: under `bash scripts/test.sh &` a program would not be what it is at a terminal.
+    """
+    # a handler does not outlive exec: the process has the signal's default
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
 
 TINY_CONFIG = {
     "embed_dim": 16,

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import interruptible
 from test_bad_videos import LIBRARY, encode, noise
 from test_msrvtt import write_captions, write_csv
 from test_recognition_readers import write_hmdb51
@@ -236,14 +237,15 @@ def test_videos_that_hang_cost_their_time_side_by_side(hanging, tmp_path):
 def test_ctrl_c_leaves_what_was_found(hanging, tmp_path):
     output = tmp_path / "bad.csv"
     command = [sys.executable, str(ROOT / "preprocess" / "check_videos.py"), "--features_path", str(hanging)]
-    process = subprocess.Popen(
-        [*command, "--output", str(output), "--num_workers", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
+    with interruptible():
+        process = subprocess.Popen(
+            [*command, "--output", str(output), "--num_workers", "1"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
     assert process.stdout.readline().startswith("bad: ")
     process.send_signal(signal.SIGINT)
     start = time.monotonic()

@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from conftest import interruptible
 
 from preprocess.compress_video import (
     CompressSettings,
@@ -568,9 +569,10 @@ def start_long_run(tmp_path) -> subprocess.Popen:
     command = [sys.executable, "preprocess/compress_video.py", "--num_workers", "2"]
     command += ["--input_root", str(tmp_path / "raw"), "--output_root", str(tmp_path / "out")]
     root = Path(__file__).resolve().parents[1]
-    process = subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    with interruptible():
+        process = subprocess.Popen(
+            command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
     deadline = time.monotonic() + 20
     while not list((tmp_path / "out").glob(".*.partial")) and time.monotonic() < deadline:
         time.sleep(0.02)

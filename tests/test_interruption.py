@@ -10,10 +10,10 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY_TRAINING
+from conftest import ROOT, TINY_TRAINING, interruptible
 
 import main_task_retrieval
-from modules import interruption
+from modules import interruption, run_folder
 from modules.interruption import Interrupted, Interruption
 from modules.run_folder import RunFolder
 from modules.trainer import Trainer
@@ -25,14 +25,27 @@ def start(flags, output_dir, *more, processes=1, **environment):
         [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     )
     command = [sys.executable, *launcher, "main_task_retrieval.py", *flags, "--output_dir", str(output_dir), *more]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    with interruptible():
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+def in_program(folder, code):
+    """A folder for PYTHONPATH by which a program's processes, but no launcher and no decoder, run some code first."""
+    folder.mkdir()
+    (folder / "code_of_test.py").write_text(code)
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if any('main_task' in word for word in sys.orig_argv) and 'torch.distributed.run' not in sys.orig_argv:\n"
+        "    import code_of_test\n"
     )
+    return str(folder)
 
 
 def wait_for(condition, process, seconds=90):
@@ -132,13 +145,13 @@ def test_a_second_signal_changes_nothing(tiny_run, tmp_path):
     assert json.loads((tmp_path / "interrupted.json").read_text())["signal"] == "SIGTERM"
 
 
-def test_processes_end_with_their_launcher_and_two_runs_do_not_share_a_folder(tiny_run, tmp_path):
+def test_processes_end_with_their_launcher_and_two_runs_do_not_share_a_folder(tiny_run, tmp_path, monkeypatch, capsys):
     endless = [*LONG, "--epochs", "100000"]
     process = start(tiny_run, tmp_path, *endless, processes=2)
     wait_for(lambda: len(logged_steps(tmp_path)) >= 3, process)
-    other = start(tiny_run, tmp_path, *endless)
-    output = other.communicate(timeout=120)[0]
-    assert other.returncode == 1 and "another run is writing to" in output
+    monkeypatch.setattr(run_folder, "LOCK_PATIENCE", 2.0)  # no other run ends here, however long it is waited for
+    assert main_task_retrieval.main([*tiny_run, "--output_dir", str(tmp_path), *endless]) == 1
+    assert "another run is writing to" in capsys.readouterr().err
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 30
@@ -164,9 +177,8 @@ def test_a_signal_to_torchrun_leaves_a_mark_and_a_checkpoint(tiny_run, tmp_path)
 
 def test_a_step_that_takes_too_long_is_abandoned(tiny_run, tmp_path):
     """A backward pass is one call: Python's own signal handlers wait for its end."""
-    slow = tmp_path / "slow"
-    slow.mkdir()
-    (slow / "sitecustomize.py").write_text(
+    slow = in_program(
+        tmp_path / "slow",
         "import torch, time, ctypes\n"
         "backward, calls = torch.Tensor.backward, 0\n"
         "def slow(self, *args, **kwargs):\n"
@@ -177,10 +189,10 @@ def test_a_step_that_takes_too_long_is_abandoned(tiny_run, tmp_path):
         "        end = time.monotonic() + 100\n"
         "        while time.monotonic() < end: ctypes.CDLL(None).sleep(100)\n"
         "    return backward(self, *args, **kwargs)\n"
-        "torch.Tensor.backward = slow\n"
+        "torch.Tensor.backward = slow\n",
     )
-    process = start(tiny_run, tmp_path / "out", *LONG, PYTHONPATH=str(slow))
-    wait_for((slow / "begun").exists, process)
+    process = start(tiny_run, tmp_path / "out", *LONG, PYTHONPATH=slow)
+    wait_for((tmp_path / "slow" / "begun").exists, process)
     sent = time.monotonic()
     process.terminate()
     output = process.communicate(timeout=30)[0]

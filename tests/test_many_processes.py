@@ -1,32 +1,63 @@
 """One, two and four processes give one result; one that fails ends all of them."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from conftest import ROOT, TINY_TRAINING
 from test_bad_input import path_of, spoil, train_ids, with_value
-from test_program import lines, torchrun
+from test_interruption import in_program
+from test_program import launch, lines, torchrun
 
 # 22 samples, of which neither 2 nor 4 processes take an equal share, in batches of 4: 5 steps an epoch
 SHARED = [*TINY_TRAINING, "--batch_size", "4", "--epochs", "4", "--mask_same_video", "--on_bad_video", "error"]
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp64"])
-def runs(request, tiny_run, tmp_path_factory):
-    """The precision, and the folders of the same training on 1, 2 and 4 processes."""
-    root = tmp_path_factory.mktemp(request.param)
+PRECISIONS = ("fp32", "fp64")
+# Trainings one after the other in the same processes, which take longer to start than to train. A group looks in the
+# launcher's store for the addresses of its own processes, not of the group before it.
+TRAININGS = """
+import json, sys
+from torch.distributed import PrefixStore
+import main_task_retrieval
+from modules import processes
+
+rendezvous = processes.rendezvous
+for number, flags in enumerate(json.loads(sys.argv[1])):
+
+    def of_this_training(*args, number=number):
+        store, *place = next(rendezvous(*args))
+        yield PrefixStore(str(number), store), *place
+
+    processes.rendezvous = of_this_training
+    if status := main_task_retrieval.main(flags):
+        sys.exit(status)
+"""
+
+
+@pytest.fixture(scope="module")
+def all_runs(tiny_run, tmp_path_factory):
+    """The folders of the same training on 1, 2 and 4 processes, by their number and by precision."""
+    root = tmp_path_factory.mktemp("runs")
+    script = root / "trainings.py"
+    script.write_text(TRAININGS)
     folders = {}
     for processes in (1, 2, 4):
-        folders[processes] = root / str(processes)
-        more = [*SHARED, "--precision", request.param, "--save_features", str(folders[processes] / "features")]
-        finished = torchrun(processes, tiny_run, folders[processes], *more)
+        trainings = []
+        for precision in PRECISIONS:
+            folder = folders.setdefault(precision, {})[processes] = root / precision / str(processes)
+            more = [*SHARED, "--precision", precision, "--save_features", str(folder / "features")]
+            trainings.append([*tiny_run, "--output_dir", str(folder), *more])
+        finished = launch(processes, script, json.dumps(trainings), PYTHONPATH=str(ROOT))
         assert finished.returncode == 0, finished.stderr
-    return request.param, folders
+    return folders
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def runs(request, all_runs):
+    """The precision, and the folders of the same training on 1, 2 and 4 processes."""
+    return request.param, all_runs[request.param]
 
 
 def test_the_losses_and_weights_are_those_of_one_process(runs):
@@ -61,8 +92,8 @@ def test_the_evaluation_counts_each_item_once(runs):
 def failing(tmp_path, body):
     """A folder for PYTHONPATH that makes one rank fail in its fourth backward pass."""
     folder = tmp_path / "failing"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(
+    return in_program(
+        folder,
         "import os\n"
         "if os.environ.get('RANK') == '1':\n"
         "    import torch\n"
@@ -72,17 +103,13 @@ def failing(tmp_path, body):
         f"        if len(calls) == 4: open({str(folder / 'begun')!r}, 'w').close()\n"
         f"        if len(calls) == 4: {body}\n"
         "        return backward(self, *args, **kwargs)\n"
-        "    torch.Tensor.backward = failing\n"
+        "    torch.Tensor.backward = failing\n",
     )
-    return str(folder)
 
 
 def run_two(flags, folder, *more, **environment):
     """Run two processes, in another environment."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["main_task_retrieval.py", *flags, "--output_dir", str(folder), *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return launch(2, "main_task_retrieval.py", *flags, "--output_dir", folder, *more, **environment)
 
 
 @pytest.mark.parametrize("body", ["raise ValueError('only of this process')", "os.kill(os.getpid(), 9)"])

@@ -19,7 +19,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, TINY_TRAINING, shared_data
+from conftest import ROOT, TINY_TRAINING, interruptible, shared_data
 from test_compress_video import indices_of, shown_at, write_clip
 
 import main_task_recognition
@@ -254,9 +254,10 @@ def start_long_run(videos, output) -> subprocess.Popen:
     """A run of two processes that has packed some of its videos, but not all."""
     command = [sys.executable, "preprocess/pack_frames.py", "--num_workers", "2"]
     command += ["--input_root", str(videos), "--output_root", str(output)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    with interruptible():
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
     deadline = time.monotonic() + 30
     while lines_in(output) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)

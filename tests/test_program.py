@@ -30,12 +30,18 @@ def run(flags, output_dir, *more):
     return main_task_retrieval.main([*flags, "--output_dir", str(output_dir), *more])
 
 
+def launch(processes, *command, **environment):
+    """Run a command on several gloo processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
+    return subprocess.run(
+        [*launcher, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
 def torchrun(processes, flags, output_dir, *more, program="main_task_retrieval.py"):
     """Run a program on several gloo processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [program, *flags, "--output_dir", str(output_dir), *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return launch(processes, program, *flags, "--output_dir", output_dir, *more)
 
 
 def lines(output_dir, kind):
