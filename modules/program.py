@@ -276,22 +276,34 @@ def run_program(parse: Callable[[], T], run: Callable[[T, Processes, Interruptio
     processes = None
     with Interruption() as interruption:
         try:
-            try:
-                arguments = parse()
-            except UserError as error:
-                if os.environ.get("LOCAL_RANK", "0") == "0":  # all processes of a machine read one command line alike
+            with _first_alone_prints():
+                try:
+                    arguments = parse()
+                except UserError as error:
                     print(error, file=sys.stderr)  # there is no log yet
-                return 1
+                    return 1
             processes = start_processes()
             run(arguments, processes, interruption)
             stop_processes()
             return 0
+        except SystemExit:  # of argparse, which has said why
+            raise
         except BaseException as error:
             interruption.start_leaving()
             status = _exit_status(error, processes, interruption)
         # the loaders that the error held are closed by now; a worker in the middle of a video has not noticed
         end_children()
         return status
+
+
+@contextlib.contextmanager
+def _first_alone_prints() -> Iterator[None]:
+    """Around what all processes of a machine do alike, such as reading the command line: the first shows its output."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        yield
+        return
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+        yield
 
 
 def _exit_status(error: BaseException, processes: Processes | None, interruption: Interruption) -> int:

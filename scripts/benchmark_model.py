@@ -138,10 +138,16 @@ def make_floor(clip: LoadedCLIP, setup: Setup) -> Subject:
     return Subject(encode, train)
 
 
+def build_stop(clip: LoadedCLIP, setup: Setup, prompting: str) -> VideoTextModel:
+    """STOP at its defaults, prompting `once` or `per_layer`."""
+    max_words = min(MAX_WORDS, clip.model.context_length)
+    return build(clip, StopSettings(prompting=prompting), setup.num_frames, max_words)
+
+
 def make_stop(clip: LoadedCLIP, setup: Setup, prompting: str) -> Subject:
     """STOP at its defaults, prompting `once` or `per_layer`, in the joint scope."""
     precision = Precision(setup.precision, torch.device(setup.device))
-    model = build(clip, StopSettings(prompting=prompting), setup.num_frames, MAX_WORDS).to(setup.device)
+    model = build_stop(clip, setup, prompting).to(setup.device)
     model.video_encoder.checkpoint_activations = setup.checkpointed
     inter_frame = model.video_encoder.prompting.inter_frame
     with torch.no_grad():  # N^t sees one gap at a time: equal changes then give equal variation
@@ -441,5 +447,5 @@ def count_flops(setup: Setup) -> dict[str, ModelFlops]:
     clip = setup.load_clip()
     counted = {FLOOR: floor_flops(clip, setup)}
     for name in (ONCE, PER_LAYER):
-        counted[name] = stop_flops(build(clip, StopSettings(prompting=name), setup.num_frames, MAX_WORDS), setup)
+        counted[name] = stop_flops(build_stop(clip, setup, name), setup)
     return counted

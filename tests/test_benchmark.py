@@ -8,11 +8,9 @@ from conftest import make_tiny_clip, save_clip_folder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from modules.methods.stop import StopSettings, build
 from scripts import benchmark
 from scripts.benchmark_data import SOURCES, LoaderSetup, make_clips, make_samples, prepare
 from scripts.benchmark_model import (
-    MAX_WORDS,
     ONCE,
     PER_LAYER,
     SUBJECTS,
@@ -20,6 +18,7 @@ from scripts.benchmark_model import (
     Setup,
     SlotsNotFilled,
     Subject,
+    build_stop,
     exponent,
     floor_flops,
     in_own_process,
@@ -39,10 +38,7 @@ def setup(tmp_path_factory) -> Setup:
 def test_flops_are_those_that_torch_counts(setup, name):
     clip = setup.load_clip()
     subject = make_subject(name, clip, setup)
-    if name == "floor":
-        expected = floor_flops(clip, setup)
-    else:
-        expected = stop_flops(build(clip, StopSettings(prompting=name), setup.num_frames, MAX_WORDS), setup)
+    expected = floor_flops(clip, setup) if name == "floor" else stop_flops(build_stop(clip, setup, name), setup)
     # torch counts no attention on the CPU unless it is written out
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         subject.train()

@@ -250,12 +250,12 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(tiny_run, tmp_p
 
 def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path, is_main=True)
-    folder.save_checkpoint("last.pt", {"method": "stop", "model": {}, "step": 1})
+    folder.save_checkpoint("last.pt", {"method": "stop", "identity": {}, "model": {}, "step": 1})
     for function in ("fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, function, lambda *args: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
             with pytest.raises(ValueError, match=r"last\.pt cannot be written: Input/output error"):
-                folder.save_checkpoint("last.pt", {"method": "stop", "model": {}, "step": 2})
+                folder.save_checkpoint("last.pt", {"method": "stop", "identity": {}, "model": {}, "step": 2})
         assert folder.load_checkpoint("last.pt")["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 

@@ -53,7 +53,7 @@ def test_an_error_that_all_processes_meet_is_the_last_line_and_in_the_log_of_eac
     status, screen = finished(launched(3, flags, tmp_path / "run", *SHARED))
     message = "must be a multiple of the number of processes: found 4 for 3; 3 and 6 are the nearest"
     assert status == 1 and screen[-1].endswith(message)
-    assert len(screen) == 1  # and no traceback, of nobody
+    assert len(screen) == 2 and "is starting" in screen[0]  # and no traceback, of nobody
     log = (tmp_path / "run" / "log.txt").read_text()
     assert message in log
     for rank in range(3):  # one may have been stopped before it came that far
@@ -67,11 +67,13 @@ def test_an_error_that_one_process_meets_comes_behind_the_progress_of_the_others
     spoil(videos, bad)
     flags = with_value(tiny_run, "--features_path", videos)
     status, screen = finished(launched(2, flags, tmp_path / "run", *SHARED))
-    assert status == 1 and f"{bad}.mp4" in screen[-1] and re.match(r"process [01] of 2: ", screen[-1])
+    *_, message, remedy = screen
+    assert status == 1 and f"{bad}.mp4" in message and re.match(r"process [01] of 2: ", message)
+    assert "--on_bad_video skip" in remedy
     assert not [line for line in screen if "Traceback" in line or "stopped" in line]
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert f"ERROR {screen[-1]}" in log
-    met = int(screen[-1].split()[1])
+    assert f"ERROR {message}\n{remedy}" in log
+    met = int(message.split()[1])
     assert f"ERROR process {1 - met}: stopped, since another process failed" in log
 
 
@@ -231,3 +233,11 @@ def test_the_datasets_scripts_call_python_for_one_process_and_the_launcher_for_s
         assert arguments[-2:] == ["--batch_size", "6"]
         assert arguments[arguments.index("--features_path") + 1] == "my videos"
         assert arguments[arguments.index("--output_dir") + 1] == "runs/mine"
+
+
+@pytest.mark.parametrize(("flags", "expected"), [(["--lr", "-1"], 1), (["--no_such_flag"], 2)])
+def test_what_is_wrong_with_a_flag_is_said_once(tiny_run, tmp_path, flags, expected):
+    status, screen = finished(launched(2, tiny_run, tmp_path / "run", *SHARED, *flags))
+    assert status == expected
+    assert [flags[0] in line for line in screen].count(True) == 1 and flags[0] in screen[-1]
+    assert not (tmp_path / "run").exists()

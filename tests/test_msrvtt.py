@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dataloaders.msrvtt import DATASET, read_eval, read_train
-from dataloaders.samples import AnnotationError, Listed, check_overlap, shared_videos
+from dataloaders.samples import AnnotationError, Listed, check_overlap, shared_videos, show
 from dataloaders.video_files import VideoFiles
 
 SPLITS = Path(__file__).resolve().parents[2] / "shared" / "data" / "msrvtt"
@@ -435,7 +435,7 @@ def test_no_id_leads_out_of_the_video_folder(tmp_path, form):
     data = write_captions(tmp_path / "data.json", [(video_id, "text"), ("video1", "text")])
     test_csv = write_csv(tmp_path / "test.csv", EVAL_HEADER, f"a,,{video_id},1", "b,,video1,2")
     for read, path, *arguments in [(read_train, train_csv, data, videos, True), (read_eval, test_csv, videos)]:
-        assert problems_of(read, path, *arguments) == [f"line 2 of {path}: {video_id}: no video file in {videos}"]
+        assert problems_of(read, path, *arguments) == [f"line 2 of {path}: {show(video_id)}: no video file in {videos}"]
         listed = read(path, *arguments, allow_missing=True)
         assert [sample.path for sample in listed.samples] == [videos / "video1.mp4"]
         assert listed.missing == [video_id]

@@ -436,9 +436,6 @@ def test_a_batch_that_does_not_fit_is_refused_before_anything_slow(tiny_run, tmp
     flags = [*tiny_run, *TINY_TRAINING]
     assert run(flags, tmp_path / "out", "--batch_size", "23") == 1
     assert "22 samples, fewer than one batch of 23" in capsys.readouterr().err
-    monkeypatch.setattr(main_task_retrieval, "read_all", lambda *args: pytest.fail("the lists were read"))
-    assert run(flags, tmp_path / "out", "--batch_size", "0") == 1
-    assert "found 0 for 1; 1 is the nearest" in capsys.readouterr().err
 
 
 def test_help_names_the_papers_symbols(capsys):

@@ -210,14 +210,19 @@ def test_the_draw_depends_on_the_seed_and_the_class_alone():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num_crops", "2"], "--num_crops 1 or 3"),
-        (["--shots", "-1"], "--shots must not be negative"),
+        (["--shots", "-1"], "--shots must be at least 0"),
         (["--class_prompt", "a person"], "'a person' has no {class} in it"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(tiny_recognition, tmp_path, capsys, flags, message):
     assert run(tiny_recognition, tmp_path, *TINY_TRAINING, *flags) == 1
     assert message in capsys.readouterr().err
+
+
+def test_one_crop_or_three(tiny_recognition, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tiny_recognition, tmp_path, *TINY_TRAINING, "--num_crops", "2")
+    assert "--num_crops: invalid choice: 2 (choose from 1, 3)" in capsys.readouterr().err.replace("'", "")
 
 
 def test_mirroring_is_refused_where_left_and_right_are_in_the_labels(tiny_recognition, tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 from conftest import shared_data
 
 from dataloaders import hmdb51, ssv2, ucf101
-from dataloaders.samples import AnnotationError
+from dataloaders.samples import AnnotationError, show
 
 READERS = {"hmdb51": hmdb51, "ucf101": ucf101, "ssv2": ssv2}
 
@@ -829,7 +829,7 @@ def test_no_file_name_of_hmdb51_leads_out_of_the_video_folder(tmp_path, form, in
         lines.write(f"{file} 1 \n")
     message = problems_of("hmdb51", (splits, videos, split))
     assert "1 problem\n" in message
-    assert f"line 5 of climb_test_split1.txt: climb/{file[:-4]}: no video file in {videos}" in message
+    assert f"line 5 of climb_test_split1.txt: {show(f'climb/{file[:-4]}')}: no video file in {videos}" in message
     left = hmdb51.read_split(splits, videos, split, allow_missing=["training"])
     assert left.missing == (("training", f"climb/{file[:-4]}"),)
     assert all(videos in sample.path.parents for sample in left.train)
@@ -869,5 +869,5 @@ def test_no_id_of_ssv2_leads_out_of_the_video_folder(tmp_path, form):
     splits, videos, split = miniature("ssv2", tmp_path, test=[*SSV2_TEST, ssv2_entry(video_id, template)])
     message = problems_of("ssv2", (splits, videos, split))
     assert "1 problem\n" in message
-    assert f"entry 1 of something-something-v2-validation.json: {video_id}: no video file in {videos}" in message
+    assert f"entry 1 of something-something-v2-validation.json: {show(video_id)}: no video file in {videos}" in message
     assert ssv2.read_split(splits, videos, split, ["test"]).missing == (("test", video_id),)

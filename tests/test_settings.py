@@ -31,7 +31,7 @@ CLASSES = {
 }
 
 
-@pytest.mark.parametrize("settings", CLASSES, ids=lambda settings: settings.__name__)
+@pytest.mark.parametrize("settings", sorted(CLASSES, key=lambda settings: settings.__name__))
 def test_every_number_has_a_range_that_its_default_is_in(settings):
     hints = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
