@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from modules.errors import UserError
 from modules.randomness import SampleDropout
-from modules.tokens import DepthwiseConv3d, grid_conv3d
+from modules.tokens import DepthwiseConv3d, TemporalConv3d, grid_conv3d
 
 HEAD_WIDTH = 32
 
@@ -72,12 +72,18 @@ class TemporalPrompter(nn.Module):
     """
 
     def __init__(self, width: int, grid: int, num_tokens: int, bottleneck: int, dropout: float):
-        """width: D; grid: G; num_tokens: N_max."""
+        """width: D; grid: G; num_tokens: N_max.
+
+        Raises:
+            UserError: if the bottleneck is of no use.
+        """
         super().__init__()
+        if bottleneck < 1:
+            raise UserError(f"temporal_width must be at least 1, found {bottleneck}")
         self.grid = grid
         self.reduce = nn.Linear(width, bottleneck)
         self.attention = WithinGapAttention(bottleneck)
-        self.conv_in = nn.Conv3d(bottleneck, bottleneck, 3, padding=1)
+        self.conv_in = TemporalConv3d(bottleneck)
         self.conv_out = nn.Conv3d(bottleneck, bottleneck, 1)
         self.to_tokens = nn.Linear(grid**2, num_tokens, bias=False)
         self.expand = nn.Linear(bottleneck, width)
@@ -123,10 +129,10 @@ class InterFramePrompting(nn.Module):
             UserError: if a setting is out of range.
         """
         super().__init__()
-        if epsilon <= 0:
-            raise UserError(f"epsilon (ε) must be larger than 0, found {epsilon}")
-        if beta < 0:
-            raise UserError(f"beta (β) must not be negative, found {beta}")
+        if not 0 < epsilon < math.inf:
+            raise UserError(f"epsilon (ε) must be larger than 0 and finite, found {epsilon}")
+        if not 0 <= beta < math.inf:
+            raise UserError(f"beta (β) must not be negative and must be finite, found {beta}")
         self.grid = grid
         self.eta = eta
         self.num_slots = self.max_tokens(eta)
@@ -140,10 +146,10 @@ class InterFramePrompting(nn.Module):
         """N_max, the slots of a gap: ⌈η⌉.
 
         Raises:
-            UserError: if η is not positive.
+            UserError: if η is not positive and finite.
         """
-        if eta <= 0:
-            raise UserError(f"eta (η) must be larger than 0, or 0 for no inter-frame prompts; found {eta}")
+        if not 0 < eta < math.inf:
+            raise UserError(f"eta (η) must be larger than 0 and finite, or 0 for no inter-frame prompts; found {eta}")
         return math.ceil(eta)
 
     def frame_variation(self, read: Tensor, differences: Tensor, regions: Tensor, real: Tensor) -> Tensor:

@@ -56,8 +56,15 @@ class SpatialPrompter(nn.Module):
     """
 
     def __init__(self, width: int, grid: int, bottleneck: int, hidden: int, dropout: float):
-        """width: D; grid: G; bottleneck: channels of the convolutions; hidden: width between the Linears."""
+        """width: D; grid: G; bottleneck: channels of the convolutions; hidden: width between the Linears.
+
+        Raises:
+            UserError: if one of the last two is of no use.
+        """
         super().__init__()
+        for name, channels in (("spatial_width", bottleneck), ("spatial_hidden", hidden)):
+            if channels < 1:
+                raise UserError(f"{name} must be at least 1, found {channels}")
         self.grid = grid
         self.conv_in = nn.Conv3d(width, bottleneck, 3, padding=(0, 1, 1))
         self.conv_out = nn.Conv3d(bottleneck, bottleneck, (1, 3, 3), padding=(0, 1, 1))

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from modules.errors import UserError
+
 BETAS = (0.9, 0.98)
 EPS = 1e-6
 
@@ -20,7 +22,13 @@ def build_optimizer(
             normalisation weights.
         lr: peak learning rate of factor 1.
         weight_decay: for the parameters of more than one dimension.
+
+    Raises:
+        UserError: if the rate or the decay is negative or not finite.
     """
+    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{name} must not be negative and must be finite, found {value}")
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter, factor in parameters:
         groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
@@ -47,5 +55,11 @@ def warmup_cosine(step: int, total_steps: int, warmup_share: float) -> float:
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, total_steps: int, warmup_share: float):
-    """The schedule of `warmup_cosine`, a step of it for each of the optimiser's."""
+    """The schedule of `warmup_cosine`, a step of it for each of the optimiser's.
+
+    Raises:
+        UserError: if the share is none.
+    """
+    if not 0 <= warmup_share <= 1:
+        raise UserError(f"--warmup_proportion must be in [0, 1], found {warmup_share}")
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, total_steps, warmup_share))

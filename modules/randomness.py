@@ -10,6 +10,8 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from modules.errors import UserError
+
 _MASK32 = 0xFFFFFFFF
 
 
@@ -88,10 +90,14 @@ class SampleDropout(nn.Module):
     """
 
     def __init__(self, p: float):
-        """p: the share of elements set to zero, in [0, 1); to the nearest of 2⁻¹⁶."""
+        """p: the share of elements set to zero, in [0, 1); to the nearest of 2⁻¹⁶.
+
+        Raises:
+            UserError: if it is not in that range.
+        """
         super().__init__()
         if not 0.0 <= p < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), found {p}")
+            raise UserError(f"prompt_dropout must be in [0, 1), found {p}")
         self.p = p
 
     def forward(self, x: Tensor, keys: Tensor | None, rows: Tensor | None = None) -> Tensor:

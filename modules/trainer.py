@@ -177,10 +177,14 @@ class Trainer:
             interruption: tells when to stop.
 
         Raises:
-            UserError: if the method has nothing to train or the batch size does not fit.
+            UserError: if the method has nothing to train, the batch size does not fit, or a setting is out of range.
         """
         if model.num_trainable() == 0:
             raise UserError(f"--method {identity['method']} has nothing to train: give --do_eval alone")
+        if not settings.max_grad_norm > 0:
+            raise UserError(
+                f"--max_grad_norm must be larger than 0, or inf for no limit; found {settings.max_grad_norm}"
+            )
         self.model = model
         self.task = task
         self.settings = settings
