@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from modules.errors import UserError
 from modules.randomness import SampleDropout
-from modules.tokens import DepthwiseConv3d, grid_conv3d
+from modules.tokens import DepthwiseConv3d, TemporalConv3d, grid_conv3d
 
 HEAD_WIDTH = 32
 
@@ -77,7 +77,7 @@ class TemporalPrompter(nn.Module):
         self.grid = grid
         self.reduce = nn.Linear(width, bottleneck)
         self.attention = WithinGapAttention(bottleneck)
-        self.conv_in = nn.Conv3d(bottleneck, bottleneck, 3, padding=1)
+        self.conv_in = TemporalConv3d(bottleneck)
         self.conv_out = nn.Conv3d(bottleneck, bottleneck, 1)
         self.to_tokens = nn.Linear(grid**2, num_tokens, bias=False)
         self.expand = nn.Linear(bottleneck, width)

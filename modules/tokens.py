@@ -43,6 +43,32 @@ def grid_conv3d(conv: nn.Conv3d, tokens: Tensor, grid: int) -> Tensor:
     return conv(volume).permute(0, 2, 3, 4, 1).flatten(2, 3)  # (B, T′, P, C′)
 
 
+class TemporalConv3d(nn.Conv3d):
+    """A 3×3×3 convolution that keeps the number of frames and is right for one and two of them in bf16 on a CPU, too.
+
+    Where the kernel is deeper than the volume, oneDNN's bf16 kernels use memory that nothing was written to: for two
+    frames in the gradient of the weights, at any width, and for one frame of one channel in the output. Whether that
+    becomes NaN or a wrong number is chance. With zeros before and behind that are frames of their own they are right.
+    """
+
+    def __init__(self, width: int):
+        """width: C."""
+        super().__init__(width, width, 3, padding=1)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """(B, C, T, G, G) → (B, C, T, G, G)."""
+        if volume.shape[2] >= 3 or not _is_bf16_on_cpu(volume):
+            return super().forward(volume)
+        return F.conv3d(F.pad(volume, (0, 0, 0, 0, 1, 1)), self.weight, self.bias, padding=(0, 1, 1))
+
+
+def _is_bf16_on_cpu(volume: Tensor) -> bool:
+    """Whether a convolution of this volume is one of oneDNN's in bf16."""
+    if volume.device.type != "cpu":
+        return False
+    return (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else volume.dtype) == torch.bfloat16
+
+
 class DepthwiseConv3d(nn.Conv3d):
     """The 3D convolution of N^s and N^t: depthwise, 3×3×3, no bias, N(0, 1/27).
 
