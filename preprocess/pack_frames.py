@@ -9,7 +9,8 @@ depth, is packed; hidden files are not videos. OUT gets tar archives of about --
 program unpacks them), the index of their frames (`index.jsonl`), the settings (`pack_frames.json`) and the failures
 (`failed_videos.csv`: video, reason). The same command continues where it stopped, also after `kill -9`: what lies in
 an archive behind its last indexed video is cut off. Archives are the same bytes whatever the number of processes, and
-whether or not the packing was interrupted. One run at a time for one OUT.
+whether or not the packing was interrupted. One run at a time for one OUT. Where OUT was packed with other settings, or
+of files that have changed, the command says so and stops; with --overwrite it packs all of it anew.
 
 What is packed:
 
@@ -79,6 +80,7 @@ from modules.errors import UserError
 from modules.files import lock_folder, sync_folder, write_whole
 from modules.progress import Progress
 from preprocess.compress_video import (
+    FAILURES_FILE,
     Job,
     Shrinker,
     choose_frames,
@@ -413,6 +415,13 @@ def claim_output(path: Path, jobs: Sequence[Job], settings: PackSettings) -> dic
     return videos
 
 
+def remove_pack(path: Path) -> None:
+    """Remove what packing leaves in a folder; other files stay."""
+    # the settings last: without them nobody could say what the rest is
+    for name in (*find_shards(path), INDEX_FILE, FAILURES_FILE, SETTINGS_FILE):
+        (path / name).unlink(missing_ok=True)
+
+
 def check_sources(path: Path, jobs: Sequence[Job], videos: dict[str, PackedVideo]) -> None:
     """See that what is packed was packed from the files that are there; files may have gone since.
 
@@ -448,6 +457,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.ArgumentParser, ar
     parser.add_argument("--quality", type=int, default=defaults.quality, help="of JPEG: 1 worst, 100 best (90)")
     parser.add_argument("--shard_mb", type=int, default=1024, help="MiB of a tar archive; no video is divided (1024)")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes (one a core)")
+    parser.add_argument("--overwrite", action="store_true", help="pack anew what other settings or other files made")
     parser.add_argument("--verify", action="store_true", help="check what is packed instead of packing")
     return parser, parser.parse_args(argv)
 
@@ -546,7 +556,13 @@ def main(argv: list[str] | None = None) -> int:
                 stack.enter_context(lock_folder(path))
             except BlockingIOError:
                 raise UserError(f"another run is packing to {path}: wait for it, or give another folder") from None
-            videos = claim_output(path, jobs, settings)
+            try:
+                videos = claim_output(path, jobs, settings)
+            except UserError:
+                if not arguments.overwrite:
+                    raise
+                remove_pack(path)
+                videos = claim_output(path, jobs, settings)
             writer = stack.enter_context(PackWriter(path, settings, videos, arguments.shard_mb * MEGABYTE))
             return pack(writer, jobs, arguments.num_workers)
     except (ValueError, OSError) as error:

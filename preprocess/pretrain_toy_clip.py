@@ -66,7 +66,7 @@ class UnusableModel(Exception):
 @dataclass(frozen=True)
 class PretrainSettings:
     seed: int = 0
-    steps: int = 1200
+    steps: int = 1000
     batch_size: int = 96
     learning_rate: float = 2e-3
     weight_decay: float = 0.01

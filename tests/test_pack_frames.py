@@ -396,6 +396,23 @@ def test_a_changed_source_is_refused_and_a_vanished_one_is_kept(videos, jpeg, tm
     assert "a.mp4 is already" in refused(capsys, source, jpeg)
 
 
+def test_overwrite_packs_anew_what_would_be_refused_and_nothing_else(videos, packs, jpeg, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack_frames, "MEGABYTE", SMALL_SHARD)
+    (jpeg / "notes.txt").write_text("not of the pack")
+    assert run(videos, jpeg, "--format", "raw", "--overwrite") == 0  # other settings
+    assert files_in(jpeg) == files_in(packs / "raw") | {"notes.txt": b"not of the pack"}
+    source = Path(shutil.copytree(videos, tmp_path / "videos"))
+    shutil.copy(source / "b.mkv", source / "f.mkv")
+    (source / "f.mp4").unlink()
+    assert run(source, jpeg, "--format", "raw", "--overwrite") == 0  # other files
+    assert set(PackIndex.open(jpeg).videos) == {"a.mp4", "b.mkv", "class x/c.mp4", "class x/d.avi", "e é.mp4", "f.mkv"}
+    assert verify(jpeg) == 0
+    monkeypatch.setattr(pack_frames, "attempt", None)
+    before = files_in(jpeg)
+    assert run(source, jpeg, "--format", "raw", "--overwrite") == 0  # nothing is done twice
+    assert files_in(jpeg) == before
+
+
 def test_impossible_arguments_are_refused(videos, tmp_path, capsys):
     output = tmp_path / "pack"
     for option in (("--fps", 0), ("--size", 3), ("--quality", 0), ("--num_workers", 0), ("--shard_mb", 0)):
