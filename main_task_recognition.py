@@ -29,11 +29,13 @@ if __name__ == "__main__":  # here, since what follows takes seconds
 
 import numpy as np
 
+from common.errors import UserError
+from common.seeds import derive_seed
+from common.settings import at_least, setting
 from dataloaders import hmdb51, ssv2, ucf101
 from dataloaders.dataset import EvaluationDataset, TrainingDataset, Views, check_num_samples
 from dataloaders.recognition import RecognitionSplit
 from dataloaders.samples import Sample, read_all
-from modules.errors import UserError
 from modules.interruption import Interruption
 from modules.metrics import rounded
 from modules.processes import Processes
@@ -45,10 +47,8 @@ from modules.program import (
     run_program,
     video_settings,
 )
-from modules.randomness import derive_seed
 from modules.recognition import LEGEND, RecognitionTask, read_templates
 from modules.run_folder import BEST, INTERRUPTED, RESULTS, RunFolder, csv_text
-from modules.settings import at_least, setting
 
 logger = logging.getLogger("stop")
 

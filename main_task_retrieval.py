@@ -26,12 +26,12 @@ from modules.early import say_starting
 if __name__ == "__main__":  # here, since what follows takes seconds
     say_starting()
 
+from common.settings import setting
 from dataloaders import msrvtt
 from dataloaders.dataset import EvaluationDataset, TrainingDataset, check_num_samples
 from dataloaders.samples import Sample, check_overlap, read_all
 from modules.program import Arguments, parse_arguments, run_once, run_program, video_settings
 from modules.retrieval import RetrievalTask
-from modules.settings import setting
 
 logger = logging.getLogger("stop")
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from common.errors import UserError
+from common.seeds import derive_seed
 from dataloaders.decoding import VideoReader
 from dataloaders.pack_index import PackIndex
 from dataloaders.packed import PackReader
 from dataloaders.preprocessing import resize_and_crop
 from dataloaders.samples import Sample
 from dataloaders.video import BadVideoError, FrameSampler
-from modules.errors import UserError
-from modules.randomness import derive_seed
 
 FRAME_ORDERS = ("ordered", "shuffle")
 MAX_REPLACEMENTS = 20

@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 
+from common.settings import setting
 from dataloaders.pack_index import PackIndex
 from dataloaders.samples import (
     AnnotationError,
@@ -30,7 +31,6 @@ from dataloaders.samples import (
     show,
 )
 from dataloaders.video_files import Located, VideoFiles, stem_of
-from modules.settings import setting
 
 OFFICIAL_TRAIN = ("MSRVTT_train.9k.csv", "MSRVTT_train.7k.csv")
 OFFICIAL_EVAL = "MSRVTT_JSFUSION_test.csv"

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from modules.errors import UserError
+from common.errors import UserError
 
 INDEX_FILE, SETTINGS_FILE, FAILURES_FILE = "index.jsonl", "pack_frames.json", "failed_videos.csv"
 SHARD_NAME = re.compile(r"frames-\d{5,}\.tar")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from common.settings import setting
 from dataloaders.pack_index import PackIndex
 from dataloaders.samples import (
     UNUSABLE,
@@ -19,7 +20,6 @@ from dataloaders.samples import (
     show,
 )
 from dataloaders.video_files import VideoFiles
-from modules.settings import setting
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RecognitionSplit:
 class RecognitionDataset:
     """A dataset: its flags, and how its files become a split.
 
-    settings: a frozen dataclass of `modules.settings.setting` fields; each becomes a flag.
+    settings: a frozen dataclass of `common.settings.setting` fields; each becomes a flag.
     splits: the names that --split takes.
     read: from the settings and a name of `splits`, that split; raises AnnotationError. A third argument, by name
     `allow_missing`, holds "training", "test" or both: the lists whose videos without a file are left out.

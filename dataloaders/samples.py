@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
+from common.settings import setting
 from dataloaders.pack_index import PackIndex
-from modules.errors import UserError
-from modules.settings import setting
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"}
@@ -107,7 +107,7 @@ class VideoLocation:
 class Dataset:
     """A dataset: its flags, and how its files become samples.
 
-    settings: a frozen dataclass of `modules.settings.setting` fields; each becomes a flag.
+    settings: a frozen dataclass of `common.settings.setting` fields; each becomes a flag.
     read_train, read_eval: from the settings, and from `allow_missing=True` where videos without a file are to be left
     out instead of being problems, what a split lists; they raise AnnotationError.
     official: whether the settings name the dataset's published split files, which share no video.

@@ -26,8 +26,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from common.errors import UserError
 from modules.clip_vision import ClipVisionTower
-from modules.errors import UserError
 
 # OpenAI's names, as its release spells them, and open_clip's names of the same models
 OPENAI_NAMES = {

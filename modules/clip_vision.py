@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from modules.errors import UserError
+from common.errors import UserError
 
 QUICK_GELU_FACTOR = 1.702
 

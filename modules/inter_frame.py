@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.errors import UserError
+from common.errors import UserError
 from modules.randomness import SampleDropout
 from modules.tokens import DepthwiseConv3d, TemporalConv3d, grid_conv3d
 

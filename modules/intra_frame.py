@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from modules.errors import UserError
+from common.errors import UserError
 from modules.randomness import SampleDropout
 from modules.tokens import DepthwiseConv3d, extend_in_time, grid_conv3d
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from modules.errors import UserError
+from common.errors import UserError
 from modules.interruption import EXIT_CODE, LAST_RESORT, LOCK_PATIENCE, PATIENCE
 
 HOST = "127.0.0.1"

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from modules.errors import UserError
+from common.errors import UserError
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 LAUNCHER = "STOP_LAUNCHER"  # environment variable of the processes that modules/launch.py starts: its process id

@@ -16,13 +16,24 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from common.errors import UserError
+from common.settings import (
+    above,
+    add_arguments,
+    all_settings,
+    at_least,
+    from_arguments,
+    model_settings,
+    range_problems,
+    result_settings,
+    setting,
+)
 from dataloaders.dataset import FRAME_ORDERS, VideoSettings, check_batch_size
 from dataloaders.pack_index import PackIndex
 from dataloaders.recognition import RecognitionDataset
 from dataloaders.samples import Dataset, Sample
 from dataloaders.video import BadVideoError
 from modules.clip_loader import LoadedCLIP, known_context_length, load_clip
-from modules.errors import UserError
 from modules.interruption import EXIT_CODE as INTERRUPTED_EXIT_CODE
 from modules.interruption import Interrupted, Interruption, end_children
 from modules.methods import DEFAULT_METHOD, METHODS
@@ -40,17 +51,6 @@ from modules.run_folder import (
     RunFolder,
     file_logger,
     load_checkpoint,
-)
-from modules.settings import (
-    above,
-    add_arguments,
-    all_settings,
-    at_least,
-    from_arguments,
-    model_settings,
-    range_problems,
-    result_settings,
-    setting,
 )
 from modules.text_encoder import check_max_words
 from modules.trainer import Task, Trainer, TrainSettings, list_differences, peak_memory_mb

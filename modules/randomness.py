@@ -5,25 +5,10 @@ the sample. Nothing here holds state, so nothing has to be saved: a resumed run 
 one, and two processes that share a batch draw what one process would have drawn.
 """
 
-import hashlib
-
 import torch
 from torch import Tensor, nn
 
 _MASK32 = 0xFFFFFFFF
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A seed that depends on every part and on nothing else.
-
-    Args:
-        parts: what the draw belongs to, for example ``(seed, "frames", epoch, sample)``.
-
-    Returns:
-        An integer in [0, 2⁶³), the same on every platform.
-    """
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def _mix32(x: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.errors import UserError
 from dataloaders.dataset import Batch, EvaluationDataset, TrainingDataset
 from modules.embedding import embed_items
-from modules.errors import UserError
 from modules.metrics import DECIMALS, percent
 from modules.precision import Precision
 from modules.processes import Processes

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 
 import torch
 
+from common.errors import UserError
+from common.files import csv_text, lock_folder, write_whole
 from dataloaders.dataset import SkippedVideo
-from modules.errors import UserError
-from modules.files import csv_text, lock_folder, write_whole
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "decord", "opencv-python-headless")
 LAST, BEST, RESULTS = "last.pt", "best.pt", "results.json"

@@ -21,6 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from common.errors import UserError
+from common.seeds import derive_seed
+from common.settings import above, at_least, between, setting
 from dataloaders.dataset import (
     Batch,
     EvaluationDataset,
@@ -29,16 +32,13 @@ from dataloaders.dataset import (
     read_batches,
     training_loader,
 )
-from modules.errors import UserError
 from modules.interruption import Interrupted, Interruption
 from modules.metrics import rounded
 from modules.optimization import build_optimizer, build_scheduler
 from modules.precision import PRECISIONS, Precision
 from modules.processes import Processes
 from modules.progress import INTERVAL, duration
-from modules.randomness import derive_seed
 from modules.run_folder import BEST, LAST, RESULTS, SKIPPED, RunFolder
-from modules.settings import above, at_least, between, setting
 from modules.video_text_model import VideoTextModel
 
 logger = logging.getLogger("stop")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from modules.errors import UserError
+from common.errors import UserError
 
 
 class VideoTextModel(nn.Module):

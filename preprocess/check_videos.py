@@ -43,15 +43,15 @@ if __name__ == "__main__":  # here, since what follows takes seconds
 
 import main_task_recognition
 import main_task_retrieval
+from common.errors import UserError
+from common.settings import above, add_arguments, at_least, from_arguments, range_problems, setting
 from dataloaders.decoding import VideoReader
 from dataloaders.samples import Sample, read_all
 from dataloaders.video import BadVideoError, FrameSampler
 from dataloaders.video_files import list_videos, no_videos
-from modules.errors import UserError
 from modules.program import USAGE, CommonSettings
 from modules.progress import Progress
 from modules.run_folder import SKIPPED, SKIPPED_COLUMNS, csv_text, write_whole
-from modules.settings import above, add_arguments, at_least, from_arguments, range_problems, setting
 
 RETRIEVAL, RECOGNITION = main_task_retrieval.DATASETS, main_task_recognition.DATASETS
 

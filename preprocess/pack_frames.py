@@ -60,6 +60,8 @@ from av.video.reformatter import VideoReformatter
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.errors import UserError
+from common.files import lock_folder, sync_folder, write_whole
 from dataloaders.pack_index import (
     CHANNELS,
     FORMATS,
@@ -76,8 +78,6 @@ from dataloaders.pack_index import (
     read_index,
     read_settings,
 )
-from modules.errors import UserError
-from modules.files import lock_folder, sync_folder, write_whole
 from modules.progress import Progress
 from preprocess.compress_video import (
     FAILURES_FILE,

@@ -19,8 +19,8 @@ if __package__ in (None, ""):  # run as a script
 
 import torch
 
-from modules.errors import UserError
-from modules.files import write_whole
+from common.errors import UserError
+from common.files import write_whole
 from scripts import benchmark_data as data
 from scripts import benchmark_model as model
 from scripts.benchmark_model import FLOOR, ONCE, PER_LAYER, SUBJECTS, Setup

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from common.errors import UserError
 from dataloaders.dataset import GlobalBatches, TrainingDataset, VideoSettings, read_batches, training_loader
 from dataloaders.pack_index import PackIndex
 from dataloaders.samples import Sample
-from modules.errors import UserError
 from modules.metrics import retrieval_metrics, retrieval_metrics_of_embeddings
 from modules.trainer import peak_memory_mb
 

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.errors import UserError
 from modules.clip_loader import LoadedCLIP, load_clip
 from modules.clip_vision import ClipVisionTower
-from modules.errors import UserError
 from modules.losses import symmetric_contrastive_loss
 from modules.methods.stop import StopSettings, build
 from modules.optimization import build_optimizer

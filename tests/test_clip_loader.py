@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from conftest import TINY_CONFIG, make_tiny_clip, save_clip_folder
 from safetensors.torch import save_file
 
+from common.errors import UserError
 from modules.clip_loader import (
     OPENAI_NAMES,
     LoadedCLIP,
@@ -24,7 +25,6 @@ from modules.clip_loader import (
     unknown_host,
 )
 from modules.clip_vision import UnsupportedCLIP
-from modules.errors import UserError
 from modules.text_encoder import GROUP, FrozenTextEncoder
 
 

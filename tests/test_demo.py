@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 pytestmark = pytest.mark.slow
-FOLDERS = ("dataloaders", "modules", "preprocess", "scripts")
+FOLDERS = ("common", "dataloaders", "modules", "preprocess", "scripts")
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from common.errors import UserError
 from dataloaders.dataset import GlobalBatches, check_batch_size
-from modules.errors import UserError
 from modules.losses import symmetric_contrastive_loss
 from modules.optimization import build_optimizer, warmup_cosine
 from modules.processes import Processes

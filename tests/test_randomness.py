@@ -2,7 +2,8 @@
 
 import torch
 
-from modules.randomness import SampleDropout, derive_seed, fold_in, uniform_bits
+from common.seeds import derive_seed
+from modules.randomness import SampleDropout, fold_in, uniform_bits
 
 
 def test_seeds_depend_on_every_part():

@@ -14,13 +14,13 @@ from conftest import TINY_TRAINING
 from test_program import checkpoint, lines, torchrun
 
 import main_task_recognition
+from common.errors import UserError
 from dataloaders.dataset import EvaluationDataset, TrainingDataset, VideoSettings, Views
 from dataloaders.preprocessing import resize_and_crop
 from dataloaders.recognition import RecognitionSplit
 from dataloaders.samples import Sample
 from dataloaders.video import sample_frame_indices
 from main_task_recognition import draw_shots
-from modules.errors import UserError
 from modules.recognition import Predictions, RecognitionTask, read_templates
 from modules.video_text_model import VideoTextModel
 

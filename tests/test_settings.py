@@ -8,9 +8,9 @@ import pytest
 
 import main_task_recognition
 import main_task_retrieval
+from common.settings import Range, above, at_least, between, range_problems, setting
 from modules.methods import METHODS
 from modules.program import CommonSettings
-from modules.settings import Range, above, at_least, between, range_problems, setting
 from modules.trainer import TrainSettings
 from preprocess import check_videos
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY_CONFIG, make_tiny_clip, random_videos
 
+from common.errors import UserError
 from dataloaders.preprocessing import resize_and_crop
 from dataloaders.video import read_video
 from modules.clip_loader import LoadedCLIP
 from modules.clip_vision import ClipVisionTower
-from modules.errors import UserError
 from modules.inter_frame import InterFramePrompting, TemporalPrompter
 from modules.intra_frame import IntraFrameOutput, IntraFramePrompting, SpatialPrompter, select_regions
 from modules.methods import METHODS

@@ -8,8 +8,8 @@ import torch
 from conftest import ROOT, TINY_TRAINING, save_clip_folder
 
 import main_task_retrieval
+from common.errors import UserError
 from modules.clip_loader import WeightsError, load_clip
-from modules.errors import UserError
 from modules.run_folder import load_checkpoint
 
 
@@ -79,9 +79,10 @@ def calls_in(path):
             yield ast.unparse(node.func), keywords
 
 
+FOLDERS = ("common", "dataloaders", "modules", "preprocess", "scripts")
 SOURCES = sorted(
     path
-    for pattern in ("*.py", "modules/**/*.py", "dataloaders/*.py", "preprocess/*.py", "scripts/*.py")
+    for pattern in ("*.py", *(f"{folder}/**/*.py" for folder in FOLDERS))
     for path in ROOT.glob(pattern)
 )
 FORBIDDEN = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "marshal.loads", "yaml.load"}
@@ -97,6 +98,11 @@ def test_the_code_runs_no_text_and_loads_no_pickles(path):
             assert keywords.get("weights_only") is True
         if name == "torch.jit.load":  # behind the checksum
             assert path.name == "clip_loader.py"
+
+
+def test_no_folder_of_sources_is_left_out():
+    tops = {path.relative_to(ROOT).parts[0] for path in ROOT.glob("[!.]*/**/*.py")}
+    assert tops - {"tests", "runs", "data", "ckpts"} == set(FOLDERS)
 
 
 def test_what_is_forbidden_is_found(tmp_path):

@@ -14,7 +14,7 @@ class Method:
 
     Attributes:
         summary: one line for ``--help``.
-        settings: a frozen dataclass of `modules.settings.setting` fields; each becomes a flag.
+        settings: a frozen dataclass of `common.settings.setting` fields; each becomes a flag.
         build: from CLIP, the settings, the frames a video T and the words a caption, the model.
         trains: whether it has something to train; if so it cannot be evaluated without a checkpoint.
     """

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
+from common.settings import above, at_least, between, setting
 from modules.clip_loader import LoadedCLIP
 from modules.clip_vision import ClipVisionTower
-from modules.errors import UserError
 from modules.inter_frame import InterFramePrompting, TemporalPrompter
 from modules.intra_frame import IntraFramePrompting, SpatialPrompter
 from modules.methods.base import Method
 from modules.randomness import fold_in
 from modules.scopes import SCOPES
-from modules.settings import above, at_least, between, setting
 from modules.text_encoder import FrozenTextEncoder
 from modules.video_encoder import PromptedTokens, VideoEncoder
 from modules.video_text_model import VideoTextModel
