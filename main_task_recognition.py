@@ -32,9 +32,9 @@ import numpy as np
 from common.errors import UserError
 from common.seeds import derive_seed
 from common.settings import at_least, setting
-from dataloaders import hmdb51, ssv2, ucf101
-from dataloaders.dataset import EvaluationDataset, TrainingDataset, Views, check_num_samples
-from dataloaders.recognition import RecognitionSplit
+from dataloaders.datasets.recognition import hmdb51, ssv2, ucf101
+from dataloaders.datasets.recognition.splits import RecognitionSplit
+from dataloaders.items import EvaluationDataset, TrainingDataset, Views, check_num_samples
 from dataloaders.samples import Sample, read_all
 from modules.interruption import Interruption
 from modules.metrics import rounded

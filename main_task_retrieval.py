@@ -27,8 +27,8 @@ if __name__ == "__main__":  # here, since what follows takes seconds
     say_starting()
 
 from common.settings import setting
-from dataloaders import msrvtt
-from dataloaders.dataset import EvaluationDataset, TrainingDataset, check_num_samples
+from dataloaders.datasets.retrieval import msrvtt
+from dataloaders.items import EvaluationDataset, TrainingDataset, check_num_samples
 from dataloaders.samples import Sample, check_overlap, read_all
 from modules.program import Arguments, parse_arguments, run_once, run_program, video_settings
 from modules.retrieval import RetrievalTask

@@ -15,7 +15,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.settings import setting
-from dataloaders.pack_index import PackIndex
+from dataloaders.video.pack_index import PackIndex
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"}

@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataloaders.pack_index import PackIndex
 from dataloaders.samples import VIDEO_SUFFIXES, folder_problem, show
+from dataloaders.video.pack_index import PackIndex
 
 MAX_SHOWN_SUFFIXES = 5
 LEAVE_OUT = {

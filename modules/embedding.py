@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from dataloaders.dataset import LEAVE_OUT_BAD, EvaluationDataset, evaluation_loader
+from dataloaders.items import LEAVE_OUT_BAD, EvaluationDataset, evaluation_loader
 from modules.precision import Precision
 from modules.processes import Processes
 from modules.progress import Progress

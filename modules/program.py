@@ -28,11 +28,11 @@ from common.settings import (
     result_settings,
     setting,
 )
-from dataloaders.dataset import FRAME_ORDERS, VideoSettings, check_batch_size
-from dataloaders.pack_index import PackIndex
-from dataloaders.recognition import RecognitionDataset
+from dataloaders.datasets.recognition.splits import RecognitionDataset
+from dataloaders.items import FRAME_ORDERS, VideoSettings, check_batch_size
 from dataloaders.samples import Dataset, Sample
-from dataloaders.video import BadVideoError
+from dataloaders.video.decoding import BadVideoError
+from dataloaders.video.pack_index import PackIndex
 from modules.clip_loader import LoadedCLIP, known_context_length, load_clip
 from modules.interruption import EXIT_CODE as INTERRUPTED_EXIT_CODE
 from modules.interruption import Interrupted, Interruption, end_children

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
-from dataloaders.dataset import Batch, EvaluationDataset, TrainingDataset
+from dataloaders.items import Batch, EvaluationDataset, TrainingDataset
 from modules.embedding import embed_items
 from modules.metrics import DECIMALS, percent
 from modules.precision import Precision

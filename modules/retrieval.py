@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataloaders.dataset import Batch, EvaluationDataset, TrainingDataset
+from dataloaders.items import Batch, EvaluationDataset, TrainingDataset
 from modules.embedding import embed_items, gather_strided
 from modules.losses import same_video_or_caption, symmetric_contrastive_loss
 from modules.metrics import LEGEND, retrieval_metrics_of_embeddings

@@ -19,7 +19,7 @@ import torch
 
 from common.errors import UserError
 from common.files import csv_text, lock_folder, write_whole
-from dataloaders.dataset import SkippedVideo
+from dataloaders.items import SkippedVideo
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "decord", "opencv-python-headless")
 LAST, BEST, RESULTS = "last.pt", "best.pt", "results.json"

@@ -24,7 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from common.errors import UserError
 from common.seeds import derive_seed
 from common.settings import above, at_least, between, setting
-from dataloaders.dataset import (
+from dataloaders.items import (
     Batch,
     EvaluationDataset,
     GlobalBatches,

@@ -45,9 +45,9 @@ import main_task_recognition
 import main_task_retrieval
 from common.errors import UserError
 from common.settings import above, add_arguments, at_least, from_arguments, range_problems, setting
-from dataloaders.decoding import VideoReader
 from dataloaders.samples import Sample, read_all
-from dataloaders.video import BadVideoError, FrameSampler
+from dataloaders.video.decoding import BadVideoError, FrameSampler
+from dataloaders.video.reader import VideoReader
 from dataloaders.video_files import list_videos, no_videos
 from modules.program import USAGE, CommonSettings
 from modules.progress import Progress

@@ -62,7 +62,7 @@ if __package__ in (None, ""):  # run as a script
 
 from common.errors import UserError
 from common.files import lock_folder, sync_folder, write_whole
-from dataloaders.pack_index import (
+from dataloaders.video.pack_index import (
     CHANNELS,
     FORMATS,
     INDEX_FILE,
@@ -527,7 +527,7 @@ def verify(path: Path) -> int:
     Raises:
         UserError: the index cannot be used, or a shard is missing or cut off.
     """
-    from dataloaders.packed import PackReader  # imports the decoders of video, which workers have no use for
+    from dataloaders.video.packed import PackReader  # imports the decoders of video, which workers have no use for
 
     index = PackIndex.open(path)
     reader, damaged = PackReader(index), 0

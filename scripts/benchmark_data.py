@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from common.errors import UserError
-from dataloaders.dataset import GlobalBatches, TrainingDataset, VideoSettings, read_batches, training_loader
-from dataloaders.pack_index import PackIndex
+from dataloaders.items import GlobalBatches, TrainingDataset, VideoSettings, read_batches, training_loader
 from dataloaders.samples import Sample
+from dataloaders.video.pack_index import PackIndex
 from modules.metrics import retrieval_metrics, retrieval_metrics_of_embeddings
 from modules.trainer import peak_memory_mb
 

@@ -27,9 +27,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataloaders import decoding
-from dataloaders.decoding import VideoReader
-from dataloaders.video import BadVideoError, FrameSampler
+from dataloaders.video import reader as video_reader
+from dataloaders.video.decoding import BadVideoError, FrameSampler
+from dataloaders.video.reader import VideoReader
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_CLIPS = ROOT.parent / "shared" / "data" / "videos"
@@ -39,7 +39,7 @@ REAL_SHARE = 1 / 3  # of the mutated clips, where there are real ones: they take
 NUM_FRAMES = 8  # read of each clip
 TIME_LIMIT = 20.0  # seconds for one read of a mutated clip; the small clips take milliseconds, the real ones a few s
 # seconds after which the process that reads hangs: two tries of a clip, one of an intact one, two new children
-PATIENCE = 3 * TIME_LIMIT + 2 * decoding.START_LIMIT
+PATIENCE = 3 * TIME_LIMIT + 2 * video_reader.START_LIMIT
 ENDS = 4_000  # bytes at either end of a file that hold most headers and indexes
 BAD_SHARE = 1 / 4  # of the decodes in the measurement of memory
 CHILD_WARM_UP = 100  # decodes, of a child that is replaced long before the reader's warm-up ends
@@ -521,7 +521,7 @@ def serve_growth() -> None:
 
 
 def grow(
-    decodes: int, seed: int, good: list[str], bad: list[str], command: tuple[str, ...] = decoding.COMMAND
+    decodes: int, seed: int, good: list[str], bad: list[str], command: tuple[str, ...] = video_reader.COMMAND
 ) -> Growth:
     """`measure_growth` within this process, of the given clips; `command` is the reader's.
 
@@ -573,17 +573,17 @@ def resident(process: int | str) -> int:
 def measure_leak(library: str, bad: bool, decodes: int, folder: str | Path) -> float:
     """MB that one child, never replaced, grows in 1,000 decodes by one library, "decord" or "OpenCV".
 
-    bad: decode bad clips, else good ones. What MAX_DECODES in dataloaders/decoding.py rests on.
+    bad: decode bad clips, else good ones. What MAX_DECODES in dataloaders/video/reader.py rests on.
     """
     good = make_small_clips(Path(folder) / "sources")
     code = (
-        "from dataloaders import decoding, video; libraries = video._libraries(); "
-        f"video._libraries = lambda: {{{library!r}: libraries[{library!r}]}}; decoding.serve()"
+        "from dataloaders.video import decoding, reader; libraries = decoding._libraries(); "
+        f"decoding._libraries = lambda: {{{library!r}: libraries[{library!r}]}}; reader.serve()"
     )
     clips = ([], make_bad_clips(good, Path(folder) / "bad")) if bad else (good, [])
-    limit, decoding.MAX_DECODES = decoding.MAX_DECODES, decodes + 1
+    limit, video_reader.MAX_DECODES = video_reader.MAX_DECODES, decodes + 1
     try:
         growth = grow(decodes, 0, *([str(path) for path in paths] for paths in clips), (sys.executable, "-c", code))
     finally:
-        decoding.MAX_DECODES = limit
+        video_reader.MAX_DECODES = limit
     return growth.child_growth_mb / (decodes - CHILD_WARM_UP) * 1_000

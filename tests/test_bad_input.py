@@ -14,10 +14,10 @@ from test_program import torchrun
 
 import main_task_recognition
 import main_task_retrieval
-from dataloaders.dataset import TrainingDataset, VideoSettings
-from dataloaders.decoding import VideoReader
+from dataloaders.items import TrainingDataset, VideoSettings
 from dataloaders.samples import Sample
-from dataloaders.video import BadVideoError, FrameSampler
+from dataloaders.video.decoding import BadVideoError, FrameSampler
+from dataloaders.video.reader import VideoReader
 from modules.trainer import Trainer
 
 

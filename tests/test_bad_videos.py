@@ -17,12 +17,13 @@ from conftest import shared_data
 from PIL import Image
 from test_video import clip_facts, damage, picture, read_numbers, write_video
 
-from dataloaders import decoding, preprocessing, video
-from dataloaders.dataset import EvaluationDataset, VideoSettings
-from dataloaders.decoding import VideoReader
-from dataloaders.preprocessing import resize_and_crop
+from dataloaders.items import EvaluationDataset, VideoSettings
 from dataloaders.samples import Sample
-from dataloaders.video import BadVideoError, FrameSampler, read_video
+from dataloaders.video import decoding, preprocessing
+from dataloaders.video import reader as video_reader
+from dataloaders.video.decoding import BadVideoError, FrameSampler, read_video
+from dataloaders.video.preprocessing import resize_and_crop
+from dataloaders.video.reader import VideoReader
 
 TIME_LIMIT = 30.0
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,7 +121,7 @@ def test_a_pipe_is_refused_without_waiting_for_who_writes_to_it(reader, tmp_path
 def test_a_file_that_may_not_be_read_is_bad():
     # root may read everything: its decoding process becomes somebody else, who must be able to find the file
     become = "import os; os.setresuid(65534, 65534, 65534); " if os.geteuid() == 0 else ""
-    command = (sys.executable, "-c", f"from dataloaders.decoding import serve; {become}serve()")
+    command = (sys.executable, "-c", f"from dataloaders.video.reader import serve; {become}serve()")
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.closing(VideoReader(TIME_LIMIT, command=command)) as reader,
@@ -175,7 +176,7 @@ def test_sound_alone_is_bad(reader, tmp_path, suffix, codec):
         container.mux(stream.encode())
     reason = reason_of(reader, path)
     assert "OpenCV: no frame can be decoded" in reason
-    assert video.decord is None or "cannot find video stream" in reason
+    assert decoding.decord is None or "cannot find video stream" in reason
 
 
 @pytest.mark.parametrize("name, codec", [("clip.mkv", "libx264"), ("clip.avi", "mpeg4"), ("clip.webm", "libvpx")])
@@ -227,7 +228,7 @@ def test_pictures_that_the_decoder_patched_up_are_bad_unless_that_is_asked_for(r
 def test_a_frame_too_large_for_the_memory_is_bad(tmp_path):
     measure = "int(re.search(r'VmSize:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024"
     limits = [
-        f"import re, dataloaders.decoding as d; d.MEMORY_LIMIT = {measure} + {mb}*2**20; d.serve()"
+        f"import re, dataloaders.video.reader as d; d.MEMORY_LIMIT = {measure} + {mb}*2**20; d.serve()"
         for mb in (190, 250, 320)
     ]
     path = encode(tmp_path / "large.mkv", np.zeros((3, 4000, 4000, 3), np.uint8), "ffv1", "bgr0")
@@ -376,7 +377,7 @@ def test_odd_sizes_arrive_as_the_encoder_takes_them(tmp_path, height, width):
 
 def test_extreme_shapes_cost_little():
     script = (
-        "import resource, time; import numpy as np; from dataloaders.preprocessing import resize_and_crop\n"
+        "import resource, time; import numpy as np; from dataloaders.video.preprocessing import resize_and_crop\n"
         "resize_and_crop(np.zeros((1, 40, 50, 3), np.uint8), 224)\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before, start = peak(), time.process_time()\n"
@@ -464,7 +465,7 @@ def decoders(parent):
         if entry.name.isdecimal() and is_running(int(entry.name)):
             with contextlib.suppress(OSError):
                 status = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-                if int(status[1]) == parent and b"dataloaders.decoding" in (entry / "cmdline").read_bytes():
+                if int(status[1]) == parent and b"dataloaders.video.reader" in (entry / "cmdline").read_bytes():
                     found.add(int(entry.name))
     return found
 
@@ -523,7 +524,7 @@ def test_a_decoder_that_crashes_is_tried_twice(fake_decord, tmp_path):
 def test_a_process_that_does_not_start_is_no_bad_video(fake_decord, tmp_path, monkeypatch, text, reason):
     fake_decord(text)
     if "sleep" in text:
-        monkeypatch.setattr(decoding, "START_LIMIT", 2.0)
+        monkeypatch.setattr(video_reader, "START_LIMIT", 2.0)
     before = decoders(os.getpid())
     with pytest.raises(RuntimeError, match=reason) as caught:
         VideoReader(TIME_LIMIT).read(write_video(tmp_path / "clip.mp4"), 4, FrameSampler())
@@ -565,7 +566,7 @@ def test_what_a_process_answers_is_data_and_not_run(tmp_path, answer):
     with contextlib.closing(reader), pytest.raises((ValueError, TypeError, AttributeError, KeyError)):
         reader.read(tmp_path / "clip.mp4", 4, FrameSampler())
     assert not trace.exists()
-    source = Path(decoding.__file__).read_text() + Path(video.__file__).read_text()
+    source = Path(video_reader.__file__).read_text() + Path(decoding.__file__).read_text()
     assert "import pickle" not in source and "eval(" not in source
 
 
@@ -611,7 +612,7 @@ def test_a_process_that_hangs_ends_although_its_parent_was_killed(fake_decord, t
     fake_decord()
     path = write_video(tmp_path / "hang.mp4")
     script = (
-        "from dataloaders.decoding import VideoReader; from dataloaders.video import FrameSampler\n"
+        "from dataloaders.video.reader import VideoReader; from dataloaders.video.decoding import FrameSampler\n"
         f"VideoReader(4.0).read({str(path)!r}, 5, FrameSampler())"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.DEVNULL)

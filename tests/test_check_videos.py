@@ -16,8 +16,8 @@ from test_msrvtt import write_captions, write_csv
 from test_recognition_readers import write_hmdb51
 from test_video import damage, write_video
 
-from dataloaders.decoding import VideoReader
-from dataloaders.video import FrameSampler
+from dataloaders.video.decoding import FrameSampler
+from dataloaders.video.reader import VideoReader
 from modules.program import CommonSettings
 from preprocess import check_videos
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dataloaders.msrvtt import DATASET, read_eval, read_train
+from dataloaders.datasets.retrieval.msrvtt import DATASET, read_eval, read_train
 from dataloaders.samples import AnnotationError, Listed, check_overlap, shared_videos, show
 from dataloaders.video_files import VideoFiles
 

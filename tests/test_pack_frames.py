@@ -25,12 +25,12 @@ from test_compress_video import indices_of, shown_at, write_clip
 import main_task_recognition
 import main_task_retrieval
 from common.errors import UserError
-from dataloaders.dataset import TrainingDataset, VideoSettings
-from dataloaders.decoding import VideoReader
-from dataloaders.pack_index import PackedVideo, PackIndex
-from dataloaders.packed import PackReader
+from dataloaders.items import TrainingDataset, VideoSettings
 from dataloaders.samples import Sample, VideoLocation
-from dataloaders.video import BadVideoError, FrameSampler, read_video
+from dataloaders.video.decoding import BadVideoError, FrameSampler, read_video
+from dataloaders.video.pack_index import PackedVideo, PackIndex
+from dataloaders.video.packed import PackReader
+from dataloaders.video.reader import VideoReader
 from dataloaders.video_files import VideoFiles
 from preprocess import check_videos, pack_frames
 from preprocess.compress_video import CompressSettings, DamagedVideo, compress

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import UserError
-from dataloaders.dataset import GlobalBatches, check_batch_size
+from dataloaders.items import GlobalBatches, check_batch_size
 from modules.losses import symmetric_contrastive_loss
 from modules.optimization import build_optimizer, warmup_cosine
 from modules.processes import Processes

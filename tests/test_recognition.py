@@ -15,11 +15,11 @@ from test_program import checkpoint, lines, torchrun
 
 import main_task_recognition
 from common.errors import UserError
-from dataloaders.dataset import EvaluationDataset, TrainingDataset, VideoSettings, Views
-from dataloaders.preprocessing import resize_and_crop
-from dataloaders.recognition import RecognitionSplit
+from dataloaders.datasets.recognition.splits import RecognitionSplit
+from dataloaders.items import EvaluationDataset, TrainingDataset, VideoSettings, Views
 from dataloaders.samples import Sample
-from dataloaders.video import sample_frame_indices
+from dataloaders.video.decoding import sample_frame_indices
+from dataloaders.video.preprocessing import resize_and_crop
 from main_task_recognition import draw_shots
 from modules.recognition import Predictions, RecognitionTask, read_templates
 from modules.video_text_model import VideoTextModel

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from dataloaders import video
-from dataloaders.decoding import VideoReader
-from dataloaders.video import BadVideoError, FrameSampler, find_damage
+from dataloaders.video import decoding
+from dataloaders.video.decoding import BadVideoError, FrameSampler, find_damage
+from dataloaders.video.reader import VideoReader
 from scripts.soak_videos import (
     CLIPS,
     DAMAGED_REAL_CLIPS,
@@ -41,8 +41,8 @@ def clips(tmp_path_factory):
 def read_alone(path, library):
     """Read a clip by one library in a child; "" or why it is refused."""
     code = (
-        "from dataloaders import decoding, video; libraries = video._libraries(); "
-        f"video._libraries = lambda: {{{library!r}: libraries[{library!r}]}}; decoding.serve()"
+        "from dataloaders.video import decoding, reader; libraries = decoding._libraries(); "
+        f"decoding._libraries = lambda: {{{library!r}: libraries[{library!r}]}}; reader.serve()"
     )
     reader = VideoReader(20, command=(sys.executable, "-c", code))
     try:
@@ -147,7 +147,7 @@ def test_the_leak_of_one_library_is_measured(tmp_path):
 @pytest.mark.parametrize("library", ["decord", "OpenCV"])
 def test_a_picture_that_was_made_up_is_damage(clips, tmp_path, library):
     # libav reports "concealing 3 DC, 3 AC, 3 MV errors in P frame" as information, and often nothing else
-    if library == "decord" and video.decord is None:
+    if library == "decord" and decoding.decord is None:
         pytest.skip("decord has no wheel for this platform")
     data = clips[list(CLIPS).index("mpeg4.avi")].read_bytes()
     silent, path = 0, tmp_path / "flipped.avi"
@@ -185,8 +185,8 @@ def test_damage_is_found_among_other_reports():
 
 def test_damage_is_found_behind_many_harmless_reports():
     code = (
-        "import os; from dataloaders import decoding; out = os.fdopen(os.dup(1), 'w'); "
-        "take = decoding._capture_output(); os.write(2, b'[OPENCV:FFMPEG:24] odd\\n' * 10_000); "
+        "import os; from dataloaders.video import reader; out = os.fdopen(os.dup(1), 'w'); "
+        "take = reader._capture_output(); os.write(2, b'[OPENCV:FFMPEG:24] odd\\n' * 10_000); "
         "os.write(1, b'[OPENCV:FFMPEG:16] broken\\n'); print([take(), take()], file=out)"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

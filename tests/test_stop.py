@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from conftest import TINY_CONFIG, make_tiny_clip, random_videos
 
 from common.errors import UserError
-from dataloaders.preprocessing import resize_and_crop
-from dataloaders.video import read_video
+from dataloaders.video.decoding import read_video
+from dataloaders.video.preprocessing import resize_and_crop
 from modules.clip_loader import LoadedCLIP
 from modules.clip_vision import ClipVisionTower
 from modules.inter_frame import InterFramePrompting, TemporalPrompter

@@ -81,9 +81,7 @@ def calls_in(path):
 
 FOLDERS = ("common", "dataloaders", "modules", "preprocess", "scripts")
 SOURCES = sorted(
-    path
-    for pattern in ("*.py", *(f"{folder}/**/*.py" for folder in FOLDERS))
-    for path in ROOT.glob(pattern)
+    path for pattern in ("*.py", *(f"{folder}/**/*.py" for folder in FOLDERS)) for path in ROOT.glob(pattern)
 )
 FORBIDDEN = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "marshal.loads", "yaml.load"}
 

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
-from dataloaders import video
-from dataloaders.preprocessing import resize_and_crop
-from dataloaders.video import BadVideoError, read_video, sample_frame_indices
+from dataloaders.video import decoding
+from dataloaders.video.decoding import BadVideoError, read_video, sample_frame_indices
+from dataloaders.video.preprocessing import resize_and_crop
 
 VIDEOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "videos"
 needs_clips = pytest.mark.skipif(not VIDEOS.is_dir(), reason=f"real clips are not at {VIDEOS}")
-needs_decord = pytest.mark.skipif(video.decord is None, reason="decord has no wheel for this platform")
+needs_decord = pytest.mark.skipif(decoding.decord is None, reason="decord has no wheel for this platform")
 
 BITS = 8
 
@@ -61,8 +61,8 @@ def read_numbers(frames):
 def library(request, monkeypatch):
     """Runs a test with both libraries present, and as on a platform without decord."""
     if request.param == "opencv":
-        monkeypatch.setattr(video, "decord", None)
-    elif video.decord is None:
+        monkeypatch.setattr(decoding, "decord", None)
+    elif decoding.decord is None:
         pytest.skip("decord has no wheel for this platform")
     return request.param
 
@@ -181,15 +181,15 @@ def test_random_frames_do_not_depend_on_the_library(tmp_path, monkeypatch):
         return sample_frame_indices(total, num_frames, np.random.default_rng(5))
 
     frames, _ = read_video(path, 8, draw)
-    monkeypatch.setattr(video, "decord", None)
+    monkeypatch.setattr(decoding, "decord", None)
     assert np.array_equal(frames, read_video(path, 8, draw)[0])
 
 
 def test_opencv_converts_sampled_frames_only(tmp_path, monkeypatch):
     converted = []
-    cvt_color = video.cv2.cvtColor
-    monkeypatch.setattr(video.cv2, "cvtColor", lambda *args: converted.append(1) or cvt_color(*args))
-    monkeypatch.setattr(video, "decord", None)
+    cvt_color = decoding.cv2.cvtColor
+    monkeypatch.setattr(decoding.cv2, "cvtColor", lambda *args: converted.append(1) or cvt_color(*args))
+    monkeypatch.setattr(decoding, "decord", None)
     read_video(write_video(tmp_path / "clip.mp4", frames=200), 6)
     assert len(converted) == 6
 
@@ -323,7 +323,7 @@ def test_the_libraries_agree_on_real_clips(monkeypatch, name):
     assert totals == [total]  # decord did not fail
     assert frames.shape == (12, height, width, 3)
     assert num_real == min(total, 12)
-    monkeypatch.setattr(video, "decord", None)
+    monkeypatch.setattr(decoding, "decord", None)
     others, num_other = read_video(VIDEOS / name, 12, sample)
     assert totals[-1] == total
     assert num_other == num_real

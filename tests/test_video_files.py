@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dataloaders import video_files
-from dataloaders.pack_index import PackedVideo, PackIndex, PackSettings
+from dataloaders.video.pack_index import PackedVideo, PackIndex, PackSettings
 from dataloaders.video_files import VideoFiles, list_videos
 
 

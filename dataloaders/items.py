@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.errors import UserError
 from common.seeds import derive_seed
-from dataloaders.decoding import VideoReader
-from dataloaders.pack_index import PackIndex
-from dataloaders.packed import PackReader
-from dataloaders.preprocessing import resize_and_crop
 from dataloaders.samples import Sample
-from dataloaders.video import BadVideoError, FrameSampler
+from dataloaders.video.decoding import BadVideoError, FrameSampler
+from dataloaders.video.pack_index import PackIndex
+from dataloaders.video.packed import PackReader
+from dataloaders.video.preprocessing import resize_and_crop
+from dataloaders.video.reader import VideoReader
 
 FRAME_ORDERS = ("ordered", "shuffle")
 MAX_REPLACEMENTS = 20

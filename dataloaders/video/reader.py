@@ -30,9 +30,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dataloaders.video import BadVideoError, FrameSampler, find_damage, listen_to_libraries, read_video
+from dataloaders.video.decoding import BadVideoError, FrameSampler, find_damage, listen_to_libraries, read_video
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 START_LIMIT = 60.0  # seconds for the child to import the libraries
 MEMORY_LIMIT = 16 * 2**30  # bytes of address space: a header may announce frames of any size
 CLIP_LIMIT = 2 * 2**30  # bytes of the frames of a video; 64 of 3840×2160 pixels take 1.5 GiB
@@ -42,7 +42,7 @@ CLIP_LIMIT = 2 * 2**30  # bytes of the frames of a video; 64 of 3840×2160 pixel
 MAX_DECODES = 2_000
 PIPE_SIZE = 2**20
 F_SETPIPE_SZ = 1031  # of Linux; the fcntl module names it from Python 3.10.9 on
-COMMAND = (sys.executable, "-c", "from dataloaders.decoding import serve; serve()")
+COMMAND = (sys.executable, "-c", "from dataloaders.video.reader import serve; serve()")
 
 
 class _ChildDied(Exception):

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from dataloaders.pack_index import PackIndex
-from dataloaders.recognition import (
+from dataloaders.datasets.recognition.splits import (
     ListedVideo,
     RecognitionSplit,
     build_split,
@@ -21,6 +20,7 @@ from dataloaders.recognition import (
     to_number,
 )
 from dataloaders.samples import AnnotationError, raise_if_problems, read_json, show
+from dataloaders.video.pack_index import PackIndex
 from dataloaders.video_files import VideoFiles
 
 SPLITS = ("1",)

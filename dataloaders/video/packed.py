@@ -11,8 +11,8 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from dataloaders.pack_index import CHANNELS, RAW, PackedVideo, PackIndex
-from dataloaders.video import BadVideoError, FrameSampler
+from dataloaders.video.decoding import BadVideoError, FrameSampler
+from dataloaders.video.pack_index import CHANNELS, RAW, PackedVideo, PackIndex
 
 
 class PackReader:

@@ -16,7 +16,6 @@ from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 
 from common.settings import setting
-from dataloaders.pack_index import PackIndex
 from dataloaders.samples import (
     AnnotationError,
     Dataset,
@@ -30,6 +29,7 @@ from dataloaders.samples import (
     read_text,
     show,
 )
+from dataloaders.video.pack_index import PackIndex
 from dataloaders.video_files import Located, VideoFiles, stem_of
 
 OFFICIAL_TRAIN = ("MSRVTT_train.9k.csv", "MSRVTT_train.7k.csv")

@@ -9,7 +9,6 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from common.settings import setting
-from dataloaders.pack_index import PackIndex
 from dataloaders.samples import (
     UNUSABLE,
     VIDEO_SUFFIXES,
@@ -19,6 +18,7 @@ from dataloaders.samples import (
     read_text,
     show,
 )
+from dataloaders.video.pack_index import PackIndex
 from dataloaders.video_files import VideoFiles
 
 

@@ -14,8 +14,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from dataloaders.pack_index import PackIndex
-from dataloaders.recognition import (
+from dataloaders.datasets.recognition.splits import (
     ListedVideo,
     RecognitionSplit,
     build_split,
@@ -25,6 +24,7 @@ from dataloaders.recognition import (
     to_number,
 )
 from dataloaders.samples import raise_if_problems
+from dataloaders.video.pack_index import PackIndex
 from dataloaders.video_files import VideoFiles
 
 REMEDY = (

@@ -12,8 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
-from dataloaders.pack_index import PackIndex
-from dataloaders.recognition import (
+from dataloaders.datasets.recognition.splits import (
     ListedVideo,
     RecognitionSplit,
     build_split,
@@ -22,6 +21,7 @@ from dataloaders.recognition import (
     strip_suffix,
 )
 from dataloaders.samples import list_folder, raise_if_problems
+from dataloaders.video.pack_index import PackIndex
 from dataloaders.video_files import VideoFiles
 
 SPLIT_FILE = re.compile(r"(?P<name>.+)_test_split(?P<split>\d+)\.txt")
