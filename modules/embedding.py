@@ -9,10 +9,10 @@ from torch import Tensor
 
 from common.errors import UserError
 from dataloaders.items import LEAVE_OUT_BAD, EvaluationDataset, evaluation_loader
+from modules.model.video_text import VideoTextModel
 from modules.precision import Precision
 from modules.processes import Processes
 from modules.progress import Progress
-from modules.video_text_model import VideoTextModel
 
 logger = logging.getLogger("stop")
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from modules.randomness import SampleDropout
-from modules.tokens import DepthwiseConv3d, TemporalConv3d, grid_conv3d
+from modules.model.dropout import SampleDropout
+from modules.model.tokens import DepthwiseConv3d, TemporalConv3d, grid_conv3d
 
 HEAD_WIDTH = 32
 

@@ -33,12 +33,14 @@ from dataloaders.items import FRAME_ORDERS, VideoSettings, check_batch_size
 from dataloaders.samples import Dataset, Sample
 from dataloaders.video.decoding import BadVideoError
 from dataloaders.video.pack_index import PackIndex
-from modules.clip_loader import LoadedCLIP, known_context_length, load_clip
+from modules.clip.loader import LoadedCLIP, known_context_length, load_clip
 from modules.interruption import EXIT_CODE as INTERRUPTED_EXIT_CODE
 from modules.interruption import Interrupted, Interruption, end_children
 from modules.methods import DEFAULT_METHOD, METHODS
 from modules.methods.base import Method
 from modules.metrics import rounded
+from modules.model.text_encoder import check_max_words
+from modules.model.video_text import VideoTextModel
 from modules.precision import Precision, choose_precision
 from modules.processes import Processes, start_processes, stop_processes
 from modules.run_folder import (
@@ -52,9 +54,7 @@ from modules.run_folder import (
     file_logger,
     load_checkpoint,
 )
-from modules.text_encoder import check_max_words
 from modules.trainer import Task, Trainer, TrainSettings, list_differences, peak_memory_mb
-from modules.video_text_model import VideoTextModel
 
 logger = logging.getLogger("stop")
 

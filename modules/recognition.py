@@ -20,10 +20,10 @@ from common.errors import UserError
 from dataloaders.items import Batch, EvaluationDataset, TrainingDataset
 from modules.embedding import embed_items
 from modules.metrics import DECIMALS, percent
+from modules.model.video_text import VideoTextModel
 from modules.precision import Precision
 from modules.processes import Processes
 from modules.run_folder import RunFolder, csv_text
-from modules.video_text_model import VideoTextModel
 
 logger = logging.getLogger("stop")
 

@@ -24,13 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
-from modules.clip_loader import LoadedCLIP, load_clip
-from modules.clip_vision import ClipVisionTower
+from modules.clip.loader import LoadedCLIP, load_clip
+from modules.clip.vision import ClipVisionTower
 from modules.losses import symmetric_contrastive_loss
 from modules.methods.stop import StopSettings, build
+from modules.model.video_text import VideoTextModel
 from modules.optimization import build_optimizer
 from modules.precision import Precision
-from modules.video_text_model import VideoTextModel
 
 FLOOR, ONCE, PER_LAYER = "floor", "once", "per_layer"
 SUBJECTS = (FLOOR, ONCE, PER_LAYER)

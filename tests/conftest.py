@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from modules.clip_loader import LoadedCLIP
+from modules.clip.loader import LoadedCLIP
 from preprocess.make_toy_dataset import DatasetSettings, make_dataset
 
 ROOT = Path(__file__).resolve().parents[1]

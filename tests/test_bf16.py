@@ -9,7 +9,7 @@ from conftest import TINY_TRAINING
 import main_task_retrieval
 from modules.inter_frame import TemporalPrompter
 from modules.intra_frame import SpatialPrompter
-from modules.tokens import TemporalConv3d, grid_conv3d
+from modules.model.tokens import TemporalConv3d, grid_conv3d
 
 GRID, TOKEN_WIDTH = 3, 32
 ROUNDING = 2**-7  # two roundings to eight bits

@@ -15,7 +15,7 @@ from conftest import TINY_CONFIG, make_tiny_clip, save_clip_folder
 from safetensors.torch import save_file
 
 from common.errors import UserError
-from modules.clip_loader import (
+from modules.clip.loader import (
     OPENAI_NAMES,
     LoadedCLIP,
     WeightsError,
@@ -24,8 +24,8 @@ from modules.clip_loader import (
     published_file,
     unknown_host,
 )
-from modules.clip_vision import UnsupportedCLIP
-from modules.text_encoder import GROUP, FrozenTextEncoder
+from modules.clip.vision import UnsupportedCLIP
+from modules.model.text_encoder import GROUP, FrozenTextEncoder
 
 
 class Holder(torch.nn.Module):

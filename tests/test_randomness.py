@@ -3,7 +3,7 @@
 import torch
 
 from common.seeds import derive_seed
-from modules.randomness import SampleDropout, fold_in, uniform_bits
+from modules.model.dropout import SampleDropout, fold_in, uniform_bits
 
 
 def test_seeds_depend_on_every_part():

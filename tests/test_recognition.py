@@ -21,8 +21,8 @@ from dataloaders.samples import Sample
 from dataloaders.video.decoding import sample_frame_indices
 from dataloaders.video.preprocessing import resize_and_crop
 from main_task_recognition import draw_shots
+from modules.model.video_text import VideoTextModel
 from modules.recognition import Predictions, RecognitionTask, read_templates
-from modules.video_text_model import VideoTextModel
 
 METRICS = ("top1", "top5", "mean_class")
 

@@ -14,14 +14,14 @@ from conftest import TINY_CONFIG, make_tiny_clip, random_videos
 from common.errors import UserError
 from dataloaders.video.decoding import read_video
 from dataloaders.video.preprocessing import resize_and_crop
-from modules.clip_loader import LoadedCLIP
-from modules.clip_vision import ClipVisionTower
+from modules.clip.loader import LoadedCLIP
+from modules.clip.vision import ClipVisionTower
 from modules.inter_frame import InterFramePrompting, TemporalPrompter
 from modules.intra_frame import IntraFrameOutput, IntraFramePrompting, SpatialPrompter, select_regions
 from modules.methods import METHODS
 from modules.methods.stop import StopSettings, build, build_prompting
-from modules.scopes import FrameScope, JointScope
-from modules.tokens import DepthwiseConv3d, extend_in_time, grid_conv3d, real_frames
+from modules.model.scopes import FrameScope, JointScope
+from modules.model.tokens import DepthwiseConv3d, extend_in_time, grid_conv3d, real_frames
 
 D, GRID, P, T, B = 8, 3, 9, 5, 3
 VARIANTS = [(scope, prompting) for scope in ("joint", "frame") for prompting in ("per_layer", "once")]

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from modules.clip_loader import LoadedCLIP
-from modules.video_text_model import VideoTextModel
+from modules.clip.loader import LoadedCLIP
+from modules.model.video_text import VideoTextModel
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.settings import above, at_least, between, setting
-from modules.clip_loader import LoadedCLIP
-from modules.clip_vision import ClipVisionTower
+from modules.clip.loader import LoadedCLIP
+from modules.clip.vision import ClipVisionTower
 from modules.inter_frame import InterFramePrompting, TemporalPrompter
 from modules.intra_frame import IntraFramePrompting, SpatialPrompter
 from modules.methods.base import Method
-from modules.randomness import fold_in
-from modules.scopes import SCOPES
-from modules.text_encoder import FrozenTextEncoder
-from modules.video_encoder import PromptedTokens, VideoEncoder
-from modules.video_text_model import VideoTextModel
+from modules.model.dropout import fold_in
+from modules.model.scopes import SCOPES
+from modules.model.text_encoder import FrozenTextEncoder
+from modules.model.video_encoder import PromptedTokens, VideoEncoder
+from modules.model.video_text import VideoTextModel
 
 INTRA, INTER = 0, 1  # what the two prompters' dropout keys are told apart by
 
@@ -90,7 +90,7 @@ class TimeEmbedding(nn.Module):
 
 
 class StopPrompting(nn.Module):
-    """Both prompters at one layer; a `modules.video_encoder.Prompting`."""
+    """Both prompters at one layer; a `modules.model.video_encoder.Prompting`."""
 
     def __init__(
         self,

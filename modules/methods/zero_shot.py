@@ -5,12 +5,12 @@ CLIP4Clip's meanP without its fine-tuning: each real frame's unit-length embeddi
 
 from dataclasses import dataclass
 
-from modules.clip_loader import LoadedCLIP
+from modules.clip.loader import LoadedCLIP
 from modules.methods.base import Method
-from modules.scopes import FrameScope
-from modules.text_encoder import FrozenTextEncoder
-from modules.video_encoder import VideoEncoder
-from modules.video_text_model import VideoTextModel
+from modules.model.scopes import FrameScope
+from modules.model.text_encoder import FrozenTextEncoder
+from modules.model.video_encoder import VideoEncoder
+from modules.model.video_text import VideoTextModel
 
 
 @dataclass(frozen=True)

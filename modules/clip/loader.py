@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from common.errors import UserError
-from modules.clip_vision import ClipVisionTower
+from modules.clip.vision import ClipVisionTower
 
 # OpenAI's names, as its release spells them, and open_clip's names of the same models
 OPENAI_NAMES = {

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from modules.clip_vision import ClipVisionTower
-from modules.randomness import fold_in
-from modules.scopes import FrameScope, JointScope
-from modules.tokens import real_frames
+from modules.clip.vision import ClipVisionTower
+from modules.model.dropout import fold_in
+from modules.model.scopes import FrameScope, JointScope
+from modules.model.tokens import real_frames
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
-from modules.clip_vision import FrozenModule
+from modules.clip.vision import FrozenModule
 
 # Captions go through the tower in groups of exactly this many, the last one filled up: a matrix product of another size
 # may round differently, and then a caption's embedding would depend on when it was first needed.
