@@ -27,7 +27,7 @@ from common.errors import UserError
 from modules.clip.loader import LoadedCLIP, load_clip
 from modules.clip.vision import ClipVisionTower
 from modules.losses import symmetric_contrastive_loss
-from modules.methods.stop import StopSettings, build
+from modules.methods.stop.stop import StopSettings, build
 from modules.model.video_text import VideoTextModel
 from modules.optimization import build_optimizer
 from modules.precision import Precision

@@ -7,8 +7,8 @@ import torch
 from conftest import TINY_TRAINING
 
 import main_task_retrieval
-from modules.inter_frame import TemporalPrompter
-from modules.intra_frame import SpatialPrompter
+from modules.methods.stop.inter_frame import TemporalPrompter
+from modules.methods.stop.intra_frame import SpatialPrompter
 from modules.model.tokens import TemporalConv3d, grid_conv3d
 
 GRID, TOKEN_WIDTH = 3, 32

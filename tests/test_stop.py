@@ -16,10 +16,10 @@ from dataloaders.video.decoding import read_video
 from dataloaders.video.preprocessing import resize_and_crop
 from modules.clip.loader import LoadedCLIP
 from modules.clip.vision import ClipVisionTower
-from modules.inter_frame import InterFramePrompting, TemporalPrompter
-from modules.intra_frame import IntraFrameOutput, IntraFramePrompting, SpatialPrompter, select_regions
 from modules.methods import METHODS
-from modules.methods.stop import StopSettings, build, build_prompting
+from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter
+from modules.methods.stop.intra_frame import IntraFrameOutput, IntraFramePrompting, SpatialPrompter, select_regions
+from modules.methods.stop.stop import StopSettings, build, build_prompting
 from modules.model.scopes import FrameScope, JointScope
 from modules.model.tokens import DepthwiseConv3d, extend_in_time, grid_conv3d, real_frames
 

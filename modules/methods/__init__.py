@@ -4,11 +4,12 @@ A method is a settings class, whose fields become flags, and a builder. To add o
 nothing else changes.
 """
 
-from modules.methods import stop, zero_shot
+from modules.methods import zero_shot
 from modules.methods.base import Method
+from modules.methods.stop.stop import METHOD as STOP
 
 METHODS: dict[str, Method] = {
-    "stop": stop.METHOD,
+    "stop": STOP,
     "zero_shot": zero_shot.METHOD,
 }
 DEFAULT_METHOD = "stop"

@@ -14,9 +14,9 @@ from common.errors import UserError
 from common.settings import above, at_least, between, setting
 from modules.clip.loader import LoadedCLIP
 from modules.clip.vision import ClipVisionTower
-from modules.inter_frame import InterFramePrompting, TemporalPrompter
-from modules.intra_frame import IntraFramePrompting, SpatialPrompter
 from modules.methods.base import Method
+from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter
+from modules.methods.stop.intra_frame import IntraFramePrompting, SpatialPrompter
 from modules.model.dropout import fold_in
 from modules.model.scopes import SCOPES
 from modules.model.text_encoder import FrozenTextEncoder
