@@ -37,7 +37,6 @@ from dataloaders.datasets.recognition.splits import RecognitionSplit
 from dataloaders.items import EvaluationDataset, TrainingDataset, Views, check_num_samples
 from dataloaders.samples import Sample, read_all
 from modules.interruption import Interruption
-from modules.metrics import rounded
 from modules.processes import Processes
 from modules.program import (
     Arguments,
@@ -47,8 +46,9 @@ from modules.program import (
     run_program,
     video_settings,
 )
-from modules.recognition import LEGEND, RecognitionTask, read_templates
 from modules.run_folder import BEST, INTERRUPTED, RESULTS, RunFolder, csv_text
+from modules.tasks.metrics import rounded
+from modules.tasks.recognition import LEGEND, RecognitionTask, read_templates
 
 logger = logging.getLogger("stop")
 

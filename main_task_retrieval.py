@@ -31,7 +31,7 @@ from dataloaders.datasets.retrieval import msrvtt
 from dataloaders.items import EvaluationDataset, TrainingDataset, check_num_samples
 from dataloaders.samples import Sample, check_overlap, read_all
 from modules.program import Arguments, parse_arguments, run_once, run_program, video_settings
-from modules.retrieval import RetrievalTask
+from modules.tasks.retrieval import RetrievalTask
 
 logger = logging.getLogger("stop")
 

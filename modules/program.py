@@ -38,7 +38,6 @@ from modules.interruption import EXIT_CODE as INTERRUPTED_EXIT_CODE
 from modules.interruption import Interrupted, Interruption, end_children
 from modules.methods import DEFAULT_METHOD, METHODS
 from modules.methods.base import Method
-from modules.metrics import rounded
 from modules.model.text_encoder import check_max_words
 from modules.model.video_text import VideoTextModel
 from modules.precision import Precision, choose_precision
@@ -54,6 +53,7 @@ from modules.run_folder import (
     file_logger,
     load_checkpoint,
 )
+from modules.tasks.metrics import rounded
 from modules.trainer import Task, Trainer, TrainSettings, list_differences, peak_memory_mb
 
 logger = logging.getLogger("stop")

@@ -33,13 +33,13 @@ from dataloaders.items import (
     training_loader,
 )
 from modules.interruption import Interrupted, Interruption
-from modules.metrics import rounded
 from modules.model.video_text import VideoTextModel
 from modules.optimization import build_optimizer, build_scheduler
 from modules.precision import PRECISIONS, Precision
 from modules.processes import Processes
 from modules.progress import INTERVAL, duration
 from modules.run_folder import BEST, LAST, RESULTS, SKIPPED, RunFolder
+from modules.tasks.metrics import rounded
 
 logger = logging.getLogger("stop")
 

@@ -16,7 +16,7 @@ from common.errors import UserError
 from dataloaders.items import GlobalBatches, TrainingDataset, VideoSettings, read_batches, training_loader
 from dataloaders.samples import Sample
 from dataloaders.video.pack_index import PackIndex
-from modules.metrics import retrieval_metrics, retrieval_metrics_of_embeddings
+from modules.tasks.metrics import retrieval_metrics, retrieval_metrics_of_embeddings
 from modules.trainer import peak_memory_mb
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from modules.metrics import rounded
+from modules.tasks.metrics import rounded
 from preprocess.toy_shapes import MOTIONS
 
 COLUMNS = {

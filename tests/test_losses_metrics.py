@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import shared_data
 
-from modules.losses import same_video_or_caption, symmetric_contrastive_loss
-from modules.metrics import (
+from modules.tasks.losses import same_video_or_caption, symmetric_contrastive_loss
+from modules.tasks.metrics import (
     retrieval_metrics,
     retrieval_metrics_of_embeddings,
     text_to_video_ranks,

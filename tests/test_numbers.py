@@ -9,7 +9,7 @@ from conftest import TINY_TRAINING
 
 import main_task_retrieval
 from modules.processes import Processes
-from modules.retrieval import RetrievalTask
+from modules.tasks.retrieval import RetrievalTask
 
 
 def run(flags, output_dir, *more):

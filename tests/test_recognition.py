@@ -22,7 +22,7 @@ from dataloaders.video.decoding import sample_frame_indices
 from dataloaders.video.preprocessing import resize_and_crop
 from main_task_recognition import draw_shots
 from modules.model.video_text import VideoTextModel
-from modules.recognition import Predictions, RecognitionTask, read_templates
+from modules.tasks.recognition import Predictions, RecognitionTask, read_templates
 
 METRICS = ("top1", "top5", "mean_class")
 
