@@ -54,7 +54,7 @@ from modules.run_folder import (
     load_checkpoint,
 )
 from modules.tasks.metrics import rounded
-from modules.trainer import Task, Trainer, TrainSettings, list_differences, peak_memory_mb
+from modules.training.trainer import Task, Trainer, TrainSettings, list_differences, peak_memory_mb
 
 logger = logging.getLogger("stop")
 

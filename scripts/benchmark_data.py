@@ -17,7 +17,7 @@ from dataloaders.items import GlobalBatches, TrainingDataset, VideoSettings, rea
 from dataloaders.samples import Sample
 from dataloaders.video.pack_index import PackIndex
 from modules.tasks.metrics import retrieval_metrics, retrieval_metrics_of_embeddings
-from modules.trainer import peak_memory_mb
+from modules.training.trainer import peak_memory_mb
 
 ROOT = Path(__file__).resolve().parents[1]
 ORIGINAL, COMPRESSED, JPEG, RAW = "original", "compressed", "packed_jpeg", "packed_raw"

@@ -28,9 +28,9 @@ from modules.clip.loader import LoadedCLIP, load_clip
 from modules.clip.vision import ClipVisionTower
 from modules.methods.stop.stop import StopSettings, build
 from modules.model.video_text import VideoTextModel
-from modules.optimization import build_optimizer
 from modules.precision import Precision
 from modules.tasks.losses import symmetric_contrastive_loss
+from modules.training.optimization import build_optimizer
 
 FLOOR, ONCE, PER_LAYER = "floor", "once", "per_layer"
 SUBJECTS = (FLOOR, ONCE, PER_LAYER)

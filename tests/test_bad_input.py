@@ -18,7 +18,7 @@ from dataloaders.items import TrainingDataset, VideoSettings
 from dataloaders.samples import Sample
 from dataloaders.video.decoding import BadVideoError, FrameSampler
 from dataloaders.video.reader import VideoReader
-from modules.trainer import Trainer
+from modules.training.trainer import Trainer
 
 
 def run(flags, output_dir, *more):

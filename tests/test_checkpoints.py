@@ -12,7 +12,7 @@ import main_task_recognition
 from modules.methods import METHODS
 from modules.methods.base import Method
 from modules.methods.zero_shot import ZeroShotSettings
-from modules.trainer import Trainer
+from modules.training.trainer import Trainer
 
 METRICS = ("t2v_R1", "t2v_MnR", "v2t_MnR")
 FLAGS_OF_TRAINING = TINY_TRAINING[:7]  # those of the program; what follows is the method's

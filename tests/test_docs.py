@@ -9,7 +9,7 @@ from test_settings import DATASETS, PROGRAMS
 
 from modules.methods import METHODS
 from modules.program import CommonSettings
-from modules.trainer import TrainSettings
+from modules.training.trainer import TrainSettings
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LAUNCHER = {"--nproc_per_node", "--standalone", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--processes"}

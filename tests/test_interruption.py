@@ -16,7 +16,7 @@ import main_task_retrieval
 from modules import interruption, run_folder
 from modules.interruption import Interrupted, Interruption
 from modules.run_folder import RunFolder
-from modules.trainer import Trainer
+from modules.training.trainer import Trainer
 
 
 def start(flags, output_dir, *more, processes=1, **environment):

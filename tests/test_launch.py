@@ -22,7 +22,7 @@ from modules.interruption import EXIT_CODE, Interruption
 from modules.launch import exit_status
 from modules.processes import check_gpus
 from modules.run_folder import LogFile
-from modules.trainer import Trainer
+from modules.training.trainer import Trainer
 
 SHARED = [*TINY_TRAINING, "--batch_size", "4", "--epochs", "4", "--on_bad_video", "error"]
 LONG = [*SHARED, "--epochs", "100000"]

@@ -10,9 +10,9 @@ import torch.distributed as dist
 
 from common.errors import UserError
 from dataloaders.items import GlobalBatches, check_batch_size
-from modules.optimization import build_optimizer, warmup_cosine
 from modules.processes import Processes
 from modules.tasks.losses import symmetric_contrastive_loss
+from modules.training.optimization import build_optimizer, warmup_cosine
 
 
 def loss_and_gradients(processes, rows):

@@ -15,12 +15,13 @@ import torch
 from conftest import ROOT, TINY_TRAINING, shared_data
 
 import main_task_retrieval
-from modules import program, trainer
+from modules import program
 from modules.model.video_encoder import VideoEncoder
 from modules.run_folder import RunFolder
 from modules.tasks.metrics import retrieval_metrics, rounded
 from modules.tasks.retrieval import RetrievalTask
-from modules.trainer import Trainer
+from modules.training import trainer
+from modules.training.trainer import Trainer
 
 METRICS = [f"{d}_{m}" for d in ("t2v", "v2t") for m in ("R1", "R5", "R10", "MdR", "MnR")]
 

@@ -95,7 +95,7 @@ class Predictions:
 
 
 class RecognitionTask:
-    """Recognition on one training and one test set; a `modules.trainer.Task`."""
+    """Recognition on one training and one test set; a `modules.training.trainer.Task`."""
 
     selection_metric = "top1"
     legend = LEGEND

@@ -49,7 +49,7 @@ class Embeddings:
 
 
 class RetrievalTask:
-    """Retrieval on one training and one evaluation set; a `modules.trainer.Task`."""
+    """Retrieval on one training and one evaluation set; a `modules.training.trainer.Task`."""
 
     selection_metric = "t2v_R1"
     legend = LEGEND

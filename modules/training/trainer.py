@@ -34,12 +34,12 @@ from dataloaders.items import (
 )
 from modules.interruption import Interrupted, Interruption
 from modules.model.video_text import VideoTextModel
-from modules.optimization import build_optimizer, build_scheduler
 from modules.precision import PRECISIONS, Precision
 from modules.processes import Processes
 from modules.progress import INTERVAL, duration
 from modules.run_folder import BEST, LAST, RESULTS, SKIPPED, RunFolder
 from modules.tasks.metrics import rounded
+from modules.training.optimization import build_optimizer, build_scheduler
 
 logger = logging.getLogger("stop")
 
