@@ -5,7 +5,7 @@ On the CPU or one GPU:
       --features_path videos --batch_size 32 --output_dir runs/hmdb51
 The three splits of HMDB51 or UCF101 and their mean:
   python main_task_recognition.py --do_train --split mean …
-On several GPUs, with --batch_size the global batch: modules.launch or torchrun as in main_task_retrieval.py.
+On several GPUs, with --batch_size the global batch: modules.runtime.launch or torchrun as in main_task_retrieval.py.
 Zero-shot, a checkpoint, and few-shot with 16 training videos a class:
   python main_task_recognition.py --do_eval --method zero_shot …
   python main_task_recognition.py --do_eval --init_model runs/hmdb51/best.pt --num_clips 4 --num_crops 3 …
@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from modules.early import say_starting
+from common.early import say_starting
 
 if __name__ == "__main__":  # here, since what follows takes seconds
     say_starting()
@@ -36,8 +36,6 @@ from dataloaders.datasets.recognition import hmdb51, ssv2, ucf101
 from dataloaders.datasets.recognition.splits import RecognitionSplit
 from dataloaders.items import EvaluationDataset, TrainingDataset, Views, check_num_samples
 from dataloaders.samples import Sample, read_all
-from modules.interruption import Interruption
-from modules.processes import Processes
 from modules.program import (
     Arguments,
     mark_when_interrupted,
@@ -46,7 +44,9 @@ from modules.program import (
     run_program,
     video_settings,
 )
-from modules.run_folder import BEST, INTERRUPTED, RESULTS, RunFolder, csv_text
+from modules.runtime.interruption import Interruption
+from modules.runtime.processes import Processes
+from modules.runtime.run_folder import BEST, INTERRUPTED, RESULTS, RunFolder, csv_text
 from modules.tasks.metrics import rounded
 from modules.tasks.recognition import LEGEND, RecognitionTask, read_templates
 

@@ -4,7 +4,7 @@ On the CPU or one GPU:
   python main_task_retrieval.py --do_train --train_csv MSRVTT_train.9k.csv --val_csv MSRVTT_JSFUSION_test.csv \\
       --data_path MSRVTT_data.json --features_path videos --expand_msrvtt_sentences --output_dir runs/msrvtt
 On four GPUs of one machine (--batch_size is the global batch: the result is the same):
-  python -m modules.launch --processes 4 main_task_retrieval.py --do_train …
+  python -m modules.runtime.launch --processes 4 main_task_retrieval.py --do_train …
 On two machines of four GPUs, the same line on both:
   torchrun --nnodes=2 --nproc_per_node=4 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 main_task_retrieval.py …
 The same command again continues an interrupted run. Evaluation of a checkpoint, and of the frozen CLIP:
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from modules.early import say_starting
+from common.early import say_starting
 
 if __name__ == "__main__":  # here, since what follows takes seconds
     say_starting()

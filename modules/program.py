@@ -34,15 +34,15 @@ from dataloaders.samples import Dataset, Sample
 from dataloaders.video.decoding import BadVideoError
 from dataloaders.video.pack_index import PackIndex
 from modules.clip.loader import LoadedCLIP, known_context_length, load_clip
-from modules.interruption import EXIT_CODE as INTERRUPTED_EXIT_CODE
-from modules.interruption import Interrupted, Interruption, end_children
 from modules.methods import DEFAULT_METHOD, METHODS
 from modules.methods.base import Method
 from modules.model.text_encoder import check_max_words
 from modules.model.video_text import VideoTextModel
-from modules.precision import Precision, choose_precision
-from modules.processes import Processes, start_processes, stop_processes
-from modules.run_folder import (
+from modules.runtime.interruption import EXIT_CODE as INTERRUPTED_EXIT_CODE
+from modules.runtime.interruption import Interrupted, Interruption, end_children
+from modules.runtime.precision import Precision, choose_precision
+from modules.runtime.processes import Processes, start_processes, stop_processes
+from modules.runtime.run_folder import (
     BEST,
     DROPPED,
     INTERRUPTED,
@@ -271,7 +271,7 @@ def run_program(parse: Callable[[], T], run: Callable[[T, Processes, Interruptio
 
     Returns:
         The exit status: 0; 1 after an error that the user can mend, which has been printed; or
-        `modules.interruption.EXIT_CODE` after SIGTERM or SIGINT, when the same command continues.
+        `modules.runtime.interruption.EXIT_CODE` after SIGTERM or SIGINT, when the same command continues.
     """
     processes = None
     with Interruption() as interruption:

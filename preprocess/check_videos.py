@@ -36,7 +36,7 @@ from tqdm import tqdm
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from modules.early import say_starting
+from common.early import say_starting
 
 if __name__ == "__main__":  # here, since what follows takes seconds
     say_starting()
@@ -44,14 +44,14 @@ if __name__ == "__main__":  # here, since what follows takes seconds
 import main_task_recognition
 import main_task_retrieval
 from common.errors import UserError
+from common.progress import Progress
 from common.settings import above, add_arguments, at_least, from_arguments, range_problems, setting
 from dataloaders.samples import Sample, read_all
 from dataloaders.video.decoding import BadVideoError, FrameSampler
 from dataloaders.video.reader import VideoReader
 from dataloaders.video_files import list_videos, no_videos
 from modules.program import USAGE, CommonSettings
-from modules.progress import Progress
-from modules.run_folder import SKIPPED, SKIPPED_COLUMNS, csv_text, write_whole
+from modules.runtime.run_folder import SKIPPED, SKIPPED_COLUMNS, csv_text, write_whole
 
 RETRIEVAL, RECOGNITION = main_task_retrieval.DATASETS, main_task_recognition.DATASETS
 

@@ -52,8 +52,8 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.progress import Progress
 from dataloaders.samples import VIDEO_SUFFIXES
-from modules.progress import Progress
 
 SETTINGS_FILE = "compress_video.json"
 FAILURES_FILE = "failed_videos.csv"

@@ -33,7 +33,7 @@ import numpy as np
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from modules.progress import Progress
+from common.progress import Progress
 from preprocess import toy_shapes as toy
 
 SPLITS = ("train", "test")

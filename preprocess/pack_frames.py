@@ -62,6 +62,7 @@ if __package__ in (None, ""):  # run as a script
 
 from common.errors import UserError
 from common.files import lock_folder, sync_folder, write_whole
+from common.progress import Progress
 from dataloaders.video.pack_index import (
     CHANNELS,
     FORMATS,
@@ -78,7 +79,6 @@ from dataloaders.video.pack_index import (
     read_index,
     read_settings,
 )
-from modules.progress import Progress
 from preprocess.compress_video import (
     FAILURES_FILE,
     Job,

@@ -27,7 +27,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from modules.early import say_starting
+from common.early import say_starting
 
 if __name__ == "__main__":  # here, since what follows takes seconds
     say_starting()
@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors.torch import save
 
-from modules.progress import Progress
+from common.progress import Progress
 from preprocess import toy_shapes as toy
 
 MODEL_CONFIG = {

@@ -28,7 +28,7 @@ from modules.clip.loader import LoadedCLIP, load_clip
 from modules.clip.vision import ClipVisionTower
 from modules.methods.stop.stop import StopSettings, build
 from modules.model.video_text import VideoTextModel
-from modules.precision import Precision
+from modules.runtime.precision import Precision
 from modules.tasks.losses import symmetric_contrastive_loss
 from modules.training.optimization import build_optimizer
 

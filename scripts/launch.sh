@@ -11,4 +11,4 @@ python=.venv/bin/python
 GPUS=${GPUS:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 
 if [ "$GPUS" = 1 ]; then exec "$python" "$@"; fi
-exec "$python" -m modules.launch --processes "$GPUS" "$@"
+exec "$python" -m modules.runtime.launch --processes "$GPUS" "$@"

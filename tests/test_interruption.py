@@ -13,9 +13,9 @@ import torch
 from conftest import ROOT, TINY_TRAINING, interruptible
 
 import main_task_retrieval
-from modules import interruption, run_folder
-from modules.interruption import Interrupted, Interruption
-from modules.run_folder import RunFolder
+from modules.runtime import interruption, run_folder
+from modules.runtime.interruption import Interrupted, Interruption
+from modules.runtime.run_folder import RunFolder
 from modules.training.trainer import Trainer
 
 

@@ -17,11 +17,11 @@ from test_interruption import logged_steps, wait_for
 from test_many_processes import failing
 from test_program import lines, run
 
-from modules import interruption, launch
-from modules.interruption import EXIT_CODE, Interruption
-from modules.launch import exit_status
-from modules.processes import check_gpus
-from modules.run_folder import LogFile
+from modules.runtime import interruption, launch
+from modules.runtime.interruption import EXIT_CODE, Interruption
+from modules.runtime.launch import exit_status
+from modules.runtime.processes import check_gpus
+from modules.runtime.run_folder import LogFile
 from modules.training.trainer import Trainer
 
 SHARED = [*TINY_TRAINING, "--batch_size", "4", "--epochs", "4", "--on_bad_video", "error"]
@@ -30,7 +30,7 @@ LONG = [*SHARED, "--epochs", "100000"]
 
 def launched(processes, flags, folder, *more, program="main_task_retrieval.py", **environment):
     """Start a program in several processes."""
-    command = [sys.executable, "-m", "modules.launch", "--processes", str(processes), program]
+    command = [sys.executable, "-m", "modules.runtime.launch", "--processes", str(processes), program]
     return subprocess.Popen(
         [*command, *flags, "--output_dir", str(folder), *more],
         cwd=ROOT,
@@ -221,8 +221,8 @@ def test_the_datasets_scripts_call_python_for_one_process_and_the_launcher_for_s
     program = "main_task_retrieval.py" if name == "msrvtt" else "main_task_recognition.py"
     for environment, begin in (
         ({"GPUS": "1"}, [program]),
-        ({"GPUS": "3"}, ["-m", "modules.launch", "--processes", "3", program]),
-        ({}, ["-m", "modules.launch", "--processes", "2", program]),
+        ({"GPUS": "3"}, ["-m", "modules.runtime.launch", "--processes", "3", program]),
+        ({}, ["-m", "modules.runtime.launch", "--processes", "2", program]),
     ):
         clean = {key: value for key, value in os.environ.items() if key not in ("GPUS", "VIDEOS", "PACKED", "OUTPUT")}
         command = ["bash", f"scripts/{name}.sh", "--batch_size", "6"]

@@ -21,7 +21,7 @@ TRAININGS = """
 import json, sys
 from torch.distributed import PrefixStore
 import main_task_retrieval
-from modules import processes
+from modules.runtime import processes
 
 rendezvous = processes.rendezvous
 for number, flags in enumerate(json.loads(sys.argv[1])):

@@ -8,7 +8,7 @@ import torch
 from conftest import TINY_TRAINING
 
 import main_task_retrieval
-from modules.processes import Processes
+from modules.runtime.processes import Processes
 from modules.tasks.retrieval import RetrievalTask
 
 

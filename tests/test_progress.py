@@ -8,8 +8,8 @@ import pytest
 from conftest import TINY_TRAINING
 from test_program import run
 
-from modules import progress
-from modules.progress import Progress, duration
+from common import progress
+from common.progress import Progress, duration
 from modules.training.trainer import TimeLeft
 from preprocess import check_videos, compress_video, pack_frames, pretrain_toy_clip
 from preprocess.make_toy_dataset import DatasetSettings, make_dataset

@@ -10,7 +10,7 @@ from conftest import ROOT, TINY_TRAINING, save_clip_folder
 import main_task_retrieval
 from common.errors import UserError
 from modules.clip.loader import WeightsError, load_clip
-from modules.run_folder import load_checkpoint
+from modules.runtime.run_folder import load_checkpoint
 
 
 class Payload:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.progress import Progress
 from dataloaders.items import LEAVE_OUT_BAD, EvaluationDataset, evaluation_loader
 from modules.model.video_text import VideoTextModel
-from modules.precision import Precision
-from modules.processes import Processes
-from modules.progress import Progress
+from modules.runtime.precision import Precision
+from modules.runtime.processes import Processes
 
 logger = logging.getLogger("stop")
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from modules.progress import Progress
+from common.progress import Progress
 
 logger = logging.getLogger("stop")
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from common.errors import UserError
 from dataloaders.items import Batch, EvaluationDataset, TrainingDataset
 from modules.model.video_text import VideoTextModel
-from modules.precision import Precision
-from modules.processes import Processes
-from modules.run_folder import RunFolder, csv_text
+from modules.runtime.precision import Precision
+from modules.runtime.processes import Processes
+from modules.runtime.run_folder import RunFolder, csv_text
 from modules.tasks.embedding import embed_items
 from modules.tasks.metrics import DECIMALS, percent
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dataloaders.items import Batch, EvaluationDataset, TrainingDataset
 from modules.model.video_text import VideoTextModel
-from modules.precision import Precision
-from modules.processes import Processes
-from modules.run_folder import RunFolder
+from modules.runtime.precision import Precision
+from modules.runtime.processes import Processes
+from modules.runtime.run_folder import RunFolder
 from modules.tasks.embedding import embed_items, gather_strided
 from modules.tasks.losses import same_video_or_caption, symmetric_contrastive_loss
 from modules.tasks.metrics import LEGEND, retrieval_metrics_of_embeddings

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from common.errors import UserError
+from common.progress import INTERVAL, duration
 from common.seeds import derive_seed
 from common.settings import above, at_least, between, setting
 from dataloaders.items import (
@@ -32,12 +33,11 @@ from dataloaders.items import (
     read_batches,
     training_loader,
 )
-from modules.interruption import Interrupted, Interruption
 from modules.model.video_text import VideoTextModel
-from modules.precision import PRECISIONS, Precision
-from modules.processes import Processes
-from modules.progress import INTERVAL, duration
-from modules.run_folder import BEST, LAST, RESULTS, SKIPPED, RunFolder
+from modules.runtime.interruption import Interrupted, Interruption
+from modules.runtime.precision import PRECISIONS, Precision
+from modules.runtime.processes import Processes
+from modules.runtime.run_folder import BEST, LAST, RESULTS, SKIPPED, RunFolder
 from modules.tasks.metrics import rounded
 from modules.training.optimization import build_optimizer, build_scheduler
 
@@ -138,7 +138,7 @@ class Task(Protocol):
         """
 
     def loss(self, model: VideoTextModel, text: Tensor, video: Tensor, batch: Batch, processes: Processes) -> Tensor:
-        """The loss of the global batch, the same on every rank; see `modules.processes` about its gradient."""
+        """The loss of the global batch, the same on every rank; see `modules.runtime.processes` about its gradient."""
 
     def evaluate(self, model: VideoTextModel, processes: Processes, precision: Precision) -> dict[str, float]:
         """Metrics on the evaluation set, the same on every rank."""

@@ -25,9 +25,10 @@ from torch.distributed.rendezvous import rendezvous
 from common.errors import UserError
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
-LAUNCHER = "STOP_LAUNCHER"  # environment variable of the processes that modules/launch.py starts: its process id
-RUN_KEYS = "run"  # prefix of what the processes and modules/launch.py tell each other in the store
-NOTICE = 1.0  # seconds in which modules/launch.py has noticed that a process was killed
+# environment variable of the processes that modules/runtime/launch.py starts: its process id
+LAUNCHER = "STOP_LAUNCHER"
+RUN_KEYS = "run"  # prefix of what the processes and modules/runtime/launch.py tell each other in the store
+NOTICE = 1.0  # seconds in which modules/runtime/launch.py has noticed that a process was killed
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Processes:
         world_size: how many there are.
         device: what this process computes on.
         store: keys and values that all share, also while one of them waits for another; None for one process.
-        launched: whether modules/launch.py started them, which has the last word on their screen.
+        launched: whether modules/runtime/launch.py started them, which has the last word on their screen.
     """
 
     rank: int
@@ -192,7 +193,7 @@ def check_gpus(wanted: int) -> None:
 
 
 def start_processes() -> Processes:
-    """Join the group that ``modules.launch`` or ``torchrun`` set up, or be the only process.
+    """Join the group that ``modules.runtime.launch`` or ``torchrun`` set up, or be the only process.
 
     The device is this process's own CUDA GPU, else Apple's (untested), else the CPU. The group talks through NCCL on
     GPUs and gloo on CPUs.

@@ -1,6 +1,6 @@
 """Runs a main program in several processes on this machine, one a GPU; what the program says comes last.
 
-  python -m modules.launch --processes 4 main_task_retrieval.py --do_train …
+  python -m modules.runtime.launch --processes 4 main_task_retrieval.py --do_train …
 
 The result is that of one process: --batch_size is the global batch. For several machines there is ``torchrun``, which
 follows whatever ends a run, Ctrl-C too, with tracebacks of its own and hides the exit status of processes that it was
@@ -8,7 +8,7 @@ told to stop. Here the processes' errors are shown when all of them have ended a
 line about a process that a signal killed, which could not say so itself, and nothing more.
 
 The exit status is 0, that of the process that failed first, 128 + n if signal n killed it, or, after SIGTERM or SIGINT,
-`modules.interruption.EXIT_CODE`: the same command continues.
+`modules.runtime.interruption.EXIT_CODE`: the same command continues.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from modules.interruption import EXIT_CODE, LAST_RESORT, LOCK_PATIENCE, PATIENCE
+from modules.runtime.interruption import EXIT_CODE, LAST_RESORT, LOCK_PATIENCE, PATIENCE
 
 HOST = "127.0.0.1"
 ENDING = 2 * (PATIENCE + LOCK_PATIENCE + LAST_RESORT)  # seconds for processes that are told to end
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: stops.append(number))
     parser = argparse.ArgumentParser(
-        prog="python -m modules.launch",
+        prog="python -m modules.runtime.launch",
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -75,7 +75,7 @@ def launch(command: Sequence[str], count: int, stops: Sequence[int]) -> int:
     # slow to import, and a signal must be heard by then
     from torch.distributed import PrefixStore, TCPStore
 
-    from modules.processes import RUN_KEYS, check_gpus, last_words, report_killed
+    from modules.runtime.processes import RUN_KEYS, check_gpus, last_words, report_killed
 
     check_gpus(count)
     server = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
@@ -131,7 +131,7 @@ def exit_status(codes: Mapping[int, int], killed: Mapping[int, str], told: bool)
 
 def _start(command: Sequence[str], count: int, port: int) -> dict[int, subprocess.Popen]:
     """Start the processes, by rank, with the store at a port to find each other by."""
-    from modules.processes import LAUNCHER
+    from modules.runtime.processes import LAUNCHER
 
     environment = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # torch's warnings about an end say nothing
     environment |= os.environ
