@@ -36,7 +36,7 @@ from dataloaders.datasets.recognition import hmdb51, ssv2, ucf101
 from dataloaders.datasets.recognition.splits import RecognitionSplit
 from dataloaders.items import EvaluationDataset, TrainingDataset, Views, check_num_samples
 from dataloaders.samples import Sample, read_all
-from modules.program import (
+from modules.program.experiment import (
     Arguments,
     mark_when_interrupted,
     parse_arguments,

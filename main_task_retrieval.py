@@ -30,7 +30,7 @@ from common.settings import setting
 from dataloaders.datasets.retrieval import msrvtt
 from dataloaders.items import EvaluationDataset, TrainingDataset, check_num_samples
 from dataloaders.samples import Sample, check_overlap, read_all
-from modules.program import Arguments, parse_arguments, run_once, run_program, video_settings
+from modules.program.experiment import Arguments, parse_arguments, run_once, run_program, video_settings
 from modules.tasks.retrieval import RetrievalTask
 
 logger = logging.getLogger("stop")

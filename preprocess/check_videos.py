@@ -50,7 +50,7 @@ from dataloaders.samples import Sample, read_all
 from dataloaders.video.decoding import BadVideoError, FrameSampler
 from dataloaders.video.reader import VideoReader
 from dataloaders.video_files import list_videos, no_videos
-from modules.program import USAGE, CommonSettings
+from modules.program.experiment import USAGE, CommonSettings
 from modules.runtime.run_folder import SKIPPED, SKIPPED_COLUMNS, csv_text, write_whole
 
 RETRIEVAL, RECOGNITION = main_task_retrieval.DATASETS, main_task_recognition.DATASETS

@@ -18,7 +18,7 @@ from test_video import damage, write_video
 
 from dataloaders.video.decoding import FrameSampler
 from dataloaders.video.reader import VideoReader
-from modules.program import CommonSettings
+from modules.program.experiment import CommonSettings
 from preprocess import check_videos
 
 ROOT = Path(__file__).resolve().parents[1]

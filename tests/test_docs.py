@@ -8,7 +8,7 @@ from conftest import ROOT
 from test_settings import DATASETS, PROGRAMS
 
 from modules.methods import METHODS
-from modules.program import CommonSettings
+from modules.program.experiment import CommonSettings
 from modules.training.trainer import TrainSettings
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -15,8 +15,8 @@ import torch
 from conftest import ROOT, TINY_TRAINING, shared_data
 
 import main_task_retrieval
-from modules import program
 from modules.model.video_encoder import VideoEncoder
+from modules.program import experiment as program
 from modules.runtime.run_folder import RunFolder
 from modules.tasks.metrics import retrieval_metrics, rounded
 from modules.tasks.retrieval import RetrievalTask

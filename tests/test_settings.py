@@ -10,7 +10,7 @@ import main_task_recognition
 import main_task_retrieval
 from common.settings import Range, above, at_least, between, range_problems, setting
 from modules.methods import METHODS
-from modules.program import CommonSettings
+from modules.program.experiment import CommonSettings
 from modules.training.trainer import TrainSettings
 from preprocess import check_videos
 
