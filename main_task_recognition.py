@@ -36,15 +36,9 @@ from dataloaders.datasets.recognition import hmdb51, ssv2, ucf101
 from dataloaders.datasets.recognition.splits import RecognitionSplit
 from dataloaders.items import EvaluationDataset, TrainingDataset, Views, check_num_samples
 from dataloaders.samples import Sample, read_all
-from modules.program.experiment import (
-    Arguments,
-    mark_when_interrupted,
-    parse_arguments,
-    run_once,
-    run_program,
-    video_settings,
-)
-from modules.runtime.interruption import Interruption
+from modules.program.arguments import Arguments, parse_arguments, video_settings
+from modules.program.experiment import mark_when_interrupted, open_run
+from modules.program.launch import Session, run_program
 from modules.runtime.processes import Processes
 from modules.runtime.run_folder import BEST, INTERRUPTED, RESULTS, RunFolder, csv_text
 from modules.tasks.metrics import rounded
@@ -162,12 +156,31 @@ def build_task(arguments: Arguments, data: RecognitionData, image_size: int) -> 
     )
 
 
-def run(arguments: Arguments, processes: Processes, interruption: Interruption) -> None:
+def run_split(arguments: Arguments, session: Session, data: RecognitionData | None = None) -> dict[str, Any]:
+    """Train or evaluate on one split, as the flags say; what its ``results.json`` holds.
+
+    Args:
+        arguments: the command line.
+        session: what it runs in.
+        data: what its files hold, where they were read before.
+    """
+    with open_run(arguments, session) as run:
+        data = data or read_data(arguments)  # all that is wrong with the files, before anything slow
+        clip = run.load_clip()
+        task = build_task(arguments, data, clip.image_size)
+        run.identify(clip, task)  # before a method changes CLIP
+        model = run.build_model(clip, task)
+        if run.trains:
+            run.train(model, task)
+        return run.write_results(model, task)
+
+
+def run(arguments: Arguments, session: Session) -> None:
     """Run one split, or each of them in a folder of its own and write their mean."""
     if arguments.task.split != MEAN:
-        run_once(arguments, read_data, build_task, processes, interruption)
+        run_split(arguments, session)
         return
-    whole = RunFolder(arguments.common.output_dir, processes.is_main)
+    whole = RunFolder(arguments.common.output_dir, session.processes.is_main)
     whole.start_logging()
     splits = DATASETS[arguments.datatype].splits
     if len(splits) < 2:
@@ -176,12 +189,9 @@ def run(arguments: Arguments, processes: Processes, interruption: Interruption) 
     # all of them before the first trains: what is wrong with the third should not be found a day later
     data = read_all([lambda _, part=part: read_data(part) for part in parts], None)
     whole.remove(INTERRUPTED)
-    with mark_when_interrupted(whole, processes, interruption):
-        results = [
-            run_once(part, lambda _, held=held: held, build_task, processes, interruption)
-            for part, held in zip(parts, data, strict=True)
-        ]
-    write_mean(arguments, dict(zip(splits, results, strict=True)), processes)
+    with mark_when_interrupted(whole, session):
+        results = [run_split(part, session, held) for part, held in zip(parts, data, strict=True)]
+    write_mean(arguments, dict(zip(splits, results, strict=True)), session.processes)
 
 
 def write_mean(arguments: Arguments, results: Mapping[str, Mapping[str, Any]], processes: Processes) -> None:

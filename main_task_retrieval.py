@@ -30,7 +30,9 @@ from common.settings import setting
 from dataloaders.datasets.retrieval import msrvtt
 from dataloaders.items import EvaluationDataset, TrainingDataset, check_num_samples
 from dataloaders.samples import Sample, check_overlap, read_all
-from modules.program.experiment import Arguments, parse_arguments, run_once, run_program, video_settings
+from modules.program.arguments import Arguments, parse_arguments, video_settings
+from modules.program.experiment import open_run
+from modules.program.launch import Session, run_program
 from modules.tasks.retrieval import RetrievalTask
 
 logger = logging.getLogger("stop")
@@ -105,12 +107,22 @@ def build_task(arguments: Arguments, data: RetrievalData, image_size: int) -> Re
     )
 
 
+def run(arguments: Arguments, session: Session) -> None:
+    """Train or evaluate, as the flags say."""
+    with open_run(arguments, session) as run:
+        data = read_data(arguments)  # all that is wrong with the files, before anything slow
+        clip = run.load_clip()
+        task = build_task(arguments, data, clip.image_size)
+        run.identify(clip, task)  # before a method changes CLIP
+        model = run.build_model(clip, task)
+        if run.trains:
+            run.train(model, task)
+        run.write_results(model, task)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
-    return run_program(
-        lambda: parse_arguments(argv, __doc__, DATASETS, RetrievalSettings),
-        lambda arguments, *session: run_once(arguments, read_data, build_task, *session),
-    )
+    return run_program(lambda: parse_arguments(argv, __doc__, DATASETS, RetrievalSettings), run)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ def setting(
     training_only: bool = False,
     within: Range | None = None,
     metavar: str | None = None,
+    former: Any = dataclasses.MISSING,
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -77,6 +78,7 @@ def setting(
         training_only: True for what makes no difference to a trained model.
         within: the numbers allowed; every number that has no `choices` needs it. See `range_problems`.
         metavar: what ``--help`` calls the value (``SECONDS``, ``FOLDER``); None for what fits its type.
+        former: what runs did before there was this setting, for their checkpoints; its default where not given.
     """
     metadata = {
         "help": help,
@@ -85,12 +87,21 @@ def setting(
         "training_only": training_only,
         "within": within,
         "metavar": metavar,
+        "former": default if former is dataclasses.MISSING else former,
     }
     return dataclasses.field(default=default, metadata=metadata, kw_only=True)
 
 
-def add_arguments(parser: argparse.ArgumentParser, settings: type, title: str) -> None:
+def add_arguments(
+    parser: argparse.ArgumentParser, settings: type, title: str, defaults: Mapping[str, Any] | None = None
+) -> None:
     """Add a flag for every field of a settings class, in a group of its own.
+
+    Args:
+        parser: to add them to.
+        settings: the class.
+        title: of the group.
+        defaults: values that ``--help`` names in place of the class's own; other names do not matter.
 
     A bool that is False gets a plain flag; one that is True also gets ``--no_…``. A flag that is not given leaves
     nothing in the namespace, so that `from_arguments` can tell.
@@ -100,7 +111,8 @@ def add_arguments(parser: argparse.ArgumentParser, settings: type, title: str) -
     for field in dataclasses.fields(settings):
         flag, metadata = f"--{field.name}", field.metadata
         kind = _plain_type(hints[field.name])
-        help = f"{metadata['help']}{_remarks(field)}".replace("%", "%%")
+        default = (defaults or {}).get(field.name, field.default)
+        help = f"{metadata['help']}{_remarks(field, default)}".replace("%", "%%")
         if kind is bool:
             action = argparse.BooleanOptionalAction if field.default else "store_true"
             group.add_argument(flag, action=action, default=argparse.SUPPRESS, help=help)
@@ -116,15 +128,15 @@ def add_arguments(parser: argparse.ArgumentParser, settings: type, title: str) -
             )
 
 
-def _remarks(field: dataclasses.Field) -> str:
+def _remarks(field: dataclasses.Field, default: Any) -> str:
     """What stands behind a flag's help: the numbers that it takes, and its default."""
     remarks = []
     if field.metadata["within"] is not None:
         remarks.append(str(field.metadata["within"]))
-    if field.default is dataclasses.MISSING:
+    if default is dataclasses.MISSING:
         remarks.append("required")
-    elif field.default not in (None, False) or type(field.default) in (int, float):
-        remarks.append(f"default: {field.default}")
+    elif default not in (None, False) or type(default) in (int, float):
+        remarks.append(f"default: {default}")
     return f" ({'; '.join(remarks)})" if remarks else ""
 
 
@@ -168,6 +180,16 @@ def model_settings(part: Any) -> dict[str, Any]:
         field.name: as_json(getattr(part, field.name))
         for field in dataclasses.fields(part)
         if not field.metadata["training_only"]
+    }
+
+
+def former_settings(*classes: type) -> dict[str, Any]:
+    """Of some settings classes, what a checkpoint that lacks a setting was made with, by name."""
+    return {
+        field.name: as_json(field.metadata["former"])
+        for settings in classes
+        for field in dataclasses.fields(settings)
+        if field.metadata["former"] is not dataclasses.MISSING
     }
 
 

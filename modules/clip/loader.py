@@ -27,7 +27,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from common.errors import UserError
-from modules.clip.vision import ClipVisionTower
+from modules.clip.text import ClipTextTower, WholeTextTower
+from modules.clip.vision import ClipVisionTower, UnsupportedCLIP
 
 # OpenAI's names, as its release spells them, and open_clip's names of the same models
 OPENAI_NAMES = {
@@ -76,6 +77,15 @@ class LoadedCLIP:
         """Side of the image tower's input, in pixels."""
         size = self.model.visual.image_size
         return size if isinstance(size, int) else size[0]
+
+    def text_tower(self) -> ClipTextTower | WholeTextTower:
+        """The text tower, in parts; as a whole, in which nothing can stand, where it is of another structure."""
+        try:
+            return ClipTextTower(self.model)
+        except UnsupportedCLIP as error:
+            if not hasattr(self.model, "text"):
+                raise
+            return WholeTextTower(self.model, str(error))
 
     def vision_tower(self) -> ClipVisionTower:
         """The image tower, in parts.

@@ -1,15 +1,16 @@
-"""The methods, one file each, chosen by ``--method``.
+"""The methods, chosen by ``--method``.
 
-A method is a settings class, whose fields become flags, and a builder. To add one, write its file and name it here;
-nothing else changes.
+A method is a settings class, whose fields become flags, and a builder, in a module that ends with ``METHOD = Method(…)``.
+To add one, write its file and name it here; nothing else changes.
 """
 
-from modules.methods import zero_shot
-from modules.methods.base import Method
-from modules.methods.stop.stop import METHOD as STOP
+from importlib import import_module
 
-METHODS: dict[str, Method] = {
-    "stop": STOP,
-    "zero_shot": zero_shot.METHOD,
+from modules.methods.base import Method
+
+MODULES = {
+    "stop": "modules.methods.stop.stop",
+    "zero_shot": "modules.methods.zero_shot",
 }
+METHODS: dict[str, Method] = {name: import_module(path).METHOD for name, path in MODULES.items()}
 DEFAULT_METHOD = "stop"

@@ -1,7 +1,7 @@
 """What a method is."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from modules.clip.loader import LoadedCLIP
@@ -17,9 +17,11 @@ class Method:
         settings: a frozen dataclass of `common.settings.setting` fields; each becomes a flag.
         build: from CLIP, the settings, the frames a video T and the words a caption, the model.
         trains: whether it has something to train; if so it cannot be evaluated without a checkpoint.
+        recipe: its own defaults of flags, by name (``{"lr": 1e-4}``); a dataset's count before these.
     """
 
     summary: str
     settings: type
     build: Callable[[LoadedCLIP, Any, int, int], VideoTextModel]
     trains: bool
+    recipe: Mapping[str, Any] = field(default_factory=dict)

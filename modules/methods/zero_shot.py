@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from modules.clip.loader import LoadedCLIP
 from modules.methods.base import Method
+from modules.model.heads import CosineHead
+from modules.model.readouts import Mean
 from modules.model.scopes import FrameScope
-from modules.model.text_encoder import FrozenTextEncoder
+from modules.model.text_encoder import TextEncoder
 from modules.model.video_encoder import VideoEncoder
 from modules.model.video_text import VideoTextModel
 
@@ -21,9 +23,9 @@ class ZeroShotSettings:
 def build(clip: LoadedCLIP, settings: ZeroShotSettings, num_frames: int, max_words: int) -> VideoTextModel:
     """The frozen CLIP in the frame scope, without prompts."""
     return VideoTextModel(
-        FrozenTextEncoder(clip.model, clip.tokenizer, max_words),
-        VideoEncoder(clip.vision_tower(), FrameScope()),
-        clip.logit_scale,
+        TextEncoder(clip.text_tower(), clip.tokenizer, max_words),
+        VideoEncoder(clip.vision_tower(), FrameScope(), Mean()),
+        CosineHead(clip.logit_scale),
     )
 
 

@@ -1,19 +1,40 @@
 """Attention scopes: which tokens of a video stand in one sequence.
 
-A scope only arranges tokens; it holds no parameters, and both share all of the prompting code. G is the number of
-sequences: B in the joint scope, B·T in the frame scope.
+A scope arranges tokens for a block and takes the block's output apart again; it holds no parameters. One serves all
+layers, or each layer has its own. G is the number of sequences: B in the joint scope, B·T in the frame scope.
 """
+
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modules.clip.block import Block
+from modules.model.prompting import Extra, Prompted, VideoTokens
+
+
+class Scope(Protocol):
+    """What the encoder asks of a scope."""
+
+    def class_tokens(self, cls: Tensor, batch: int, frames: int) -> Tensor:
+        """The class tokens that a batch begins with where this is the first layer's scope: (D,) → (B, C, D)."""
+
+    def block(self, block: Block, prompted: Prompted, cls_only: bool = False) -> VideoTokens:
+        """Run a block.
+
+        Args:
+            block: of the tower.
+            prompted: its input.
+            cls_only: nothing but the class tokens' output will be read; the patches may be left as they are.
+        """
+
 
 class JointScope:
-    """One sequence for the whole video: a class token, every frame's patches, every gap's tokens (paper, Figure 2).
+    """One sequence for the whole video: class tokens, every frame's patches, every gap's tokens (paper, Figure 2).
 
-    CLIP has no positions over time, so the tokens' order in the sequence makes no difference; the temporal tokens
-    stand behind the patches, where they need no rearranging.
+    CLIP has no positions over time, so the tokens' order in the sequence makes no difference; extra tokens stand behind
+    the patches, where they need no rearranging. There may be one class token, or one a frame.
     """
 
     name = "joint"
@@ -22,50 +43,60 @@ class JointScope:
         """The class tokens of a batch: (D,) → (B, 1, D)."""
         return cls.expand(batch, 1, -1)
 
-    def merge(self, cls: Tensor, patches: Tensor) -> Tensor:
-        """Sequences from class tokens (B, 1, D) and patches (B, T, P, D): (B, 1 + T·P, D)."""
-        return torch.cat([cls, patches.flatten(1, 2)], dim=1)
+    def block(self, block: Block, prompted: Prompted, cls_only: bool = False) -> VideoTokens:
+        """See `Scope`."""
+        tokens = prompted.tokens
+        classes, (frames, patches) = tokens.cls.shape[1], tokens.patches.shape[1:3]
+        # a padded frame's class token is masked, a video's own never
+        real_cls = tokens.real if classes > 1 else torch.ones_like(tokens.real[:, :1])
+        mask = torch.cat([real_cls, tokens.real.repeat_interleave(patches, dim=1)], dim=1)
+        if tokens.joined is None:
+            own = [tokens.cls, tokens.patches.flatten(1, 2)]
+            sequences = torch.cat(own if tokens.carried is None else [*own, tokens.carried], dim=1)
+        else:
+            sequences = tokens.joined
+        if tokens.carried is not None:
+            mask = torch.cat([mask, tokens.carried_mask], dim=1)
+        extra, carried_mask = None, tokens.carried_mask
+        if prompted.extra is not None:
+            extra, extra_mask = self.arrange(prompted.extra, tokens.real)
+            mask = torch.cat([mask, extra_mask], dim=1)
+            if prompted.carry:
+                behind = [extra_mask] if carried_mask is None else [carried_mask, extra_mask]
+                sequences, extra, carried_mask = torch.cat([sequences, extra], dim=1), None, torch.cat(behind, dim=1)
+        out = block(sequences, extra, mask[:, None, None], classes if cls_only else None)
+        if cls_only:
+            return tokens.change(cls=out)
+        end = classes + frames * patches
+        return VideoTokens(
+            out[:, :classes],
+            out[:, classes:end].unflatten(1, (frames, patches)),
+            tokens.real,
+            None if carried_mask is None else out[:, end:],
+            carried_mask,
+            out,
+        )
 
-    def split(self, sequences: Tensor, frames: int, num_patches: int) -> tuple[Tensor, Tensor]:
-        """The reverse of `merge`; whatever stands behind the patches is left out."""
-        cls, patches = sequences[:, :1], sequences[:, 1 : 1 + frames * num_patches]
-        return cls, patches.unflatten(1, (frames, num_patches))
-
-    def key_mask(self, real: Tensor, num_patches: int, temporal_mask: Tensor | None) -> Tensor:
-        """Which tokens may be attended to: those of `merge`, then the temporal ones if there are any.
-
-        Args:
-            real: (B, T) bool.
-            num_patches: P.
-            temporal_mask: (B, K) bool from `temporal`, or None.
-
-        Returns:
-            (B, 1 + T·P + K) bool.
-        """
-        mask = F.pad(real.repeat_interleave(num_patches, dim=1), (1, 0), value=True)
-        return mask if temporal_mask is None else torch.cat([mask, temporal_mask], dim=1)
-
-    def temporal(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens of the gaps as each sequence sees them.
-
-        Args:
-            tokens: (B, T − 1, N_max, D).
-            mask: (B, T − 1, N_max) bool.
-
-        Returns:
-            (B, (T − 1)·N_max, D) and its mask.
-        """
-        return tokens.flatten(1, 2), mask.flatten(1, 2)
-
-    def pool(self, embeddings: Tensor, real: Tensor) -> Tensor:
-        """The video embedding from the class tokens' embeddings: (B, 1, E) → (B, E), unit length."""
-        return F.normalize(embeddings[:, 0], dim=-1)
+    def arrange(self, extra: Extra, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Extra tokens as each video sees them: (B, K, D) and (B, K) bool; those of padded frames are masked out."""
+        batch, frames = real.shape
+        if extra.place == "video":
+            tokens = extra.together((batch,))
+            shown = extra.mask
+        else:
+            places = frames if extra.place == "frames" else frames - 1
+            tokens = extra.together((batch, places))
+            shown = extra.mask
+            if shown is None:
+                shown = real[:, frames - places :, None].expand(*tokens.shape[:3])
+            tokens, shown = tokens.flatten(1, 2), shown.flatten(1, 2)
+        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=real.device) if shown is None else shown
 
 
 class FrameScope:
     """One sequence a frame: its class token, its patches and the tokens of the two gaps beside it [ours].
 
-    CLIP's own geometry. Without prompts the video embedding is CLIP4Clip's mean pooling.
+    CLIP's own geometry. A padded frame needs no mask: nobody sees it, and a read-out leaves it out.
     """
 
     name = "frame"
@@ -74,46 +105,60 @@ class FrameScope:
         """The class tokens of a batch: (D,) → (B, T, D)."""
         return cls.expand(batch, frames, -1)
 
-    def merge(self, cls: Tensor, patches: Tensor) -> Tensor:
-        """Sequences from class tokens (B, T, D) and patches (B, T, P, D): (B·T, 1 + P, D)."""
-        return torch.cat([cls[:, :, None], patches], dim=2).flatten(0, 1)
+    def block(self, block: Block, prompted: Prompted, cls_only: bool = False) -> VideoTokens:
+        """See `Scope`."""
+        tokens = prompted.tokens
+        batch, frames, patches = tokens.patches.shape[:3]
+        if tokens.joined is None:
+            sequences = torch.cat([tokens.cls[:, :, None], tokens.patches], dim=2).flatten(0, 1)
+            if tokens.carried is not None:
+                sequences = torch.cat([sequences, tokens.carried], dim=1)
+        else:
+            sequences = tokens.joined
+        mask = carried_mask = tokens.carried_mask
+        extra = None
+        if prompted.extra is not None:
+            extra, extra_mask = self.arrange(prompted.extra, tokens.real)
+            if extra_mask is None and (mask is not None or prompted.carry):
+                extra_mask = torch.ones(extra.shape[:2], dtype=torch.bool, device=extra.device)
+            mask = extra_mask if mask is None else torch.cat([mask, extra_mask], dim=1)
+            if prompted.carry:
+                sequences, extra, carried_mask = torch.cat([sequences, extra], dim=1), None, mask
+        if mask is not None:
+            mask = F.pad(mask, (1 + patches, 0), value=True)[:, None, None]
+        out = block(sequences, extra, mask, 1 if cls_only else None)
+        split = out.unflatten(0, (batch, frames))
+        if cls_only:
+            return tokens.change(cls=split[:, :, 0])
+        carried = out[:, 1 + patches :]
+        return VideoTokens(
+            split[:, :, 0],
+            split[:, :, 1 : 1 + patches],
+            tokens.real,
+            carried if carried.shape[1] else None,
+            carried_mask,
+            out,
+        )
 
-    def split(self, sequences: Tensor, frames: int, num_patches: int) -> tuple[Tensor, Tensor]:
-        """The reverse of `merge`; whatever stands behind the patches is left out."""
-        sequences = sequences.unflatten(0, (-1, frames))
-        return sequences[:, :, 0], sequences[:, :, 1 : 1 + num_patches]
+    def arrange(self, extra: Extra, real: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Extra tokens as each frame sees them: (B·T, K, D), and (B·T, K) bool or None where all exist.
 
-    def key_mask(self, real: Tensor, num_patches: int, temporal_mask: Tensor | None) -> Tensor | None:
-        """Which tokens may be attended to; a frame always sees all of its own.
-
-        A padded frame needs no mask: nobody sees it and the mean leaves it out.
-
-        Args:
-            real: (B, T) bool.
-            num_patches: P.
-            temporal_mask: (B·T, K) bool from `temporal`, or None.
-
-        Returns:
-            (B·T, 1 + P + K) bool, or None where nothing is masked.
+        Frame t has those of gap t − 1 and of gap t; beyond the ends the slots are masked out.
         """
-        return None if temporal_mask is None else F.pad(temporal_mask, (1 + num_patches, 0), value=True)
-
-    def temporal(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens of the gaps as each sequence sees them: frame t has those of gap t − 1 and of gap t.
-
-        Args:
-            tokens: (B, T − 1, N_max, D).
-            mask: (B, T − 1, N_max) bool.
-
-        Returns:
-            (B·T, 2·N_max, D) and its mask; beyond the ends the slots are masked out.
-        """
-        return _beside_each_frame(tokens, (0, 0, 0, 0, 1, 1)), _beside_each_frame(mask, (0, 0, 1, 1))
-
-    def pool(self, embeddings: Tensor, real: Tensor) -> Tensor:
-        """Mean over real frames of unit-length frame embeddings, made unit length: (B, T, E) → (B, E)."""
-        frames = F.normalize(embeddings, dim=-1) * real[..., None]
-        return F.normalize(frames.sum(1) / real.sum(1, keepdim=True), dim=-1)
+        batch, frames = real.shape
+        if extra.place == "gaps":
+            tokens = extra.together((batch, frames - 1))
+            mask = extra.mask
+            if mask is None:
+                mask = torch.ones(tokens.shape[:3], dtype=torch.bool, device=tokens.device)
+            return _beside_each_frame(tokens, (0, 0, 0, 0, 1, 1)), _beside_each_frame(mask, (0, 0, 1, 1))
+        mask = extra.mask
+        if extra.place == "video":
+            tokens = extra.together((batch,))[:, None].expand(-1, frames, -1, -1)
+            mask = None if mask is None else mask[:, None].expand(-1, frames, -1)
+        else:
+            tokens = extra.together((batch, frames))
+        return tokens.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
 
 
 def _beside_each_frame(gaps: Tensor, time_axis_padding: tuple[int, ...]) -> Tensor:

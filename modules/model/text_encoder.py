@@ -1,14 +1,16 @@
-"""CLIP's frozen text tower, which embeds each caption once."""
+"""The text encoder: CLIP's text tower with a prompting before its blocks."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
-from modules.clip.vision import FrozenModule
+from modules.clip.text import ClipTextTower, WholeTextTower
+from modules.clip.vision import UnsupportedCLIP
+from modules.model.prompting import TextPrompting
 
 # Captions go through the tower in groups of exactly this many, the last one filled up: a matrix product of another size
 # may round differently, and then a caption's embedding would depend on when it was first needed.
@@ -31,37 +33,52 @@ def check_max_words(max_words: int, context_length: int) -> None:
         )
 
 
-class FrozenTextEncoder(FrozenModule):
-    """Embeds captions, keeping each embedding: the tower is frozen and unprompted, so it never changes.
+class TextEncoder(nn.Module):
+    """Embeds captions with a CLIP tower.
+
+    Where nothing in it trains, each caption is embedded once and kept: its embedding never changes.
 
     Attributes:
         max_words: tokens a caption is cut to, start and end included.
+        context_length: the most that it could be.
     """
 
-    def __init__(self, clip_model: torch.nn.Module, tokenizer, max_words: int):
-        """Wrap a text tower.
+    def __init__(
+        self,
+        tower: ClipTextTower | WholeTextTower,
+        tokenizer,
+        max_words: int,
+        prompting: TextPrompting | None = None,
+        unit_length: bool = True,
+    ):
+        """Put the parts together.
 
         Args:
-            clip_model: an open_clip model; its weights are shared, not copied, and frozen.
+            tower: CLIP's text tower.
             tokenizer: its tokenizer.
-            max_words: at least 3, and no more than the tower's context.
+            max_words: at least 3, and no more than the tower's context leaves beside the prompts.
+            prompting: what stands before the blocks; None for nothing.
+            unit_length: whether embeddings are scaled to length 1.
 
         Raises:
-            UserError: if it is not.
+            UserError: if `max_words` does not fit; as UnsupportedCLIP, if a prompting has no place in such a tower.
         """
         super().__init__()
-        check_max_words(max_words, clip_model.context_length)
-        self.clip_model = clip_model
+        taken = 0 if prompting is None else prompting.positions_taken
+        self.context_length = tower.context_length - taken
+        check_max_words(max_words, self.context_length)
+        if prompting is not None and isinstance(tower, WholeTextTower):
+            raise UnsupportedCLIP(tower.differences)
+        self.tower = tower
         self.tokenizer = tokenizer
-        self.context_length = clip_model.context_length
         self.max_words = max_words
+        self.prompting = TextPrompting() if prompting is None else prompting
+        self.unit_length = unit_length
         self._kept: dict[str, Tensor] = {}
-        self.freeze()
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """(N, context length) int64: cut to `max_words` with start and end kept, padded with zeros."""
-        tokens = self.tokenizer(list(captions), context_length=self.max_words)
-        return F.pad(tokens, (0, self.context_length - self.max_words))
+        """(N, max_words) int64: longer captions are cut, with start and end kept; shorter ones are padded."""
+        return self.tokenizer(list(captions), context_length=self.max_words)
 
     def count_cut(self, captions: Sequence[str]) -> int:
         """How many of some captions `tokenize` cuts; a caption that is there twice counts twice."""
@@ -100,17 +117,42 @@ class FrozenTextEncoder(FrozenModule):
             losing += [caption for caption, filled in zip(part, (now == more).tolist(), strict=True) if filled]
         return losing
 
-    @torch.no_grad()
     def forward(self, captions: Sequence[str], sample_keys: Tensor | None = None) -> Tensor:
-        """Embed captions: N strings → (N, E), unit length, on the tower's device; nothing here draws from the keys."""
+        """Embed captions: N strings → (N, E), on the tower's device.
+
+        Args:
+            captions: the texts.
+            sample_keys: (N,) int64, what a prompting may draw dropout from; nothing here draws from them.
+        """
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            return self._embed(self.tokenize(captions))
+        return self._embed_once(captions)
+
+    @torch.no_grad()
+    def _embed_once(self, captions: Sequence[str]) -> Tensor:
+        """Embed what was not embedded before."""
         new = list(dict.fromkeys(c for c in captions if c not in self._kept))
-        parameter = next(self.clip_model.parameters())
         for start in range(0, len(new), GROUP):
             group = new[start : start + GROUP]
-            tokens = self.tokenize(group + [""] * (GROUP - len(group))).to(parameter.device)
-            embeddings = F.normalize(self.clip_model.encode_text(tokens).to(parameter.dtype), dim=-1)
+            embeddings = self._embed(self.tokenize(group + [""] * (GROUP - len(group))))
             self._kept.update(zip(group, embeddings.cpu(), strict=False))
-        return torch.stack([self._kept[c] for c in captions]).to(parameter.device)
+        return torch.stack([self._kept[c] for c in captions]).to(next(self.parameters()).device)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """(N, W) int64 → (N, E)."""
+        tower = self.tower
+        ids = ids.to(next(tower.parameters()).device)
+        if isinstance(tower, WholeTextTower):
+            embeddings = tower.encode(F.pad(ids, (0, tower.context_length - ids.shape[1])))
+        else:
+            text = self.prompting.begin(tower, ids)
+            tokens, length = text.tokens, text.tokens.shape[1]
+            for layer, block in enumerate(tower.blocks):
+                extra = self.prompting.before(tower, layer)  # (K, D)
+                mask = tower.causal_mask(length, 0 if extra is None else len(extra))
+                tokens = block(tokens, None if extra is None else extra.expand(len(tokens), -1, -1), mask)
+            embeddings = tower.project(tokens, text.ends)
+        return F.normalize(embeddings, dim=-1) if self.unit_length else embeddings
 
 
 class _TokensOfWords(dict[str, int]):

@@ -3,34 +3,44 @@
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
+from modules.model.heads import Head
 
 
 class VideoTextModel(nn.Module):
-    """A text encoder and a video encoder with a common space.
+    """A text encoder and a video encoder, and a head that compares what they make.
 
-    Similarity is the cosine times CLIP's own exp(logit_scale). What trains is what requires a gradient; a method
-    decides that when it builds the encoders.
+    What trains is what requires a gradient; a method decides that when it builds the parts.
     """
 
-    def __init__(self, text_encoder: nn.Module, video_encoder: nn.Module, logit_scale: float):
+    def __init__(
+        self,
+        text_encoder: nn.Module,
+        video_encoder: nn.Module,
+        head: Head,
+        rates: Sequence[tuple[nn.Module, float]] = (),
+    ):
         """Compose.
 
         Args:
-            text_encoder: N captions and their dropout keys (N,) or None → (N, E), unit length.
+            text_encoder: N captions and their dropout keys (N,) or None → (N, E).
             video_encoder: see `VideoEncoder.forward`.
-            logit_scale: the factor itself (100 in OpenAI's CLIP), not its logarithm.
+            head: their similarities.
+            rates: modules whose parameters train at the learning rate times a factor, for example parts of CLIP that
+                are tuned beside new modules; the factor of all others is 1, of those in several the last one's.
         """
         super().__init__()
         self.text_encoder = text_encoder
         self.video_encoder = video_encoder
-        self.register_buffer("logit_scale", torch.tensor(float(logit_scale)), persistent=False)
+        self.head = head
+        self.rates = list(rates)
         self.buffers_of_clip: frozenset[str] = frozenset()
 
     def encode_text(self, captions: Sequence[str], sample_keys: Tensor | None = None) -> Tensor:
-        """N captions → (N, E), unit length; `sample_keys` (N,) as for videos."""
+        """N captions → (N, E), unit length if the head is a product; `sample_keys` (N,) as for videos."""
         return self.text_encoder(captions, sample_keys)
 
     def encode_video(
@@ -40,20 +50,26 @@ class VideoTextModel(nn.Module):
         sample_keys: Tensor | None = None,
         return_details: bool = False,
     ) -> dict:
-        """Videos (B, T, 3, H, W) uint8 → a dictionary with ``embedding`` (B, E); see `VideoEncoder.forward`."""
+        """Videos (B, T, 3, H, W) uint8 → a dictionary with ``embedding`` (B, …); see `VideoEncoder.forward`."""
         return self.video_encoder(frames, num_frames, sample_keys, return_details)
 
-    def similarity(self, text: Tensor, video: Tensor) -> Tensor:
-        """Scaled cosine similarity of unit-length embeddings: (N, E), (M, E) → (N, M)."""
-        return self.logit_scale * text @ video.T
+    def similarity(self, text: Tensor, video: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Similarities, as logits, of embeddings: (N, …), (M, …) → (N, M); see `Head`."""
+        return self.head(text, video, keys)
+
+    def mean_text(self, embeddings: Tensor) -> Tensor:
+        """One embedding of several that mean the same: (C, n, E) → (C, E), made unit length if the head needs it."""
+        mean = embeddings.mean(1)
+        return F.normalize(mean, dim=-1) if self.head.is_product else mean
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters of all that trains."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
-    def rate_factor(self, name: str) -> float:
-        """Factor of a parameter's learning rate; a method that also tunes CLIP makes it smaller there."""
-        return 1.0
+    def rate_factors(self) -> Iterator[tuple[nn.Parameter, float]]:
+        """The parameters that train, each with the factor of its learning rate."""
+        factors = {id(parameter): factor for module, factor in self.rates for parameter in module.parameters()}
+        return ((parameter, factors.get(id(parameter), 1.0)) for _, parameter in self.trainable_parameters())
 
     def num_trainable(self) -> int:
         """How many numbers train."""

@@ -11,10 +11,12 @@ from common.errors import UserError
 from common.progress import Progress
 from dataloaders.items import LEAVE_OUT_BAD, EvaluationDataset, evaluation_loader
 from modules.model.video_text import VideoTextModel
-from modules.runtime.precision import Precision
+from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
 
 logger = logging.getLogger("stop")
+
+PAIRS = 4096  # of a text and a video, scored at a time
 
 
 @torch.no_grad()
@@ -24,8 +26,7 @@ def embed_items(
     items: Sequence[int],
     batch_size: int,
     num_workers: int,
-    processes: Processes,
-    precision: Precision,
+    compute: Compute,
 ) -> np.ndarray:
     """Embed videos of a dataset.
 
@@ -37,12 +38,13 @@ def embed_items(
         batch_size: videos at a time, on each process. num_workers: decoding workers a process.
 
     Returns:
-        (len(items), E) float32, the same on every process; rows of dropped videos are zero.
+        (len(items), E) or (len(items), T, E) float32, the same on every process; rows of dropped videos are zero.
 
     Raises:
         BadVideoError: if a video cannot be decoded; leaving it out would change a metric.
         UserError: if none can.
     """
+    processes = compute.processes
     mine = items[processes.rank :: processes.world_size]
     places = {item: place for place, item in enumerate(mine)}
     loader = evaluation_loader(dataset, mine, batch_size, num_workers, pin=processes.device.type == "cuda")
@@ -56,10 +58,10 @@ def embed_items(
             failed += [(dataset.sample_of(item.index).video_id, item.reason) for item in bad]
             if batch is not None:
                 batch = batch.to(processes.device)
-                with precision.autocast():
+                with compute.precision.autocast():
                     embedded = model.encode_video(batch.frames, batch.num_frames)["embedding"].float().cpu()
                 if rows is None:
-                    rows = torch.zeros(len(mine), embedded.shape[1])
+                    rows = torch.zeros(len(mine), *embedded.shape[1:])
                 rows[[places[item] for item in batch.indices.tolist()]] = embedded
             progress.update()
     dataset.drop(dict(processes.gather_list(failed)))
@@ -70,22 +72,61 @@ def gather_strided(rows: list[Tensor], total: int, processes: Processes) -> np.n
     """Rows that the ranks took in turn, in their first order again.
 
     Args:
-        rows: this rank's, in parts of (n, E).
+        rows: this rank's, in parts of (n, …).
         total: of all ranks.
 
     Returns:
-        (total, E) float32; rows of a rank without any are zero.
+        (total, …) float32; rows of a rank without any are zero.
 
     Raises:
         UserError: if no rank has rows.
     """
     mine = torch.cat(rows).float().cpu().numpy() if rows else None
     parts = processes.gather_objects(mine)
-    widths = {part.shape[1] for part in parts if part is not None}
-    if not widths:
+    shapes = {part.shape[1:] for part in parts if part is not None}
+    if not shapes:
         raise UserError("none of the videos to evaluate on could be read")
-    joined = np.zeros((total, widths.pop()), dtype=np.float32)
+    joined = np.zeros((total, *shapes.pop()), dtype=np.float32)
     for rank, part in enumerate(parts):
         if part is not None:
             joined[rank :: processes.world_size] = part
     return joined
+
+
+def check_searchable(model: VideoTextModel) -> None:
+    """Refuse what needs embeddings that say something by themselves.
+
+    Raises:
+        UserError: if the model's head scores pairs.
+    """
+    if not model.head.is_product:
+        raise UserError(
+            "this model scores each pair of a text and a video: it has no embeddings that could be saved and searched. "
+            "Leave --save_features out, or train with a head that compares embeddings (such as --sim_header meanP)"
+        )
+
+
+@torch.no_grad()
+def score_pairs(model: VideoTextModel, text: np.ndarray, video: np.ndarray, compute: Compute) -> np.ndarray:
+    """Similarities by a head that takes pairs, a block of texts at a time, each on the process whose turn it is.
+
+    Args:
+        model: in eval mode.
+        text: (N, …), video: (M, …), the embeddings that the model made.
+
+    Returns:
+        (N, M) float32, the same on every process.
+    """
+    processes = compute.processes
+    dtype = compute.precision.dtype
+    videos = torch.from_numpy(video).to(processes.device, dtype)
+    mine = torch.from_numpy(text[processes.rank :: processes.world_size])
+    size = max(1, PAIRS // len(video))
+    rows = []
+    with Progress(
+        -(-len(mine) // size), "scoring pairs", "block", "blocks", say=logger.info, shown=processes.is_main, leave=False
+    ) as progress:
+        for block in mine.split(size):
+            rows.append(model.similarity(block.to(processes.device, dtype), videos).float().cpu())
+            progress.update()
+    return gather_strided(rows, len(text), processes)

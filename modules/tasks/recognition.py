@@ -19,10 +19,10 @@ from torch import Tensor
 from common.errors import UserError
 from dataloaders.items import Batch, EvaluationDataset, TrainingDataset
 from modules.model.video_text import VideoTextModel
-from modules.runtime.precision import Precision
+from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
 from modules.runtime.run_folder import RunFolder, csv_text
-from modules.tasks.embedding import embed_items
+from modules.tasks.embedding import check_searchable, embed_items, score_pairs
 from modules.tasks.metrics import DECIMALS, percent
 
 logger = logging.getLogger("stop")
@@ -162,24 +162,34 @@ class RecognitionTask:
     def class_embeddings(self, model: VideoTextModel) -> Tensor:
         """One embedding a class, the mean over its prompts made unit length: (C, E)."""
         prompts = model.encode_text(self.prompts).unflatten(0, (len(self.classes), -1))  # (C, templates, E)
-        return F.normalize(prompts.mean(1), dim=-1)
+        return model.mean_text(prompts)
 
-    def loss(self, model: VideoTextModel, text: Tensor, video: Tensor, batch: Batch, processes: Processes) -> Tensor:
+    def loss(
+        self, model: VideoTextModel, text: Tensor, video: Tensor, batch: Batch, keys: Tensor, processes: Processes
+    ) -> Tensor:
         """Cross-entropy over the classes, mean over the global batch."""
         labels = torch.tensor(processes.gather_list(batch.labels), device=video.device)
-        return F.cross_entropy(model.similarity(text, processes.gather_rows(video)).T, labels)
+        rows = (processes.gather_rows(part) for part in (video, keys))
+        return F.cross_entropy(model.similarity(text, *rows).T, labels)
 
-    def evaluate(self, model: VideoTextModel, processes: Processes, precision: Precision) -> dict[str, float]:
+    def check(self, model: VideoTextModel) -> None:
+        """Refuse to save embeddings that cannot be searched, before anything is computed.
+
+        Raises:
+            UserError: if the model's head scores pairs.
+        """
+        if self.save_features is not None:
+            check_searchable(model)
+
+    def evaluate(self, model: VideoTextModel, compute: Compute) -> dict[str, float]:
         """Top-1, top-5 and mean class accuracy."""
-        return self.predict(model, *self._embed(model, processes, precision)).metrics()
+        return self.predict(model, *self._embed(model, compute), compute).metrics()
 
-    def report(
-        self, model: VideoTextModel, processes: Processes, precision: Precision, folder: RunFolder
-    ) -> dict[str, float]:
+    def report(self, model: VideoTextModel, compute: Compute, folder: RunFolder) -> dict[str, float]:
         """Evaluate, and write predictions, per-class accuracy, confusion matrix and, if wanted, the embeddings."""
-        text, video = self._embed(model, processes, precision)
-        predictions = self.predict(model, text, video)
-        if processes.is_main:
+        text, video = self._embed(model, compute)
+        predictions = self.predict(model, text, video, compute)
+        if compute.processes.is_main:
             folder.write_text("predictions.csv", self._prediction_table(predictions))
             folder.write_text("per_class.csv", self._class_table(predictions))
             confusion = predictions.confusion()
@@ -191,29 +201,32 @@ class RecognitionTask:
         return predictions.metrics()
 
     @torch.no_grad()
-    def _embed(
-        self, model: VideoTextModel, processes: Processes, precision: Precision
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Class texts (C, E) and test videos that are not dropped (N, views, E), float32."""
+    def _embed(self, model: VideoTextModel, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
+        """Class texts (C, E) and test videos that are not dropped (N, views, …), float32."""
         model.eval()
-        with precision.autocast():
+        with compute.precision.autocast():
             text = self.class_embeddings(model).float().cpu().numpy()
         items = range(len(self.evaluation_set))
-        video = embed_items(model, self.evaluation_set, items, self.batch_size, self.num_workers, processes, precision)
-        views = video.reshape(len(self.evaluation_set.samples), -1, video.shape[1])
+        video = embed_items(model, self.evaluation_set, items, self.batch_size, self.num_workers, compute)
+        views = video.reshape(len(self.evaluation_set.samples), -1, *video.shape[1:])
         kept = [sample.video_id not in self.evaluation_set.dropped for sample in self.evaluation_set.samples]
         return text, views[kept]
 
-    def predict(self, model: VideoTextModel, text: np.ndarray, video: np.ndarray) -> Predictions:
+    def predict(self, model: VideoTextModel, text: np.ndarray, video: np.ndarray, compute: Compute) -> Predictions:
         """Class probabilities from embeddings.
 
         Args:
-            text: (C, E). video: (N, views, E).
+            text: (C, E). video: (N, views, …).
         """
-        scale, classes = model.logit_scale.item(), torch.from_numpy(text).double()
-        probabilities = np.empty((len(video), len(text)))
-        for row, views in zip(probabilities, torch.from_numpy(video), strict=True):  # views of all would take memory
-            row[:] = (scale * (views.double() @ classes.T)).softmax(-1).mean(0)
+        if model.head.is_product:
+            scale, classes = model.head.scale.item(), torch.from_numpy(text).double()
+            probabilities = np.empty((len(video), len(text)))
+            for row, views in zip(probabilities, torch.from_numpy(video), strict=True):  # all at once would take memory
+                row[:] = (scale * (views.double() @ classes.T)).softmax(-1).mean(0)
+        else:
+            scores = score_pairs(model, text, video.reshape(-1, *video.shape[2:]), compute)  # (C, N·views)
+            by_view = torch.from_numpy(scores.T).double().softmax(-1).unflatten(0, video.shape[:2])
+            probabilities = by_view.mean(1).numpy()
         if np.isnan(probabilities).any():
             raise FloatingPointError("the class probabilities hold values that are not numbers (NaN)")
         return Predictions(probabilities, np.array([sample.label for sample in self.evaluation_set.kept]))

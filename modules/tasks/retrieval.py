@@ -11,22 +11,22 @@ from torch import Tensor
 
 from dataloaders.items import Batch, EvaluationDataset, TrainingDataset
 from modules.model.video_text import VideoTextModel
-from modules.runtime.precision import Precision
+from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
 from modules.runtime.run_folder import RunFolder
-from modules.tasks.embedding import embed_items, gather_strided
+from modules.tasks.embedding import check_searchable, embed_items, gather_strided, score_pairs
 from modules.tasks.losses import same_video_or_caption, symmetric_contrastive_loss
-from modules.tasks.metrics import LEGEND, retrieval_metrics_of_embeddings
+from modules.tasks.metrics import LEGEND, retrieval_metrics, retrieval_metrics_of_embeddings
 
 logger = logging.getLogger("stop")
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings of an evaluation set, in annotation order, float32 and of unit length.
+    """Embeddings of an evaluation set, in annotation order, float32; of unit length where the head is a product.
 
     Attributes:
-        text: (N, E). video: (M, E).
+        text: (N, E). video: (M, E), or (M, T, E) with a row a frame.
         text_to_video: (N,) int, the row of each caption's video.
         text_ids, captions: N strings each. video_ids: M strings.
     """
@@ -110,38 +110,49 @@ class RetrievalTask:
         video = model.encode_video(batch.frames, batch.num_frames, keys)["embedding"]
         return model.encode_text(batch.captions, keys), video
 
-    def loss(self, model: VideoTextModel, text: Tensor, video: Tensor, batch: Batch, processes: Processes) -> Tensor:
+    def loss(
+        self, model: VideoTextModel, text: Tensor, video: Tensor, batch: Batch, keys: Tensor, processes: Processes
+    ) -> Tensor:
         """Symmetric contrastive loss over the global batch."""
         excluded = None
         if self.mask_same_video:
             video_ids, captions = processes.gather_list(batch.video_ids), processes.gather_list(batch.captions)
             excluded = same_video_or_caption(video_ids, captions).to(video.device)
-        similarity = model.similarity(processes.gather_rows(text), processes.gather_rows(video))
+        rows = (processes.gather_rows(part) for part in (text, video, keys))
+        similarity = model.similarity(*rows)
         return symmetric_contrastive_loss(similarity, excluded)
 
-    def evaluate(self, model: VideoTextModel, processes: Processes, precision: Precision) -> dict[str, float]:
-        """R@1, R@5, R@10, median and mean rank in both directions."""
-        return self.metrics(self.embed(model, processes, precision), progress=processes.is_main)
+    def check(self, model: VideoTextModel) -> None:
+        """Refuse to save embeddings that cannot be searched, before anything is computed.
 
-    def report(
-        self, model: VideoTextModel, processes: Processes, precision: Precision, folder: RunFolder
-    ) -> dict[str, float]:
+        Raises:
+            UserError: if the model's head scores pairs.
+        """
+        if self.save_features is not None:
+            check_searchable(model)
+
+    def evaluate(self, model: VideoTextModel, compute: Compute) -> dict[str, float]:
+        """R@1, R@5, R@10, median and mean rank in both directions."""
+        return self.metrics(model, self.embed(model, compute), compute)
+
+    def report(self, model: VideoTextModel, compute: Compute, folder: RunFolder) -> dict[str, float]:
         """Evaluate, and write the embeddings if wanted."""
-        embeddings = self.embed(model, processes, precision)
-        if self.save_features is not None and processes.is_main:
+        embeddings = self.embed(model, compute)
+        if self.save_features is not None and compute.processes.is_main:
             embeddings.save(self.save_features)
             logger.info("embeddings are in %s", self.save_features)
-        return self.metrics(embeddings, progress=processes.is_main)
+        return self.metrics(model, embeddings, compute)
 
     @staticmethod
-    def metrics(embeddings: Embeddings, progress: bool = False) -> dict[str, float]:
-        """The metrics of an evaluation set's embeddings; with `progress` a bar if it takes long."""
-        return retrieval_metrics_of_embeddings(
-            embeddings.text, embeddings.video, embeddings.text_to_video, progress=progress
-        )
+    def metrics(model: VideoTextModel, embeddings: Embeddings, compute: Compute) -> dict[str, float]:
+        """The metrics of an evaluation set's embeddings, with a bar if it takes long."""
+        text, video, text_to_video = embeddings.text, embeddings.video, embeddings.text_to_video
+        if model.head.is_product:
+            return retrieval_metrics_of_embeddings(text, video, text_to_video, progress=compute.processes.is_main)
+        return retrieval_metrics(score_pairs(model, text, video, compute), text_to_video)
 
     @torch.no_grad()
-    def embed(self, model: VideoTextModel, processes: Processes, precision: Precision) -> Embeddings:
+    def embed(self, model: VideoTextModel, compute: Compute) -> Embeddings:
         """Embed the evaluation set, each item once, on the process whose turn it is; dropped videos are left out.
 
         Raises:
@@ -157,8 +168,7 @@ class RetrievalTask:
             list(first_rows.values()),
             self.batch_size,
             self.num_workers,
-            processes,
-            precision,
+            compute,
         )
         dropped, samples = self.evaluation_set.dropped, self.evaluation_set.kept
         kept = [row for row, video_id in enumerate(first_rows) if video_id not in dropped]
@@ -166,7 +176,7 @@ class RetrievalTask:
         numbers = {video_id: number for number, video_id in enumerate(video_ids)}
         captions = [sample.captions[0] for sample in samples]
         return Embeddings(
-            text=self._embed_texts(model, captions, processes, precision),
+            text=self._embed_texts(model, captions, compute),
             video=video[kept],
             text_to_video=np.array([numbers[sample.video_id] for sample in samples]),
             text_ids=[sample.sample_id for sample in samples],
@@ -174,9 +184,10 @@ class RetrievalTask:
             video_ids=video_ids,
         )
 
-    def _embed_texts(self, model, captions: Sequence[str], processes: Processes, precision: Precision) -> np.ndarray:
+    def _embed_texts(self, model: VideoTextModel, captions: Sequence[str], compute: Compute) -> np.ndarray:
+        processes = compute.processes
         mine = captions[processes.rank :: processes.world_size]
-        with precision.autocast():
+        with compute.precision.autocast():
             rows = [model.encode_text(part) for part in _parts(mine, self.batch_size)]
         return gather_strided(rows, len(captions), processes)
 

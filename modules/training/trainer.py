@@ -4,17 +4,18 @@ It knows about steps, processes, precision and checkpoints. What a batch is comp
 the task's (`Task`); what trains is the model's own business.
 """
 
+import contextlib
 import logging
 import math
 import resource
 import sys
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,17 +28,17 @@ from common.seeds import derive_seed
 from common.settings import above, at_least, between, setting
 from dataloaders.items import (
     Batch,
-    EvaluationDataset,
     GlobalBatches,
-    TrainingDataset,
     read_batches,
     training_loader,
 )
 from modules.model.video_text import VideoTextModel
+from modules.runtime.compute import Compute
+from modules.runtime.identity import list_differences
 from modules.runtime.interruption import Interrupted, Interruption
-from modules.runtime.precision import PRECISIONS, Precision
-from modules.runtime.processes import Processes
+from modules.runtime.precision import PRECISIONS
 from modules.runtime.run_folder import BEST, LAST, RESULTS, SKIPPED, RunFolder
+from modules.tasks.base import Task
 from modules.tasks.metrics import rounded
 from modules.training.optimization import build_optimizer, build_scheduler
 
@@ -113,37 +114,6 @@ class TrainSettings:
     )
 
 
-class Task(Protocol):
-    """What the trainer asks of a task.
-
-    Attributes:
-        training_set: what to train on.
-        evaluation_set: what metrics are computed on.
-        selection_metric: the metric by which the best checkpoint is chosen, larger is better.
-        evaluated_on: that set in words. legend: a line that explains the metrics.
-    """
-
-    training_set: TrainingDataset
-    evaluation_set: EvaluationDataset
-    selection_metric: str
-    evaluated_on: str
-    legend: str
-
-    def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Text and video embeddings of a batch; runs in the precision of the run.
-
-        Args:
-            batch: this rank's share, on the model's device.
-            keys: (b,) int64, what dropout is drawn from.
-        """
-
-    def loss(self, model: VideoTextModel, text: Tensor, video: Tensor, batch: Batch, processes: Processes) -> Tensor:
-        """The loss of the global batch, the same on every rank; see `modules.runtime.processes` about its gradient."""
-
-    def evaluate(self, model: VideoTextModel, processes: Processes, precision: Precision) -> dict[str, float]:
-        """Metrics on the evaluation set, the same on every rank."""
-
-
 @dataclass(frozen=True)
 class Position:
     """How far a run has come.
@@ -214,12 +184,12 @@ class Trainer:
         model: VideoTextModel,
         task: Task,
         settings: TrainSettings,
-        processes: Processes,
-        precision: Precision,
+        compute: Compute,
         folder: RunFolder,
         identity: Mapping[str, Any],
-        clip_name: str,
+        clip_source: Mapping[str, str | None],
         interruption: Interruption,
+        former: Mapping[str, Any] | None = None,
     ):
         """Prepare a run.
 
@@ -227,11 +197,13 @@ class Trainer:
             model: on the device, in the precision's dtype.
             task: what to train for.
             settings: how.
-            processes, precision, folder: where.
+            compute, folder: where.
             identity: everything that the result depends on, by name; a checkpoint with another one is not continued.
                 Holds at least ``method``.
-            clip_name: under which CLIP was loaded; it may move, so only messages and checkpoints have it.
+            clip_source: ``clip_name`` and ``pretrained_dir``, from which CLIP was loaded; it may move, so only messages
+                and checkpoints have them.
             interruption: tells when to stop.
+            former: what a checkpoint that lacks a setting was made with, by name.
 
         Raises:
             UserError: if the method has nothing to train or the batch size does not fit.
@@ -241,24 +213,28 @@ class Trainer:
         self.model = model
         self.task = task
         self.settings = settings
-        self.processes = processes
-        self.precision = precision
+        self.compute = compute
+        self.processes, self.precision = compute.processes, compute.precision
         self.folder = folder
         self.identity = dict(identity)
-        self.clip_name = clip_name
+        self.clip_source = dict(clip_source)
         self.batches = GlobalBatches(
-            len(task.training_set), settings.batch_size, settings.seed, processes.rank, processes.world_size
+            len(task.training_set),
+            settings.batch_size,
+            settings.seed,
+            self.processes.rank,
+            self.processes.world_size,
         )
         self.parameters = [p for _, p in model.trainable_parameters()]
         self.buffers = dict(model.trained_buffers())
         self._kept_buffers = _copies(self.buffers)  # after the last finished step; a forward pass changes them
-        factors = [model.rate_factor(name) for name, _ in model.trainable_parameters()]
-        self.optimizer = build_optimizer(zip(self.parameters, factors, strict=True), settings.lr, settings.weight_decay)
+        self.optimizer = build_optimizer(model.rate_factors(), settings.lr, settings.weight_decay)
         self.total_steps = settings.epochs * self.batches.batches_per_epoch
         self.scheduler = build_scheduler(self.optimizer, self.total_steps, settings.warmup_proportion)
-        self.scaler = precision.scaler()
+        self.scaler = self.precision.scaler()
         self.position = Position()
         self.interruption = interruption
+        self.former = former
         self._time_left = TimeLeft()
         self._last_said = time.monotonic()
         self._legend_said = False
@@ -282,7 +258,7 @@ class Trainer:
                 )
             self._start_anew()
             return
-        if differences := list_differences(checkpoint, self._header()):
+        if differences := list_differences(checkpoint, self._header(), former=self.former):
             raise UserError(
                 f"{self.folder.path / LAST} was made with other settings; give the same ones, another --output_dir, or "
                 "--resume never to start anew:\n  " + "\n  ".join(differences)
@@ -407,9 +383,7 @@ class Trainer:
             FloatingPointError: if one is not finite and that is not to be left out.
         """
         batch = batch.to(self.processes.device)
-        with self.precision.autocast():
-            text, video = self.task.encode(self.model, batch, self._dropout_keys(batch))
-        loss = self.task.loss(self.model, text, video, batch, self.processes)
+        loss = self._loss(batch, self.precision.autocast())
         if not torch.isfinite(loss):
             self._report_not_finite("loss", loss, batch)
             return loss.item(), math.nan, Outcome.LOSS_NOT_FINITE
@@ -427,6 +401,13 @@ class Trainer:
         self._report_not_finite("norm of the gradient", norm, batch)
         return loss.item(), norm.item(), Outcome.GRADIENT_NOT_FINITE
 
+    def _loss(self, batch: Batch, precision: contextlib.AbstractContextManager) -> Tensor:
+        """The loss of the global batch, of which this is the rank's share; the encoders run within `precision`."""
+        keys = self._dropout_keys(batch)
+        with precision:
+            text, video = self.task.encode(self.model, batch, keys)
+        return self.task.loss(self.model, text, video, batch, keys, self.processes)
+
     def _clip_gradients(self) -> Tensor:
         """Scale the gradients down to the largest norm allowed, and return the norm they had; 0 allows any."""
         if self.settings.max_grad_norm == 0:
@@ -442,8 +423,7 @@ class Trainer:
         Leaves that gradient in the parameters; the scaler remembers that the step is to be left out.
         """
         self.optimizer.zero_grad()
-        text, video = self.task.encode(self.model, batch, self._dropout_keys(batch))
-        self.task.loss(self.model, text, video, batch, self.processes).backward()
+        self._loss(batch, contextlib.nullcontext()).backward()
         self.processes.average_gradients(self.parameters)
         return bool(torch.isfinite(self._gradient_norm()))
 
@@ -525,7 +505,7 @@ class Trainer:
         """Evaluate, and keep the checkpoint if it is the best so far."""
         start = time.perf_counter()
         logger.info("epoch %d/%d: evaluating", epoch, self.settings.epochs)
-        metrics = self.task.evaluate(self.model, self.processes, self.precision)
+        metrics = self.task.evaluate(self.model, self.compute)
         self._time_left.add_evaluation(time.perf_counter() - start)
         with self.interruption.changing_state():
             if dropped := self.task.evaluation_set.dropped:
@@ -560,7 +540,7 @@ class Trainer:
 
     def _header(self) -> dict[str, Any]:
         """What a checkpoint says of its run."""
-        return {"method": self.identity["method"], "clip_name": self.clip_name, "identity": self.identity}
+        return {"method": self.identity["method"], **self.clip_source, "identity": self.identity}
 
     def _save(self, name: str) -> None:
         content = {
@@ -573,29 +553,6 @@ class Trainer:
             "position": asdict(self.position),
         }
         self.folder.save_checkpoint(name, content)
-
-
-def list_differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], names: Collection[str] | None = None
-) -> list[str]:
-    """Lines that say what changed between the settings of a checkpoint and those of this run.
-
-    Args:
-        before, now: an ``identity`` each, and the ``clip_name`` that tells people which CLIP its digest is of.
-        names: of the settings to compare; None for all.
-    """
-    old, new = before["identity"], now["identity"]
-    compared = old.keys() | new.keys() if names is None else names
-
-    def shown(run: Mapping[str, Any], name: str) -> str:
-        value = run["identity"].get(name)
-        return f"{run['clip_name']} ({value})" if name == "clip" and "clip_name" in run else str(value)
-
-    return [
-        f"{name}: was {shown(before, name)}, is {shown(now, name)}"
-        for name in sorted(compared)
-        if old.get(name) != new.get(name)
-    ]
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

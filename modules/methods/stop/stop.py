@@ -18,9 +18,12 @@ from modules.methods.base import Method
 from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter
 from modules.methods.stop.intra_frame import IntraFramePrompting, SpatialPrompter
 from modules.model.dropout import fold_in
+from modules.model.heads import CosineHead
+from modules.model.prompting import Extra, Prompted, VideoPrompting, VideoTokens
+from modules.model.readouts import ClassToken, Mean
 from modules.model.scopes import SCOPES
-from modules.model.text_encoder import FrozenTextEncoder
-from modules.model.video_encoder import PromptedTokens, VideoEncoder
+from modules.model.text_encoder import TextEncoder
+from modules.model.video_encoder import VideoEncoder
 from modules.model.video_text import VideoTextModel
 
 INTRA, INTER = 0, 1  # what the two prompters' dropout keys are told apart by
@@ -89,40 +92,48 @@ class TimeEmbedding(nn.Module):
             )
 
 
-class StopPrompting(nn.Module):
-    """Both prompters at one layer; a `modules.model.video_encoder.Prompting`."""
+class StopPrompting(VideoPrompting):
+    """Both prompters, before every block or before the first."""
 
     def __init__(
         self,
         intra_frame: IntraFramePrompting | None,
         inter_frame: InterFramePrompting | None,
         time_embedding: TimeEmbedding | None,
+        per_layer: bool = True,
     ):
-        """intra_frame: None with N_s = 0. inter_frame: None with η = 0. time_embedding: None if not wanted."""
+        """Put the prompters together.
+
+        Args:
+            intra_frame: None with N_s = 0.
+            inter_frame: None with η = 0.
+            time_embedding: None if not wanted.
+            per_layer: prompt before every block, the temporal tokens serving that block as keys and values only; else
+                prompt once, before the first, and carry the temporal tokens through.
+        """
         super().__init__()
         self.intra_frame = intra_frame
         self.inter_frame = inter_frame
         self.time_embedding = time_embedding
+        self.per_layer = per_layer
 
-    def begin(self, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+    def begin(self, tower: ClipVisionTower, tokens: VideoTokens) -> VideoTokens:
         """Add the frames' time embedding: to the patches, and to the class token where every frame has its own."""
         if self.time_embedding is None:
-            return cls, patches
-        self.time_embedding.check_length(patches.shape[1])
-        frames = self.time_embedding.frames
-        if cls.shape[1] == len(frames):
-            cls = cls + frames
-        return cls, patches + frames[:, None]
+            return tokens
+        self.time_embedding.check_length(tokens.patches.shape[1])
+        return tokens.add_to_frames(self.time_embedding.frames)
 
-    def forward(
-        self, tower: ClipVisionTower, layer: int, cls: Tensor, patches: Tensor, real: Tensor, keys: Tensor | None
-    ) -> PromptedTokens:
-        """Prompt the input of block `layer`; shapes as in `PromptedTokens`."""
+    def before(self, tower: ClipVisionTower, layer: int, tokens: VideoTokens, keys: Tensor | None) -> Prompted:
+        """Prompt the input of a block."""
+        if layer > 0 and not self.per_layer:
+            return Prompted(tokens)
+        block, patches, real = tower.blocks[layer], tokens.patches, tokens.real
         regions = torch.zeros(patches.shape[:3], dtype=patches.dtype, device=patches.device)
         details = {}
         if self.intra_frame is not None:
-            read = tower.read(layer, patches)
-            attention_map = tower.class_attention(layer, tower.read(layer, cls), read)
+            read = block.read(patches)
+            attention_map = block.class_attention(block.read(tokens.cls), read)
             intra = self.intra_frame(patches, read, attention_map, real, _keys(keys, INTRA))
             patches, regions = intra.patches, intra.region_weights
             details.update(
@@ -132,17 +143,18 @@ class StopPrompting(nn.Module):
                 discriminative_regions=regions,
             )
         if self.inter_frame is None or patches.shape[1] < 2:
-            return PromptedTokens(patches, None, None, details)
-        inter = self.inter_frame(tower.read(layer, patches), regions, real, _keys(keys, INTER))
-        tokens = inter.tokens
+            return Prompted(tokens.change(patches=patches), details=details)
+        inter = self.inter_frame(block.read(patches), regions, real, _keys(keys, INTER))
+        temporal = inter.tokens
         if self.time_embedding is not None:
-            tokens = tokens + self.time_embedding.gaps[:, None]
+            temporal = temporal + self.time_embedding.gaps[:, None]
         details.update(
             frame_variation=inter.frame_variation,
             num_temporal_prompts=inter.num_temporal_prompts,
-            temporal_prompts=tokens,
+            temporal_prompts=temporal,
         )
-        return PromptedTokens(patches, tokens, inter.mask, details)
+        extra = Extra.of_gaps(temporal, mask=inter.mask)
+        return Prompted(tokens.change(patches=patches), extra, carry=not self.per_layer, details=details)
 
 
 def _keys(keys: Tensor | None, use: int) -> Tensor | None:
@@ -190,19 +202,17 @@ def build_prompting(tower: ClipVisionTower, settings: StopSettings, num_frames: 
             ),
         )
     time_embedding = TimeEmbedding(num_frames, width) if settings.time_embedding else None
-    return StopPrompting(intra_frame, inter_frame, time_embedding)
+    return StopPrompting(intra_frame, inter_frame, time_embedding, settings.prompting == "per_layer")
 
 
 def build(clip: LoadedCLIP, settings: StopSettings, num_frames: int, max_words: int) -> VideoTextModel:
     """STOP around a frozen CLIP."""
     tower = clip.vision_tower()
-    encoder = VideoEncoder(
-        tower,
-        SCOPES[settings.attention_scope](),
-        build_prompting(tower, settings, num_frames),
-        per_layer=settings.prompting == "per_layer",
-    )
-    return VideoTextModel(FrozenTextEncoder(clip.model, clip.tokenizer, max_words), encoder, clip.logit_scale)
+    scope = SCOPES[settings.attention_scope]()
+    readout = ClassToken() if settings.attention_scope == "joint" else Mean()
+    encoder = VideoEncoder(tower, scope, readout, build_prompting(tower, settings, num_frames))
+    text_encoder = TextEncoder(clip.text_tower(), clip.tokenizer, max_words)
+    return VideoTextModel(text_encoder, encoder, CosineHead(clip.logit_scale))
 
 
 METHOD = Method("intra-frame spatial and inter-frame temporal prompts (CVPR 2025)", StopSettings, build, trains=True)

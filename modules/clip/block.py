@@ -1,0 +1,123 @@
+"""A transformer block of CLIP, of either tower: open_clip's own layers, with places for adapters and keys beside it."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+from torch import Tensor, nn
+
+QUICK_GELU_FACTOR = 1.702
+
+
+class Block(nn.Module):
+    """One pre-norm block: attention, then an MLP, each adding to the tokens.
+
+    Deep prompts, which stand beside the tokens in one block and whose outputs nobody reads, are exactly keys and values
+    more: `extra`.
+
+    Attributes:
+        layer: open_clip's block; its weights are shared, not copied.
+        beside_attention, between, beside_mlp: modules for adapters, None where there is none. Each gets tokens
+            (G, N, D) and returns what it adds to them, of the same shape: the first reads the block's input and adds to
+            what attention adds; the second reads, and adds to, the tokens after attention; the third reads those and
+            adds to what the MLP adds.
+    """
+
+    def __init__(self, layer: ResidualAttentionBlock):
+        super().__init__()
+        self.layer = layer
+        self.num_heads = layer.attn.num_heads
+        self.width = layer.attn.embed_dim
+        self.beside_attention: nn.Module | None = None
+        self.between: nn.Module | None = None
+        self.beside_mlp: nn.Module | None = None
+
+    def weights(self) -> Iterator[tuple[nn.Module, str]]:
+        """The four weight matrices, each as a module and the name that it has there; what LoRA parametrizes."""
+        attn, mlp = self.layer.attn, self.layer.mlp
+        yield attn, "in_proj_weight"
+        yield attn.out_proj, "weight"
+        yield mlp.c_fc, "weight"
+        yield mlp.c_proj, "weight"
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Tokens as the block's attention reads them, through ln_1: (…, D) → (…, D)."""
+        return self.layer.ln_1(tokens)
+
+    def forward(
+        self, tokens: Tensor, extra: Tensor | None = None, mask: Tensor | None = None, num_queries: int | None = None
+    ) -> Tensor:
+        """Run the block.
+
+        Args:
+            tokens: (G, N, D), the sequences.
+            extra: (G, K, D), tokens that serve as keys and values only.
+            mask: broadcastable to (G, heads, queries, N + K): bool, True where a key may be attended to, or a float
+                that is added to the logits; None where all may be.
+            num_queries: compute the output of the first so many tokens only; None for all.
+
+        Returns:
+            (G, num_queries or N, D).
+        """
+        queries = tokens[:, :num_queries]
+        context = tokens if extra is None else torch.cat([tokens, extra], dim=1)
+        x = queries + self.attention_branch(context, queries.shape[1], mask)
+        if self.beside_attention is not None:
+            x = x + self.beside_attention(tokens)[:, :num_queries]
+        if self.between is not None:
+            x = x + self.between(x)
+        out = x + self.feed_forward_branch(x)
+        return out if self.beside_mlp is None else out + self.beside_mlp(x)
+
+    def attention_branch(self, context: Tensor, num_queries: int, mask: Tensor | None) -> Tensor:
+        """What attention adds to the first tokens: (G, S, D) → (G, num_queries, D)."""
+        layer = self.layer
+        return layer.ls_1(self._attention(layer.ln_1(context), num_queries, mask))
+
+    def feed_forward_branch(self, tokens: Tensor) -> Tensor:
+        """What the MLP adds to its tokens: (…, D) → (…, D)."""
+        layer, mlp = self.layer, self.layer.mlp
+        if type(mlp.gelu) is not QuickGELU:
+            return layer.ls_2(mlp(layer.ln_2(tokens)))
+        # x·σ(1.702·x) is silu(1.702·x) / 1.702, which is one operation that keeps one tensor for its gradient in place
+        # of three that keep two
+        hidden = mlp.c_fc(layer.ln_2(tokens)).mul_(QUICK_GELU_FACTOR)
+        return layer.ls_2(mlp.c_proj(F.silu(hidden).mul_(1 / QUICK_GELU_FACTOR)))
+
+    def _attention(self, context: Tensor, num_queries: int, mask: Tensor | None) -> Tensor:
+        """Multi-head attention of the first tokens of `context` (G, S, D) to all of it: (G, num_queries, D)."""
+        attn, width = self.layer.attn, self.width
+        weight, bias = attn.in_proj_weight, attn.in_proj_bias
+        query = F.linear(context[:, :num_queries], weight[:width], bias[:width])
+        key, value = F.linear(context, weight[width:], bias[width:]).chunk(2, dim=-1)
+        query, key, value = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(query.dtype)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (G, heads, Q, D / heads)
+        return attn.out_proj(out.transpose(1, 2).flatten(2))
+
+    @torch.no_grad()
+    def class_attention(self, cls: Tensor, patches: Tensor) -> Tensor:
+        """Attention of the class token to each frame's patches (A_i, STOP's equation for Attn).
+
+        The key projection is folded into the query, k·q = (W_kᵀ q)·x, which makes it one vector a head in place of a
+        second projection of every patch; the key bias shifts all patches of a head alike and drops out of the softmax.
+
+        Args:
+            cls: (B, C, D) class tokens as the block reads them; C is 1, or T with one a frame.
+            patches: (B, T, P, D) patch tokens as the block reads them.
+
+        Returns:
+            (B, T, P), not negative, each frame's sum is 1: softmax over the frame's patches, mean over heads.
+        """
+        attn = self.layer.attn
+        weight, width, heads = attn.in_proj_weight, self.width, self.num_heads
+        with torch.autocast(patches.device.type, enabled=False):  # regions are not chosen in low precision
+            cls, patches = cls.to(weight.dtype), patches.to(weight.dtype)
+            w_query, w_key = weight[: 2 * width].chunk(2)
+            query = F.linear(cls, w_query, attn.in_proj_bias[:width]).unflatten(-1, (heads, -1))  # (B, C, heads, d)
+            folded = torch.einsum("bchd,hdk->bchk", query, w_key.unflatten(0, (heads, -1)))  # (B, C, heads, D)
+            folded = folded * (width // heads) ** -0.5
+            logits = patches @ folded.transpose(-1, -2)  # (B, T, P, D) · (B, C, D, heads) → (B, T, P, heads)
+            return logits.softmax(dim=-2).mean(dim=-1)

@@ -1,0 +1,57 @@
+"""Building a method's model, and setting it to what a run trained."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.errors import UserError
+from common.settings import former_settings, model_settings
+from modules.clip.loader import LoadedCLIP
+from modules.methods import METHODS
+from modules.model.video_text import VideoTextModel
+from modules.runtime.identity import list_differences
+
+
+def build_model(
+    method: str, settings: Any, clip: LoadedCLIP, num_frames: int, max_words: int, seed: int
+) -> VideoTextModel:
+    """A method's model, its initial values a function of the seed alone.
+
+    Args:
+        method: its name.
+        settings: an object of its settings class.
+        clip: what it is built around; the method may change it.
+        num_frames: T, frames a video.
+        max_words: tokens a caption, start and end included.
+        seed: of what the method initialises.
+
+    Raises:
+        UserError: if the settings do not fit this CLIP.
+    """
+    torch.manual_seed(seed)
+    model = METHODS[method].build(clip, settings, num_frames, max_words)
+    model.note_buffers_of_clip(clip.model)
+    return model
+
+
+def load_trained(
+    model: VideoTextModel, checkpoint: Mapping[str, Any], path: Path, now: Mapping[str, Any], settings: Any
+) -> None:
+    """Set a model, built like the one that a checkpoint was trained in, to what was trained.
+
+    Args:
+        model: to set.
+        checkpoint: what `path` holds.
+        now: the ``identity`` of this model (at least ``method``, ``clip`` and the method's settings) and ``clip_name``.
+        settings: the method's.
+
+    Raises:
+        UserError: if the checkpoint is of another method, method settings or CLIP; the message lists the differences.
+    """
+    names = ["method", "clip", *model_settings(settings)]
+    if differences := list_differences(checkpoint, now, names, former_settings(type(settings))):
+        listed = "\n  ".join(differences)
+        raise UserError(f"{path} was trained in another model; give the same settings:\n  {listed}")
+    model.load_trained_state(checkpoint["model"])
