@@ -78,14 +78,27 @@ class LoadedCLIP:
         size = self.model.visual.image_size
         return size if isinstance(size, int) else size[0]
 
-    def text_tower(self) -> ClipTextTower | WholeTextTower:
-        """The text tower, in parts; as a whole, in which nothing can stand, where it is of another structure."""
+    @property
+    def output_width(self) -> int:
+        """E, of an embedding."""
+        return self.model.visual.proj.shape[1]
+
+    def text_tower(self) -> ClipTextTower:
+        """The text tower, in parts.
+
+        Raises:
+            UnsupportedCLIP: if it is not like OpenAI's.
+        """
+        return ClipTextTower(self.model)
+
+    def frozen_text_tower(self) -> ClipTextTower | WholeTextTower:
+        """The text tower where nothing is to stand in it: as a whole if it is of another structure than OpenAI's."""
         try:
             return ClipTextTower(self.model)
-        except UnsupportedCLIP as error:
+        except UnsupportedCLIP:
             if not hasattr(self.model, "text"):
                 raise
-            return WholeTextTower(self.model, str(error))
+            return WholeTextTower(self.model)
 
     def vision_tower(self) -> ClipVisionTower:
         """The image tower, in parts.

@@ -98,12 +98,11 @@ class WholeTextTower(nn.Module):
         context_length: tokens that every caption is filled up to.
     """
 
-    def __init__(self, model: nn.Module, differences: str):
-        """Wrap the tower of an open_clip model, which is frozen. differences: why it is not a `ClipTextTower`."""
+    def __init__(self, model: nn.Module):
+        """Wrap the tower of an open_clip model, which is frozen."""
         super().__init__()
         self.text = model.text
         self.context_length = model.context_length
-        self.differences = differences
         self.requires_grad_(False)
 
     def encode(self, ids: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class ZeroShotSettings:
 def build(clip: LoadedCLIP, settings: ZeroShotSettings, num_frames: int, max_words: int) -> VideoTextModel:
     """The frozen CLIP in the frame scope, without prompts."""
     return VideoTextModel(
-        TextEncoder(clip.text_tower(), clip.tokenizer, max_words),
+        TextEncoder(clip.frozen_text_tower(), clip.tokenizer, max_words),
         VideoEncoder(clip.vision_tower(), FrameScope(), Mean()),
         CosineHead(clip.logit_scale),
     )

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from modules.clip.text import ClipTextTower, WholeTextTower
-from modules.clip.vision import UnsupportedCLIP
 from modules.model.prompting import TextPrompting
 
 # Captions go through the tower in groups of exactly this many, the last one filled up: a matrix product of another size
@@ -57,18 +56,16 @@ class TextEncoder(nn.Module):
             tower: CLIP's text tower.
             tokenizer: its tokenizer.
             max_words: at least 3, and no more than the tower's context leaves beside the prompts.
-            prompting: what stands before the blocks; None for nothing.
+            prompting: what stands before the blocks of a `ClipTextTower`; None for nothing.
             unit_length: whether embeddings are scaled to length 1.
 
         Raises:
-            UserError: if `max_words` does not fit; as UnsupportedCLIP, if a prompting has no place in such a tower.
+            UserError: if `max_words` does not fit.
         """
         super().__init__()
         taken = 0 if prompting is None else prompting.positions_taken
         self.context_length = tower.context_length - taken
         check_max_words(max_words, self.context_length)
-        if prompting is not None and isinstance(tower, WholeTextTower):
-            raise UnsupportedCLIP(tower.differences)
         self.tower = tower
         self.tokenizer = tokenizer
         self.max_words = max_words

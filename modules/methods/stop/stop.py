@@ -211,7 +211,7 @@ def build(clip: LoadedCLIP, settings: StopSettings, num_frames: int, max_words: 
     scope = SCOPES[settings.attention_scope]()
     readout = ClassToken() if settings.attention_scope == "joint" else Mean()
     encoder = VideoEncoder(tower, scope, readout, build_prompting(tower, settings, num_frames))
-    text_encoder = TextEncoder(clip.text_tower(), clip.tokenizer, max_words)
+    text_encoder = TextEncoder(clip.frozen_text_tower(), clip.tokenizer, max_words)
     return VideoTextModel(text_encoder, encoder, CosineHead(clip.logit_scale))
 
 

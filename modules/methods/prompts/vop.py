@@ -1,0 +1,155 @@
+"""``--method vop``: VoP(F+C), text–video cooperative prompts (Huang et al., CVPR 2023), on a frozen CLIP.
+
+Every layer of both towers has prompts that are replaced at the next, so that they are keys and values only. *Function*:
+the first layers read each frame by itself; then a trained embedding tells frames apart and the last layers read the
+video as one sequence. *Context*: of the prompts in the first layers half are made of the frames' class tokens, by a
+BiLSTM over time and one linear map, which all of these layers share.
+
+What the paper leaves open [inferred]: the gradient flows through the class tokens into the BiLSTM; the frames'
+embedding starts at zero; of the first layer's prompts the learned ones go through the image tower's first norm.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from common.errors import UserError
+from common.settings import at_least, setting
+from modules.clip.loader import LoadedCLIP
+from modules.clip.text import ClipTextTower
+from modules.clip.vision import ClipVisionTower
+from modules.methods.base import Method
+from modules.model.heads import CosineHead
+from modules.model.prompting import Extra, Prompted, TextPrompting, TextTokens, VideoPrompting, VideoTokens
+from modules.model.readouts import Mean
+from modules.model.scopes import FrameScope, JointScope
+from modules.model.text_encoder import TextEncoder
+from modules.model.video_encoder import VideoEncoder
+from modules.model.video_text import VideoTextModel
+
+STD = 0.02  # of a prompt's first values
+
+
+@dataclass(frozen=True)
+class VopSettings:
+    """Everything that can be set about VoP."""
+
+    num_prompts: int = setting(8, "prompts a layer, in either tower", within=at_least(1), metavar="TOKENS")
+    num_context_prompts: int = setting(
+        4, "of these, in the frame layers, how many are made of the frames' class tokens", within=at_least(1)
+    )
+    num_joint_layers: int = setting(
+        4, "last layers that read the video as one sequence; those before read it frame by frame", within=at_least(0)
+    )
+
+
+class VopVideo(VideoPrompting):
+    """Learned and contextual prompts in the frame layers, learned ones in the joint layers."""
+
+    def __init__(self, tower: ClipVisionTower, settings: VopSettings, num_frames: int):
+        """tower: whose layers are prompted. num_frames: T.
+
+        Raises:
+            UserError: if the settings do not fit the tower or each other.
+        """
+        super().__init__()
+        width, joint = tower.width, settings.num_joint_layers
+        if not 0 <= joint < tower.num_layers:
+            raise UserError(
+                f"--num_joint_layers must be below the {tower.num_layers} layers of this CLIP, found {joint}"
+            )
+        if settings.num_context_prompts > settings.num_prompts:
+            raise UserError(
+                f"--num_context_prompts {settings.num_context_prompts} is more than --num_prompts "
+                f"{settings.num_prompts}"
+            )
+        self.num_frame_layers = tower.num_layers - joint
+        self.num_context = settings.num_context_prompts
+        learned = settings.num_prompts - settings.num_context_prompts
+        self.learned = _prompts(self.num_frame_layers, learned, width)
+        self.joint = _prompts(joint, settings.num_prompts, width)
+        self.positions = nn.Parameter(torch.zeros(num_frames, width))
+        self.lstm = nn.LSTM(width, width, batch_first=True, bidirectional=True)
+        self.to_prompts = nn.Linear(2 * width, self.num_context * width)
+
+    def begin(self, tower: ClipVisionTower, tokens: VideoTokens) -> VideoTokens:
+        """Check that the videos have the length that there are positions for."""
+        length = tokens.patches.shape[1]
+        if length != len(self.positions):
+            raise UserError(
+                f"a VoP model works at the number of frames that it was made for: expected {len(self.positions)}, "
+                f"found {length}"
+            )
+        return tokens
+
+    def before(self, tower: ClipVisionTower, layer: int, tokens: VideoTokens, keys: Tensor | None) -> Prompted:
+        """Prompt the input of a block."""
+        joint_layer = layer - self.num_frame_layers
+        if joint_layer < 0:
+            learned = self.learned[layer] if layer > 0 else tower.ln_pre(self.learned[0])
+            return Prompted(tokens, Extra.of_frames(learned, self.context(tokens.cls, tokens.real)))
+        if joint_layer == 0:
+            tokens = tokens.add_to_frames(self.positions)
+        return Prompted(tokens, Extra.of_video(self.joint[joint_layer]))
+
+    def context(self, cls: Tensor, real: Tensor) -> Tensor:
+        """Prompts of each frame, made of all real frames' class tokens.
+
+        Args:
+            cls: (B, T, D).
+            real: (B, T) bool.
+
+        Returns:
+            (B, T, number of contextual prompts, D).
+        """
+        with torch.autocast(cls.device.type, enabled=False):
+            cls = cls.to(self.positions.dtype)
+            packed = pack_padded_sequence(cls, real.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+            read, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=cls.shape[1])
+            return self.to_prompts(read).unflatten(-1, (self.num_context, -1))
+
+
+class VopText(TextPrompting):
+    """Learned prompts behind the start token in every layer; they take positions of the context."""
+
+    def __init__(self, tower: ClipTextTower, num_prompts: int):
+        """tower: whose layers are prompted."""
+        super().__init__()
+        self.positions_taken = num_prompts
+        self.learned = _prompts(tower.num_layers, num_prompts, tower.width)
+
+    def begin(self, tower: ClipTextTower, ids: Tensor) -> TextTokens:
+        """Embed captions, the words at the positions behind the prompts'."""
+        return TextTokens(tower.embed(ids, first=self.positions_taken), tower.ends(ids))
+
+    def before(self, tower: ClipTextTower, layer: int) -> Tensor:
+        """The prompts of a block; the first block's with their positions, as they would be embedded."""
+        prompts = self.learned[layer]
+        return prompts + tower.positional_embedding[1 : 1 + len(prompts)] if layer == 0 else prompts
+
+
+def _prompts(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape) * STD)
+
+
+def build(clip: LoadedCLIP, settings: VopSettings, num_frames: int, max_words: int) -> VideoTextModel:
+    """VoP around a frozen CLIP."""
+    vision, text = clip.vision_tower(), clip.text_tower()
+    prompting = VopVideo(vision, settings, num_frames)
+    scopes = [FrameScope()] * prompting.num_frame_layers + [JointScope()] * settings.num_joint_layers
+    return VideoTextModel(
+        TextEncoder(text, clip.tokenizer, max_words, VopText(text, settings.num_prompts)),
+        VideoEncoder(vision, scopes, Mean(), prompting),
+        CosineHead(clip.logit_scale),
+    )
+
+
+METHOD = Method(
+    "deep prompts in both towers, contextual over frames and joint in the last layers (CVPR 2023)",
+    VopSettings,
+    build,
+    trains=True,
+    recipe={"batch_size": 32, "max_words": 69},  # of the 77 positions the prompts take 8
+)
