@@ -25,12 +25,15 @@ if __package__ in (None, ""):  # run as a script
     sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "tests")]
 
 import torch
-from conftest import ROOT, TINY_SIZES, TINY_TRAINING, interruptible, make_tiny_clip, save_clip_folder
 from soak_videos import measure_growth, soak_mutations
 
+from helpers.launching import ENVIRONMENT, RETRIEVAL, under_torchrun
+from helpers.launching import start as start_python
+from helpers.paths import ROOT
+from helpers.runs import checkpoint, first_difference, state_of
+from helpers.tiny import TINY_TRAINING, make_tiny_files, retrieval_flags
 from modules.runtime.interruption import EXIT_CODE
 from modules.runtime.run_folder import INTERRUPTED, METRICS, SKIPPED
-from preprocess.make_toy_dataset import DatasetSettings, make_dataset
 
 LEAVING_LIMIT = 10.0  # seconds in which a run told to stop has saved and left
 GROWTH_LIMIT = 50.0  # MB
@@ -97,24 +100,18 @@ def table(rows: list[Row]) -> str:
 
 
 def make_inputs(folder: Path) -> list[str]:
-    """Flags for a few toy videos and a tiny random CLIP."""
-    dataset = folder / "dataset"
-    make_dataset(dataset, DatasetSettings(num_train=22, num_test=6, num_frames=9))
-    save_clip_folder(folder / "clip", make_tiny_clip().model)
-    (dataset / "videos" / "video3.mp4").write_bytes(b"no video")  # of the training list
-    return [
-        *("--pretrained_clip_name", str(folder / "clip"), "--features_path", str(dataset / "videos")),
-        *("--train_csv", str(dataset / "train.csv"), "--val_csv", str(dataset / "test.csv")),
-        *("--data_path", str(dataset / "MSRVTT_data.json"), *TINY_SIZES),
-    ]
+    """Flags for a few toy videos, of which one is no video, and a tiny random CLIP."""
+    make_tiny_files(folder)
+    (folder / "dataset" / "videos" / "video3.mp4").write_bytes(b"no video")  # of the training list
+    return retrieval_flags(folder)
 
 
 def start(flags: list[str], output_dir: Path, processes: int) -> subprocess.Popen:
     """Start a training."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
-    command = [sys.executable, *launcher, "main_task_retrieval.py", *flags, "--output_dir", str(output_dir)]
-    with (output_dir.parent / f"{output_dir.name}.txt").open("ab") as output, interruptible():
-        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+    launcher = under_torchrun(processes) if processes > 1 else []
+    words = [*launcher, RETRIEVAL, *flags, "--output_dir", output_dir]
+    with (output_dir.parent / f"{output_dir.name}.txt").open("ab") as output:
+        return start_python(*words, environment=ENVIRONMENT, stdout=output, stderr=output)
 
 
 def finish(flags: list[str], output_dir: Path, processes: int) -> float:
@@ -253,27 +250,13 @@ def children_of(pid: int) -> list[int]:
 def difference(folder: Path, reference: Path) -> str | None:
     """What differs between two finished runs, seconds apart; None if nothing does."""
     for name in ("last.pt", "best.pt"):
-        ours, theirs = (torch.load(path / name, weights_only=True) for path in (folder, reference))
-        for content in (ours, theirs):
-            del content["position"]["seconds"]
-        if not same_bits(ours, theirs):
-            return f"{name} differs"
+        if place := first_difference(*(state_of(path, name) for path in (folder, reference))):
+            return f"{name} differs at {place}"
     for name in (METRICS, SKIPPED):
         if (folder / name).read_bytes() != (reference / name).read_bytes():
             return f"{name} differs"
     left = [path.name for path in (folder / INTERRUPTED, *folder.glob(".*.partial")) if path.exists()]
     return f"{', '.join(left)} left behind" if left else None
-
-
-def same_bits(ours: Any, theirs: Any) -> bool:
-    """Whether two nested structures are equal."""
-    if type(ours) is not type(theirs):
-        return False
-    if isinstance(ours, dict):
-        return ours.keys() == theirs.keys() and all(same_bits(ours[key], theirs[key]) for key in ours)
-    if isinstance(ours, list | tuple):
-        return len(ours) == len(theirs) and all(map(same_bits, ours, theirs))
-    return torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
 
 
 def try_mutations(work: Path, count: int, seed: int) -> Row:
@@ -340,7 +323,7 @@ def loss_difference(folder: Path, reference: Path) -> float:
 
 def weight_difference(folder: Path, reference: Path) -> float:
     """Largest difference of a weight."""
-    ours, theirs = (torch.load(path / "last.pt", weights_only=True)["model"] for path in (folder, reference))
+    ours, theirs = (checkpoint(path)["model"] for path in (folder, reference))
     return max((ours[name] - theirs[name]).abs().max().item() for name in theirs)
 
 

@@ -8,44 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAINING
-from test_interruption import assert_equal, state_of
-from test_program import torchrun
 
 import main_task_recognition
-import main_task_retrieval
 from dataloaders.items import TrainingDataset, VideoSettings
 from dataloaders.samples import Sample
 from dataloaders.video.decoding import BadVideoError, FrameSampler
 from dataloaders.video.reader import VideoReader
+from helpers.faults import Killed, spoil
+from helpers.flags import path_of, train_ids, with_value
+from helpers.launching import torchrun
+from helpers.runs import assert_equal, results, rows_of, run, state_of
+from helpers.tiny import TINY_TRAINING
 from modules.training.trainer import Trainer
-
-
-def run(flags, output_dir, *more):
-    return main_task_retrieval.main([*flags, "--output_dir", str(output_dir), *more])
-
-
-def with_value(flags, name, value):
-    """The same flags with another value of one."""
-    at = flags.index(name) + 1
-    return [*flags[:at], str(value), *flags[at + 1 :]]
-
-
-def rows_of(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def results(folder):
-    return json.loads((folder / "results.json").read_text())
-
-
-def train_ids(tiny_run):
-    return [row["video_id"] for row in rows_of(path_of(tiny_run, "--train_csv"))]
-
-
-def path_of(flags, name):
-    return Path(flags[flags.index(name) + 1])
 
 
 @pytest.fixture
@@ -54,11 +28,6 @@ def own_videos(tiny_run, tmp_path):
     folder = tmp_path / "videos"
     shutil.copytree(path_of(tiny_run, "--features_path"), folder)
     return with_value(tiny_run, "--features_path", folder), folder
-
-
-def spoil(folder, video_id):
-    path = folder / f"{video_id}.mp4"
-    path.write_bytes(path.read_bytes()[:200])
 
 
 def test_a_skipped_video_is_counted_listed_and_replaced_by_the_same_one_every_time(own_videos, tmp_path):
@@ -96,10 +65,6 @@ def test_too_many_bad_videos_stop_the_run_from_200_samples_on(own_videos, tmp_pa
     assert_equal(state_of(tmp_path / "run"), state_of(tmp_path / "whole"))
     for name in ("bad_videos.csv", "metrics.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-class Killed(BaseException):
-    """What ends a run at once."""
 
 
 def test_a_resumed_run_repeats_what_the_clock_decided(tiny_run, tmp_path, monkeypatch):

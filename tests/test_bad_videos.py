@@ -6,16 +6,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
-from conftest import shared_data
 from PIL import Image
-from test_video import clip_facts, damage, picture, read_numbers, write_video
 
 from dataloaders.items import EvaluationDataset, VideoSettings
 from dataloaders.samples import Sample
@@ -24,9 +21,12 @@ from dataloaders.video import reader as video_reader
 from dataloaders.video.decoding import BadVideoError, FrameSampler, read_video
 from dataloaders.video.preprocessing import resize_and_crop
 from dataloaders.video.reader import VideoReader
+from helpers.faults import LIBRARY
+from helpers.launching import run_code, start
+from helpers.paths import shared_data
+from helpers.videos import clip_facts, damage, encode, noise, picture, read_numbers, write_video
 
 TIME_LIMIT = 30.0
-ROOT = Path(__file__).resolve().parents[1]
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
 
 
@@ -46,33 +46,11 @@ def reason_of(reader, path, num_frames=4):
     return caught.value.reason
 
 
-def noise(frames, height, width):
-    """Pictures that compress to many bytes: (frames, height, width, 3) uint8."""
-    return np.random.default_rng(0).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
-
-
 def scene(frames, height, width):
     """Smooth pictures whose corners differ, brighter from frame to frame: (frames, height, width, 3) uint8."""
     rows, columns = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     colours = np.stack([rows, columns, (1 - rows) * (1 - columns)], axis=-1) * 150
     return np.stack([colours + 90 * i / frames for i in range(frames)]).astype(np.uint8)
-
-
-def encode(path, pictures, codec="libx264", pix_fmt="yuv420p", milliseconds=None, options=None):
-    """A clip of some pictures, at 25 frames a second or with times of their own."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options=options)
-        stream.height, stream.width = pictures.shape[1:3]
-        stream.pix_fmt = pix_fmt
-        if milliseconds is not None:
-            stream.codec_context.time_base = Fraction(1, 1000)
-        for index, pixels in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
-            if milliseconds is not None:
-                frame.pts, frame.time_base = milliseconds[index], Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def decode(path):
@@ -385,8 +363,7 @@ def test_extreme_shapes_cost_little():
         "    resize_and_crop(np.zeros((12, *shape, 3), np.uint8), 224)\n"
         "print(time.process_time() - start, (peak() - before) / 1024)"
     )
-    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    seconds, megabytes = map(float, result.stdout.split())
+    seconds, megabytes = map(float, run_code(script).split())
     assert seconds < 2
     assert megabytes < 100
 
@@ -421,29 +398,6 @@ def test_shapes_that_videos_have_are_not_resized_in_part(monkeypatch):
 
 
 # Decoders that misbehave
-
-LIBRARY = """
-import os, signal, sys, time
-class logging:
-    QUIET = ERROR = 0
-    set_level = staticmethod(lambda level: None)
-def cpu(number):
-    return None
-class VideoReader:
-    def __init__(self, path, **_):
-        name = os.path.basename(path)
-        if "hang" in name:
-            open(path + ".hangs", "w").close()
-            time.sleep(10_000)
-        if "crash" in name:
-            with open(path + ".count", "a+") as file:
-                file.write("x")
-                file.seek(0)
-                times = len(file.read())
-            if "once" not in name or times == 1:
-                os.kill(os.getpid(), signal.SIGSEGV)
-        raise RuntimeError("leaves it to OpenCV")
-"""
 
 
 @pytest.fixture
@@ -615,7 +569,7 @@ def test_a_process_that_hangs_ends_although_its_parent_was_killed(fake_decord, t
         "from dataloaders.video.reader import VideoReader; from dataloaders.video.decoding import FrameSampler\n"
         f"VideoReader(4.0).read({str(path)!r}, 5, FrameSampler())"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.DEVNULL)
+    parent = start("-c", script, stdout=None, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 60
     while not (children := decoders(parent.pid)) and time.monotonic() < end:
         time.sleep(0.05)

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from conftest import make_tiny_clip, save_clip_folder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers.tiny import make_tiny_clip, save_clip_folder
 from scripts import benchmark
 from scripts.benchmark_data import SOURCES, LoaderSetup, make_clips, make_samples, prepare
 from scripts.benchmark_model import (

@@ -1,12 +1,10 @@
 """In bf16 on a CPU the prompters have the values and gradients of fp32 at any width and length."""
 
-import json
-
 import pytest
 import torch
-from conftest import TINY_TRAINING
 
-import main_task_retrieval
+from helpers.runs import lines, run
+from helpers.tiny import TINY_TRAINING
 from modules.methods.stop.inter_frame import TemporalPrompter
 from modules.methods.stop.intra_frame import SpatialPrompter
 from modules.model.tokens import TemporalConv3d, grid_conv3d
@@ -78,8 +76,7 @@ def test_narrow_prompters_train_in_bf16_as_in_fp32(tiny_run, tmp_path, frames):
             folder = tmp_path / f"{width}_{precision}"
             flags = ["--max_frames", str(frames), "--temporal_width", str(width), "--spatial_width", str(width)]
             flags += ["--spatial_hidden", str(width), "--precision", precision, "--epochs", "2"]
-            assert main_task_retrieval.main([*tiny_run, *TINY_TRAINING, *flags, "--output_dir", str(folder)]) == 0
-            entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-            losses[precision] = [entry["loss"] for entry in entries if entry["kind"] == "train"]
+            assert run(tiny_run, folder, *TINY_TRAINING, *flags) == 0
+            losses[precision] = [entry["loss"] for entry in lines(folder, "train")]
         assert len(losses["fp32"]) == 6
         assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)

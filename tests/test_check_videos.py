@@ -7,21 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from conftest import interruptible
-from test_bad_videos import LIBRARY, encode, noise
-from test_msrvtt import write_captions, write_csv
-from test_recognition_readers import write_hmdb51
-from test_video import damage, write_video
 
 from dataloaders.video.decoding import FrameSampler
 from dataloaders.video.reader import VideoReader
+from helpers.annotations import write_captions, write_csv, write_hmdb51
+from helpers.faults import LIBRARY
+from helpers.launching import start
+from helpers.paths import ROOT
+from helpers.videos import damage, encode, noise, write_video
 from modules.program.experiment import CommonSettings
 from preprocess import check_videos
 
-ROOT = Path(__file__).resolve().parents[1]
 HEADER = "step,epoch,sample,attempt,video,reason\n"
 
 
@@ -236,21 +234,14 @@ def test_videos_that_hang_cost_their_time_side_by_side(hanging, tmp_path):
 
 def test_ctrl_c_leaves_what_was_found(hanging, tmp_path):
     output = tmp_path / "bad.csv"
-    command = [sys.executable, str(ROOT / "preprocess" / "check_videos.py"), "--features_path", str(hanging)]
-    with interruptible():
-        process = subprocess.Popen(
-            [*command, "--output", str(output), "--num_workers", "1"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        )
+    command = [ROOT / "preprocess" / "check_videos.py", "--features_path", hanging, "--output", output]
+    unbuffered = {"PYTHONUNBUFFERED": "1"}
+    process = start(*command, "--num_workers", 1, environment=unbuffered, cwd=tmp_path, stderr=subprocess.DEVNULL)
     assert process.stdout.readline().startswith("bad: ")
     process.send_signal(signal.SIGINT)
-    start = time.monotonic()
+    sent = time.monotonic()
     text, _ = process.communicate(timeout=30)
-    assert time.monotonic() - start < 15  # not the minute that the next video may take
+    assert time.monotonic() - sent < 15  # not the minute that the next video may take
     assert process.returncode == 130
     assert read_rows(output) == [(str(hanging / "a_bad.mp4"), "the file is empty")]
     assert "incomplete" in text.splitlines()[-1]

@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
-from conftest import TINY_TRAINING, make_tiny_clip, save_clip_folder
-from test_numbers import poison_losses
-from test_program import Killed, checkpoint, lines, run
 
 import main_task_recognition
+from helpers.faults import Killed, poison_losses
+from helpers.flags import without
+from helpers.runs import checkpoint, lines, results, run
+from helpers.tiny import TINY_TRAINING, make_tiny_clip, save_clip_folder
 from modules.methods import METHODS
 from modules.methods.base import Method
 from modules.methods.zero_shot import ZeroShotSettings
@@ -46,10 +47,6 @@ def normalised(monkeypatch):
     method = Method("a linear layer with BatchNorm", ZeroShotSettings, build_normalised, trains=True)
     monkeypatch.setitem(METHODS, "normalised", method)
     return ["--method", "normalised", *FLAGS_OF_TRAINING, "--lr", "0.05"]
-
-
-def results(folder):
-    return json.loads((folder / "results.json").read_text())
 
 
 def same(ours, theirs):
@@ -130,15 +127,6 @@ def trained(tiny_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints") / "trained"
     train(tiny_run, folder)
     return folder
-
-
-def without(flags, *names):
-    """Flags without some and their values."""
-    left = list(flags)
-    for name in names:
-        at = left.index(name)
-        del left[at : at + 2]
-    return left
 
 
 def test_an_evaluation_takes_method_settings_frames_and_words_from_the_checkpoint(tiny_run, trained, tmp_path):

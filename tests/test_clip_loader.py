@@ -11,10 +11,10 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY_CONFIG, make_tiny_clip, save_clip_folder
 from safetensors.torch import save_file
 
 from common.errors import UserError
+from helpers.tiny import TINY_CONFIG, make_tiny_clip, save_clip_folder
 from modules.clip.loader import (
     OPENAI_NAMES,
     LoadedCLIP,

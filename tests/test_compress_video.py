@@ -1,12 +1,10 @@
 """Compressing videos: which frames, their size and orientation, damage, continuing where a run stopped."""
 
 import csv
-import math
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -14,8 +12,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import interruptible
 
+from helpers.launching import start
+from helpers.paths import SHARED_DATA
+from helpers.videos import indices_of, level_of, shown_at, write_clip
 from preprocess.compress_video import (
     CompressSettings,
     DamagedVideo,
@@ -28,41 +28,9 @@ from preprocess.compress_video import (
     target_size,
 )
 
-REAL_VIDEOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "videos"
+REAL_VIDEOS = SHARED_DATA / "videos"
 needs_real_videos = pytest.mark.skipif(not REAL_VIDEOS.is_dir(), reason=f"no real clips at {REAL_VIDEOS}")
 SETTINGS = CompressSettings()
-
-
-def level_of(index: int) -> int:
-    """The grey level (limited range) of a clip's frame: its index can be read back from the pixels."""
-    return 20 + 3 * index
-
-
-def write_clip(
-    path,
-    num_frames=30,
-    rate=30,
-    size=(64, 48),
-    codec="libx264",
-    timestamps=None,
-    pix_fmt="yuv420p",
-    **options,
-):
-    """A clip of plain frames whose grey level tells their index; timestamps are in frames of `rate`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    timestamps = range(num_frames) if timestamps is None else timestamps
-    with av.open(str(path), "w") as output:
-        stream = output.add_stream(codec, rate=rate, options=options)
-        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
-        stream.codec_context.time_base = 1 / Fraction(rate)
-        for index, timestamp in enumerate(timestamps):
-            pixels = np.full((size[1] * 3 // 2, size[0]), 128, np.uint8)  # (H*3/2, W): Y, then U and V
-            pixels[: size[1]] = level_of(index)
-            frame = av.VideoFrame.from_ndarray(pixels, format="yuv420p").reformat(format=pix_fmt)
-            frame.pts, frame.time_base = timestamp, 1 / Fraction(rate)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-    return path
 
 
 def read_clip(path) -> tuple[list[float], list[np.ndarray]]:
@@ -75,24 +43,10 @@ def read_clip(path) -> tuple[list[float], list[np.ndarray]]:
     return times, planes
 
 
-def indices_of(planes) -> list[int]:
-    return [round((float(np.median(plane)) - level_of(0)) / 3) for plane in planes]
-
-
 def compressed_indices(source, settings=SETTINGS) -> list[int]:
     target = source.parent / "compressed" / "clip.mp4"
     compress(source, target, settings)
     return indices_of(read_clip(target)[1])
-
-
-def shown_at(times, fps, end) -> list[int]:
-    """Slow reference: the last frame whose time is not after k / fps, for all k before the end, each once."""
-    chosen = []
-    for k in range(math.ceil(end * fps)):
-        frame = max(index for index, shown in enumerate(times) if shown <= Fraction(k) / fps)
-        if frame not in chosen:
-            chosen.append(frame)
-    return chosen
 
 
 def run(input_root, output_root, *options) -> int:
@@ -566,13 +520,9 @@ def start_long_run(tmp_path) -> subprocess.Popen:
     clip = write_clip(tmp_path / "raw" / "0.mp4", 60, size=(1920, 1080), preset="ultrafast", g="1")
     for index in range(1, 6):
         shutil.copy(clip, clip.with_name(f"{index}.mp4"))
-    command = [sys.executable, "preprocess/compress_video.py", "--num_workers", "2"]
-    command += ["--input_root", str(tmp_path / "raw"), "--output_root", str(tmp_path / "out")]
-    root = Path(__file__).resolve().parents[1]
-    with interruptible():
-        process = subprocess.Popen(
-            command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
+    folders = ["--input_root", tmp_path / "raw", "--output_root", tmp_path / "out"]
+    command = ["preprocess/compress_video.py", "--num_workers", "2", *folders]
+    process = start(*command, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 20
     while not list((tmp_path / "out").glob(".*.partial")) and time.monotonic() < deadline:
         time.sleep(0.02)

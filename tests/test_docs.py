@@ -4,9 +4,9 @@ import dataclasses
 import re
 
 import pytest
-from conftest import ROOT
-from test_settings import DATASETS, PROGRAMS
 
+from helpers.paths import ROOT
+from helpers.registry import DATASETS, PROGRAMS
 from modules.methods import METHODS
 from modules.program.experiment import CommonSettings
 from modules.training.trainer import TrainSettings

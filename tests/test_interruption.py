@@ -4,85 +4,19 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-import torch
-from conftest import ROOT, TINY_TRAINING, interruptible
 
 import main_task_retrieval
+from helpers.faults import in_program
+from helpers.launching import start_training, wait_for
+from helpers.runs import assert_equal, logged_steps, state_of
+from helpers.tiny import TINY_TRAINING
 from modules.runtime import interruption, run_folder
 from modules.runtime.interruption import Interrupted, Interruption
 from modules.runtime.run_folder import RunFolder
 from modules.training.trainer import Trainer
-
-
-def start(flags, output_dir, *more, processes=1, **environment):
-    """Start the retrieval program in a process, or under torchrun in several."""
-    launcher = (
-        [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    )
-    command = [sys.executable, *launcher, "main_task_retrieval.py", *flags, "--output_dir", str(output_dir), *more]
-    with interruptible():
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-
-def in_program(folder, code):
-    """A folder for PYTHONPATH by which a program's processes, but no launcher and no decoder, run some code first."""
-    folder.mkdir()
-    (folder / "code_of_test.py").write_text(code)
-    (folder / "sitecustomize.py").write_text(
-        "import sys\n"
-        "if any('main_task' in word for word in sys.orig_argv) and 'torch.distributed.run' not in sys.orig_argv:\n"
-        "    import code_of_test\n"
-    )
-    return str(folder)
-
-
-def wait_for(condition, process, seconds=90):
-    """Wait until something holds while a process runs."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-        time.sleep(0.02)
-
-
-def logged_steps(folder):
-    path = folder / "metrics.jsonl"
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def state_of(folder, name="last.pt"):
-    content = torch.load(folder / name, weights_only=True)
-    del content["position"]["seconds"]
-    return content
-
-
-def assert_equal(ours, theirs, where=""):
-    """Two nested structures hold the same bits."""
-    assert type(ours) is type(theirs), where
-    if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), where
-        for key in ours:
-            assert_equal(ours[key], theirs[key], f"{where}/{key}")
-    elif isinstance(ours, list | tuple):
-        assert len(ours) == len(theirs), where
-        for number, pair in enumerate(zip(ours, theirs, strict=True)):
-            assert_equal(*pair, f"{where}/{number}")
-    elif isinstance(ours, torch.Tensor):
-        assert torch.equal(ours, theirs), where
-    else:
-        assert ours == theirs, where
-
 
 LONG = [*TINY_TRAINING, "--epochs", "25", "--save_steps", "7"]  # 75 steps, some seconds
 
@@ -91,7 +25,7 @@ LONG = [*TINY_TRAINING, "--epochs", "25", "--save_steps", "7"]  # 75 steps, some
 def long_run(tiny_run, tmp_path_factory):
     """A run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("long_run")
-    process = start(tiny_run, folder, *LONG)
+    process = start_training(tiny_run, folder, *LONG)
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 0, output
     return folder
@@ -99,7 +33,7 @@ def long_run(tiny_run, tmp_path_factory):
 
 def finish_and_compare(tiny_run, folder, long_run):
     """The same command again ends where the uninterrupted run ended."""
-    process = start(tiny_run, folder, *LONG)
+    process = start_training(tiny_run, folder, *LONG)
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 0, output
     for name in ("last.pt", "best.pt"):
@@ -110,7 +44,7 @@ def finish_and_compare(tiny_run, folder, long_run):
 
 def test_kill_9_and_the_same_command_again_give_the_same_bits(tiny_run, long_run, tmp_path):
     for step in (3, 40):
-        process = start(tiny_run, tmp_path, *LONG)
+        process = start_training(tiny_run, tmp_path, *LONG)
         wait_for(lambda step=step: max(logged_steps(tmp_path), default=0) >= step, process)
         process.kill()
         process.communicate()
@@ -119,7 +53,7 @@ def test_kill_9_and_the_same_command_again_give_the_same_bits(tiny_run, long_run
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves_with_a_code_of_its_own(tiny_run, long_run, tmp_path, number):
-    process = start(tiny_run, tmp_path, *LONG, "--num_thread_reader", "2")
+    process = start_training(tiny_run, tmp_path, *LONG, "--num_thread_reader", "2")
     wait_for(lambda: len(logged_steps(tmp_path)) >= 10, process)
     sent = time.monotonic()
     process.send_signal(number)
@@ -134,7 +68,7 @@ def test_a_signal_saves_and_leaves_with_a_code_of_its_own(tiny_run, long_run, tm
 
 
 def test_a_second_signal_changes_nothing(tiny_run, tmp_path):
-    process = start(tiny_run, tmp_path, *LONG, "--num_thread_reader", "2")
+    process = start_training(tiny_run, tmp_path, *LONG, "--num_thread_reader", "2")
     wait_for(lambda: len(logged_steps(tmp_path)) >= 10, process)
     for _ in range(20):
         if process.poll() is None:
@@ -147,7 +81,7 @@ def test_a_second_signal_changes_nothing(tiny_run, tmp_path):
 
 def test_processes_end_with_their_launcher_and_two_runs_do_not_share_a_folder(tiny_run, tmp_path, monkeypatch, capsys):
     endless = [*LONG, "--epochs", "100000"]
-    process = start(tiny_run, tmp_path, *endless, processes=2)
+    process = start_training(tiny_run, tmp_path, *endless, processes=2)
     wait_for(lambda: len(logged_steps(tmp_path)) >= 3, process)
     monkeypatch.setattr(run_folder, "LOCK_PATIENCE", 2.0)  # no other run ends here, however long it is waited for
     assert main_task_retrieval.main([*tiny_run, "--output_dir", str(tmp_path), *endless]) == 1
@@ -164,7 +98,7 @@ def test_processes_end_with_their_launcher_and_two_runs_do_not_share_a_folder(ti
 
 
 def test_a_signal_to_torchrun_leaves_a_mark_and_a_checkpoint(tiny_run, tmp_path):
-    process = start(tiny_run, tmp_path, *LONG, processes=2)
+    process = start_training(tiny_run, tmp_path, *LONG, processes=2)
     wait_for(lambda: len(logged_steps(tmp_path)) >= 10, process)
     sent = time.monotonic()
     process.terminate()
@@ -191,7 +125,7 @@ def test_a_step_that_takes_too_long_is_abandoned(tiny_run, tmp_path):
         "    return backward(self, *args, **kwargs)\n"
         "torch.Tensor.backward = slow\n",
     )
-    process = start(tiny_run, tmp_path / "out", *LONG, PYTHONPATH=slow)
+    process = start_training(tiny_run, tmp_path / "out", *LONG, PYTHONPATH=slow)
     wait_for((tmp_path / "slow" / "begun").exists, process)
     sent = time.monotonic()
     process.terminate()
@@ -216,7 +150,7 @@ def test_a_signal_ends_an_evaluation_whose_decoder_hangs(tiny_run, tmp_path):
         "    time.sleep(100)\n"
     )
     more = ["--do_eval", "--method", "zero_shot", "--num_thread_reader", "1"]
-    process = start(tiny_run, tmp_path / "out", *more, PYTHONPATH=str(library))
+    process = start_training(tiny_run, tmp_path / "out", *more, PYTHONPATH=str(library))
     wait_for((tmp_path / "hangs").exists, process)
     sent = time.monotonic()
     process.terminate()

@@ -6,17 +6,17 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY_TRAINING
-from test_bad_input import path_of, spoil, train_ids, with_value
-from test_interruption import logged_steps, wait_for
-from test_many_processes import failing
-from test_program import lines, run
 
+from helpers.faults import failing, spoil
+from helpers.flags import path_of, train_ids, with_value
+from helpers.launching import ENVIRONMENT, start, wait_for
+from helpers.paths import ROOT
+from helpers.runs import lines, logged_steps, run
+from helpers.tiny import TINY_TRAINING
 from modules.runtime import interruption, launch
 from modules.runtime.interruption import EXIT_CODE, Interruption
 from modules.runtime.launch import exit_status
@@ -30,16 +30,9 @@ LONG = [*SHARED, "--epochs", "100000"]
 
 def launched(processes, flags, folder, *more, program="main_task_retrieval.py", **environment):
     """Start a program in several processes."""
-    command = [sys.executable, "-m", "modules.runtime.launch", "--processes", str(processes), program]
-    return subprocess.Popen(
-        [*command, *flags, "--output_dir", str(folder), *more],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # the group that Ctrl-C of its terminal would reach
-    )
+    command = ["-m", "modules.runtime.launch", "--processes", processes, program, *flags, "--output_dir", folder]
+    # in a session of its own, the group that Ctrl-C of its terminal would reach
+    return start(*command, *more, environment=ENVIRONMENT | environment, start_new_session=True)
 
 
 def finished(process, seconds=120):

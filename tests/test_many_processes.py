@@ -5,10 +5,13 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY_TRAINING
-from test_bad_input import path_of, spoil, train_ids, with_value
-from test_interruption import in_program
-from test_program import launch, lines, torchrun
+
+from helpers.faults import failing, spoil
+from helpers.flags import path_of, train_ids, with_value
+from helpers.launching import launch, torchrun
+from helpers.paths import ROOT
+from helpers.runs import checkpoint, lines, results
+from helpers.tiny import TINY_TRAINING
 
 # 22 samples, of which neither 2 nor 4 processes take an equal share, in batches of 4: 5 steps an epoch
 SHARED = [*TINY_TRAINING, "--batch_size", "4", "--epochs", "4", "--mask_same_video", "--on_bad_video", "error"]
@@ -65,7 +68,7 @@ def test_the_losses_and_weights_are_those_of_one_process(runs):
     relative = {"fp32": 1e-4, "fp64": 1e-9}[precision]
     losses = {processes: [entry["loss"] for entry in lines(folder, "train")] for processes, folder in folders.items()}
     assert len(losses[1]) == 20
-    weights = {n: torch.load(folder / "last.pt", weights_only=True)["model"] for n, folder in folders.items()}
+    weights = {n: checkpoint(folder)["model"] for n, folder in folders.items()}
     for processes in (2, 4):
         assert losses[processes] == pytest.approx(losses[1], rel=relative)
         if precision == "fp64":
@@ -89,32 +92,9 @@ def test_the_evaluation_counts_each_item_once(runs):
             assert metrics[0] == metrics[1]
 
 
-def failing(tmp_path, body):
-    """A folder for PYTHONPATH that makes one rank fail in its fourth backward pass."""
-    folder = tmp_path / "failing"
-    return in_program(
-        folder,
-        "import os\n"
-        "if os.environ.get('RANK') == '1':\n"
-        "    import torch\n"
-        "    backward, calls = torch.Tensor.backward, []\n"
-        "    def failing(self, *args, **kwargs):\n"
-        "        calls.append(1)\n"
-        f"        if len(calls) == 4: open({str(folder / 'begun')!r}, 'w').close()\n"
-        f"        if len(calls) == 4: {body}\n"
-        "        return backward(self, *args, **kwargs)\n"
-        "    torch.Tensor.backward = failing\n",
-    )
-
-
-def run_two(flags, folder, *more, **environment):
-    """Run two processes, in another environment."""
-    return launch(2, "main_task_retrieval.py", *flags, "--output_dir", folder, *more, **environment)
-
-
 @pytest.mark.parametrize("body", ["raise ValueError('only of this process')", "os.kill(os.getpid(), 9)"])
 def test_a_process_that_fails_ends_the_others_with_its_own_message(tiny_run, tmp_path, body):
-    finished = run_two(tiny_run, tmp_path / "run", *SHARED, PYTHONPATH=failing(tmp_path, body))
+    finished = torchrun(2, tiny_run, tmp_path / "run", *SHARED, PYTHONPATH=failing(tmp_path, body))
     assert finished.returncode != 0
     assert time.time() - (tmp_path / "failing" / "begun").stat().st_mtime < 60
     if "ValueError" in body:
@@ -137,14 +117,14 @@ def test_an_error_that_one_process_meets_is_said_by_it(tiny_run, tmp_path):
     bad = train_ids(tiny_run)[0]
     spoil(videos, bad)
     flags = with_value(tiny_run, "--features_path", videos)
-    finished = run_two(flags, tmp_path / "run", *SHARED)
+    finished = torchrun(2, flags, tmp_path / "run", *SHARED)
     assert finished.returncode != 0
     said = [line for line in finished.stderr.splitlines() if f"{bad}.mp4" in line and "of 2: " in line]
     assert len(said) == 1
 
 
 def test_an_error_that_all_processes_meet_is_said_once(tiny_run, tmp_path):
-    finished = run_two(tiny_run, tmp_path / "run", *SHARED, "--batch_size", "5")
+    finished = torchrun(2, tiny_run, tmp_path / "run", *SHARED, "--batch_size", "5")
     assert finished.returncode != 0
     assert finished.stderr.count("multiple of the number of processes: found 5 for 2") == 1
 
@@ -152,5 +132,5 @@ def test_an_error_that_all_processes_meet_is_said_once(tiny_run, tmp_path):
 def test_results_say_how_many_steps_were_left_out(runs):
     _, folders = runs
     for folder in folders.values():
-        results = json.loads((folder / "results.json").read_text())
-        assert (results["bad_videos"], results["nonfinite_steps"], results["overflow_steps"]) == (0, 0, 0)
+        found = results(folder)
+        assert (found["bad_videos"], found["nonfinite_steps"], found["overflow_steps"]) == (0, 0, 0)

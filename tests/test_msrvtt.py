@@ -1,7 +1,6 @@
 """The MSR-VTT reader on real and made-up split files, and what it shares with the other readers."""
 
 import csv
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +9,10 @@ import pytest
 from dataloaders.datasets.retrieval.msrvtt import DATASET, read_eval, read_train
 from dataloaders.samples import AnnotationError, Listed, check_overlap, shared_videos, show
 from dataloaders.video_files import VideoFiles
+from helpers.annotations import write_captions, write_csv
+from helpers.paths import SHARED_DATA
 
-SPLITS = Path(__file__).resolve().parents[2] / "shared" / "data" / "msrvtt"
+SPLITS = SHARED_DATA / "msrvtt"
 needs_splits = pytest.mark.skipif(not SPLITS.is_dir(), reason=f"the MSR-VTT split files are not at {SPLITS}")
 
 
@@ -21,34 +22,6 @@ def make_videos(folder, video_ids, suffix=".mp4"):
     for video_id in video_ids:
         (folder / f"{video_id}{suffix}").touch()
     return folder
-
-
-def write_captions(path, captions):
-    """`MSRVTT_data.json` in its published form from a list of (video id, caption)."""
-    video_ids = list(dict.fromkeys(video_id for video_id, _ in captions))
-    videos = [
-        {
-            "category": 9,
-            "url": "https://www.youtube.com/watch?v=9lZi22qLlEo",
-            "video_id": video_id,
-            "start time": 137.72,
-            "end time": 149.44,
-            "split": "train",
-            "id": number,
-        }
-        for number, video_id in enumerate(video_ids)
-    ]
-    sentences = [
-        {"caption": caption, "video_id": video_id, "sen_id": number}
-        for number, (video_id, caption) in enumerate(captions)
-    ]
-    path.write_text(json.dumps({"info": {"year": "2016"}, "videos": videos, "sentences": sentences}))
-    return path
-
-
-def write_csv(path, header, *rows, newline="\r\n", encoding="utf-8"):
-    path.write_bytes((newline.join([header, *rows]) + newline).encode(encoding))
-    return path
 
 
 def problems_of(read, *arguments):

@@ -1,13 +1,14 @@
 """Losses and gradients that are no numbers, fp16 overflow, and the same bits in two runs."""
 
-import json
 import re
 
 import pytest
 import torch
-from conftest import TINY_TRAINING
 
 import main_task_retrieval
+from helpers.faults import poison_losses
+from helpers.runs import checkpoint, lines, results
+from helpers.tiny import TINY_TRAINING
 from modules.runtime.processes import Processes
 from modules.tasks.retrieval import RetrievalTask
 
@@ -16,17 +17,8 @@ def run(flags, output_dir, *more):
     return main_task_retrieval.main([*flags, "--output_dir", str(output_dir), *TINY_TRAINING, *more])
 
 
-def results(folder):
-    return json.loads((folder / "results.json").read_text())
-
-
-def train_lines(folder):
-    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [entry for entry in entries if entry["kind"] == "train"]
-
-
 def model_of(folder):
-    return torch.load(folder / "last.pt", weights_only=True)["model"]
+    return checkpoint(folder)["model"]
 
 
 def poison_gradients(monkeypatch, when):
@@ -43,18 +35,6 @@ def poison_gradients(monkeypatch, when):
     monkeypatch.setattr(Processes, "average_gradients", poisoned)
 
 
-def poison_losses(monkeypatch, when):
-    loss, calls = RetrievalTask.loss, 0
-
-    def poisoned(self, *args):
-        nonlocal calls
-        calls += 1
-        value = loss(self, *args)
-        return value * float("nan") if when(calls) else value
-
-    monkeypatch.setattr(RetrievalTask, "loss", poisoned)
-
-
 POISONS = [(poison_losses, "loss is nan"), (poison_gradients, "norm of the gradient is")]
 
 
@@ -68,7 +48,7 @@ def test_a_value_that_is_no_number_stops_the_run_before_it_reaches_the_weights(
     assert f"step 4: the {words}" in message and "--on_nonfinite skip" in message
     assert re.search(r"at rate 0\.000\d+ with videos (video\d+(, )?){6}\.", message)
     assert all(torch.isfinite(value).all() for value in model_of(tmp_path).values())
-    assert [entry["step"] for entry in train_lines(tmp_path)] == [1, 2, 3]
+    assert [entry["step"] for entry in lines(tmp_path, "train")] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("poison", "words"), POISONS)
@@ -83,11 +63,11 @@ def test_a_step_that_is_left_out_changes_nothing_and_is_counted(
         poison(patch, lambda call: call in ((2, 3, 4, 5) if again else (2, 3)))
         assert run(tiny_run, tmp_path, *flags) == 0
     assert results(tmp_path)["nonfinite_steps"] == 2 and results(tmp_path)["overflow_steps"] == 0
-    lines = train_lines(tmp_path)
-    assert [entry["step"] for entry in lines] == list(range(1, 10))
-    skipped = [entry["step"] for entry in lines if entry["grad_norm"] is None]
+    entries = lines(tmp_path, "train")
+    assert [entry["step"] for entry in entries] == list(range(1, 10))
+    skipped = [entry["step"] for entry in entries if entry["grad_norm"] is None]
     assert skipped == [2, 3]
-    assert (lines[1]["loss"] is None) == ("loss" in words)
+    assert (entries[1]["loss"] is None) == ("loss" in words)
     # a poisoned first pass leaves the weights as they were made
     with monkeypatch.context() as patch:
         poison(patch, lambda call: True)
@@ -111,19 +91,19 @@ def test_fp16_overflow_lowers_the_scale_and_is_no_failure(tiny_run, tmp_path, mo
     assert run(tiny_run, tmp_path, "--precision", "fp16") == 0
     found = results(tmp_path)
     assert found["overflow_steps"] == 2 and found["nonfinite_steps"] == 0
-    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    state = checkpoint(tmp_path)
     assert state["scaler"]["scale"] == 65536 / 4
     assert state["position"]["step"] == 9
-    lines = train_lines(tmp_path)
-    assert [entry["step"] for entry in lines if entry["grad_norm"] is None] == [1, 5]
-    assert all(entry["loss"] is not None for entry in lines)
+    entries = lines(tmp_path, "train")
+    assert [entry["step"] for entry in entries if entry["grad_norm"] is None] == [1, 5]
+    assert all(entry["loss"] is not None for entry in entries)
 
 
 def test_a_gradient_that_fp32_does_not_mend_is_a_failure_at_once(tiny_run, tmp_path, monkeypatch, capsys):
     poison_gradients(monkeypatch, lambda call: call in (3, 4))
     assert run(tiny_run, tmp_path, "--precision", "fp16") == 1
     assert "step 3: the norm of the gradient" in capsys.readouterr().err
-    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    state = checkpoint(tmp_path)
     assert state["position"]["overflow_steps"] == 0 and state["scaler"]["scale"] == 65536
 
 

@@ -9,7 +9,6 @@ import pickle
 import shutil
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 from fractions import Fraction
@@ -19,8 +18,6 @@ import av
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, TINY_TRAINING, interruptible, shared_data
-from test_compress_video import indices_of, shown_at, write_clip
 
 import main_task_recognition
 import main_task_retrieval
@@ -32,6 +29,12 @@ from dataloaders.video.pack_index import PackedVideo, PackIndex
 from dataloaders.video.packed import PackReader
 from dataloaders.video.reader import VideoReader
 from dataloaders.video_files import VideoFiles
+from helpers.flags import train_ids, without
+from helpers.launching import start
+from helpers.paths import shared_data
+from helpers.runs import rows_of
+from helpers.tiny import TINY_TRAINING
+from helpers.videos import indices_of, shown_at, write_clip
 from preprocess import check_videos, pack_frames
 from preprocess.compress_video import CompressSettings, DamagedVideo, compress
 
@@ -252,12 +255,8 @@ def test_a_run_that_ended_anywhere_is_continued_to_the_same_bytes(videos, packs,
 
 def start_long_run(videos, output) -> subprocess.Popen:
     """A run of two processes that has packed some of its videos, but not all."""
-    command = [sys.executable, "preprocess/pack_frames.py", "--num_workers", "2"]
-    command += ["--input_root", str(videos), "--output_root", str(output)]
-    with interruptible():
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
+    command = ["preprocess/pack_frames.py", "--num_workers", "2", "--input_root", videos, "--output_root", output]
+    process = start(*command, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 30
     while lines_in(output) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -603,11 +602,6 @@ def test_a_reader_may_be_handed_to_another_process(packs):
     assert np.array_equal(pickle.loads(pickle.dumps(reader)).read(path, 4, FrameSampler()), frames)
 
 
-def without(flags, name) -> list[str]:
-    place = flags.index(name)
-    return [*flags[:place], *flags[place + 2 :]]
-
-
 @pytest.fixture(scope="module")
 def tiny_packs(tiny_run, tmp_path_factory):
     """The tiny run's videos packed at their own rate: raw and jpeg."""
@@ -653,8 +647,7 @@ def test_a_run_is_continued_with_the_frames_that_it_began_with(tiny_run, tiny_pa
 def test_missing_and_damaged_videos_are_treated_as_files_are(tiny_run, tiny_packs, tmp_path, capsys):
     pack = Path(shutil.copytree(tiny_packs / "jpeg", tmp_path / "pack"))
     flags = [*without(tiny_run, "--features_path"), "--packed", str(pack), *TINY_TRAINING]
-    with open(tiny_run[tiny_run.index("--train_csv") + 1], newline="") as file:
-        first, second, *_ = [row["video_id"] for row in csv.DictReader(file)]
+    first, second, *_ = train_ids(tiny_run)
     lines = (pack / "index.jsonl").read_text().splitlines(keepends=True)
     (pack / "index.jsonl").write_text("".join(line for line in lines if f'"{first}.mp4"' not in line))
     assert RETRIEVAL([*flags, "--output_dir", str(tmp_path / "error")]) == 1
@@ -666,8 +659,7 @@ def test_missing_and_damaged_videos_are_treated_as_files_are(tiny_run, tiny_pack
     flags += ["--allow_missing", "--output_dir", str(tmp_path / "out")]
     assert RETRIEVAL(flags) == 0
     assert first in (tmp_path / "out" / "missing_videos.csv").read_text()
-    with (tmp_path / "out" / "bad_videos.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(tmp_path / "out" / "bad_videos.csv")
     assert rows and {row["video"] for row in rows} == {str(pack / f"{second}.mp4")}
     assert all(entry.shard in row["reason"] and "checksum" in row["reason"] for row in rows)
 

@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY_TRAINING, shared_data
 
 import main_task_retrieval
+from helpers.faults import Killed
+from helpers.paths import ROOT, shared_data
+from helpers.runs import checkpoint, lines, run
+from helpers.tiny import TINY_TRAINING
 from modules.model.video_encoder import VideoEncoder
 from modules.program import experiment as program
 from modules.runtime.run_folder import RunFolder
@@ -24,34 +27,6 @@ from modules.training import trainer
 from modules.training.trainer import Trainer
 
 METRICS = [f"{d}_{m}" for d in ("t2v", "v2t") for m in ("R1", "R5", "R10", "MdR", "MnR")]
-
-
-def run(flags, output_dir, *more):
-    """Run the program in this process and return its exit status."""
-    return main_task_retrieval.main([*flags, "--output_dir", str(output_dir), *more])
-
-
-def launch(processes, *command, **environment):
-    """Run a command on several gloo processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
-    return subprocess.run(
-        [*launcher, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
-
-
-def torchrun(processes, flags, output_dir, *more, program="main_task_retrieval.py"):
-    """Run a program on several gloo processes."""
-    return launch(processes, program, *flags, "--output_dir", output_dir, *more)
-
-
-def lines(output_dir, kind):
-    entries = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-    return [entry for entry in entries if entry["kind"] == kind]
-
-
-def checkpoint(output_dir, name="last.pt"):
-    return torch.load(output_dir / name, weights_only=True)
 
 
 def tensors_of(value, prefix=""):
@@ -243,10 +218,6 @@ def test_flags_of_speed_and_memory_reach_the_encoder(tiny_run, trained, tmp_path
     assert encoders and all(encoder.checkpoint_activations for encoder in encoders)
     assert compiled == [{"dynamic": False}]
     assert (tmp_path / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
-
-
-class Killed(BaseException):
-    """What ends a run at once."""
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import TINY_TRAINING
-from test_program import run
 
 from common import progress
 from common.progress import Progress, duration
+from helpers.runs import run
+from helpers.tiny import TINY_TRAINING
 from modules.training.trainer import TimeLeft
 from preprocess import check_videos, compress_video, pack_frames, pretrain_toy_clip
 from preprocess.make_toy_dataset import DatasetSettings, make_dataset

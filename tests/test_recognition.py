@@ -1,6 +1,5 @@
 """Action recognition as a user runs it, its metrics, views and few-shot draws."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -10,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY_TRAINING
-from test_program import checkpoint, lines, torchrun
 
 import main_task_recognition
 from common.errors import UserError
@@ -20,6 +17,9 @@ from dataloaders.items import EvaluationDataset, TrainingDataset, VideoSettings,
 from dataloaders.samples import Sample
 from dataloaders.video.decoding import sample_frame_indices
 from dataloaders.video.preprocessing import resize_and_crop
+from helpers.launching import torchrun
+from helpers.runs import checkpoint, lines, rows_of
+from helpers.tiny import TINY_TRAINING
 from main_task_recognition import draw_shots
 from modules.model.video_text import VideoTextModel
 from modules.tasks.recognition import Predictions, RecognitionTask, read_templates
@@ -29,11 +29,6 @@ METRICS = ("top1", "top5", "mean_class")
 
 def run(flags, output_dir, *more):
     return main_task_recognition.main([*flags, "--output_dir", str(output_dir), *more])
-
-
-def read_csv(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +43,20 @@ def test_a_run_leaves_what_retrieval_leaves_and_its_own_tables(trained):
     assert {"config.json", "log.txt", "metrics.jsonl", "tensorboard", "last.pt", "best.pt", "results.json"} <= names
     results = json.loads((trained / "results.json").read_text())
     assert set(METRICS) < set(results) and results["dataset"] == "hmdb51"
-    predictions = read_csv(trained / "predictions.csv")
+    predictions = rows_of(trained / "predictions.csv")
     assert list(predictions[0]) == ["video", "label", "prediction", "top5", "probability"]
     right = [row["label"] == row["prediction"] for row in predictions]
     assert 100 * np.mean(right) == pytest.approx(results["top1"])
     for row in predictions:
         names = row["top5"].split("; ")
         assert names[0] == row["prediction"] and sorted(names) == ["moving_left", "moving_right"]
-    per_class = read_csv(trained / "per_class.csv")
+    per_class = rows_of(trained / "per_class.csv")
     assert np.mean([float(row["top1"]) for row in per_class]) == pytest.approx(results["mean_class"], abs=1e-4)
     assert results["top1"] in [round(100 * hits / 6, 4) for hits in range(7)]
     for row in per_class:
         of_class = [right for right, video in zip(right, predictions, strict=True) if video["label"] == row["class"]]
         assert float(row["top1"]) == round(100 * sum(of_class) / len(of_class), 4)
-    confusion = read_csv(trained / "confusion.csv")
+    confusion = rows_of(trained / "confusion.csv")
     assert next(iter(confusion[0])) == "true class \\ predicted class"
     counts = np.array([[int(row[name]) for name in ("moving_left", "moving_right")] for row in confusion])
     assert counts.sum() == 6 and np.trace(counts) == sum(right)
@@ -119,7 +114,7 @@ def test_a_checkpoint_is_evaluated_in_several_views(tiny_recognition, trained, t
     results = json.loads((tmp_path / "one" / "results.json").read_text())
     assert {m: results[m] for m in METRICS} == {m: expected[m] for m in METRICS}
     assert run(tiny_recognition, tmp_path / "many", *more, "--num_clips", "2", "--num_crops", "3") == 0
-    one, many = (read_csv(tmp_path / name / "predictions.csv") for name in ("one", "many"))
+    one, many = (rows_of(tmp_path / name / "predictions.csv") for name in ("one", "many"))
     assert len(one) == len(many) == 6
     assert [row["probability"] for row in one] != [row["probability"] for row in many]
     # in the training's own folder an evaluation leaves its files beside those of the training
@@ -148,7 +143,7 @@ def test_split_mean_runs_the_three_and_reports_their_mean(tiny_recognition, tmp_
     assert set(results["splits"]) == {"1", "2", "3"}
     for metric in METRICS:
         assert results[metric] == round(fmean(r[metric] for r in results["splits"].values()), 4)
-    tested = [{row["video"] for row in read_csv(tmp_path / f"split{k}" / "predictions.csv")} for k in (1, 2, 3)]
+    tested = [{row["video"] for row in rows_of(tmp_path / f"split{k}" / "predictions.csv")} for k in (1, 2, 3)]
     assert all(len(videos) == 6 for videos in tested) and len(set.union(*tested)) == 18
     assert (tmp_path / "features" / "split2" / "video.npy").exists()
     assert results["seconds"] > 0 and "mean over splits 1, 2, 3" in (tmp_path / "log.txt").read_text()
@@ -182,7 +177,7 @@ def test_a_training_does_not_remove_the_results_of_another_run(tiny_recognition,
 def test_few_shot_draws_a_list_and_leaves_it(tiny_recognition, tmp_path, capsys):
     flags = [*TINY_TRAINING, "--epochs", "1", "--shots", "4"]
     assert run(tiny_recognition, tmp_path, *flags) == 0
-    drawn = read_csv(tmp_path / "shots.csv")
+    drawn = rows_of(tmp_path / "shots.csv")
     assert [row["class"] for row in drawn] == ["moving_left"] * 4 + ["moving_right"] * 4
     assert len({row["video"] for row in drawn}) == 8
     assert checkpoint(tmp_path)["identity"]["training_set"].startswith("8 samples")

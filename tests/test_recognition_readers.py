@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 import pytest
-from conftest import shared_data
 
 from dataloaders.datasets.recognition import hmdb51, ssv2, ucf101
 from dataloaders.samples import AnnotationError, show
+from helpers.annotations import write_hmdb51, write_lines
+from helpers.paths import shared_data
 
 READERS = {"hmdb51": hmdb51, "ucf101": ucf101, "ssv2": ssv2}
 
@@ -22,27 +23,8 @@ def make_videos(folder, names):
     return folder
 
 
-def write_lines(path, *lines, newline="\n", encoding="utf-8"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes("".join(line + newline for line in lines).encode(encoding))
-    return path
-
-
 def write_json(path, content, encoding="utf-8"):
     return write_lines(path, *json.dumps(content, indent=1).split("\n"), newline="\r\n", encoding=encoding)
-
-
-def write_hmdb51(folder, **form):
-    """Two classes whose order by file name is not that by class name; names as odd as the real ones."""
-    write_lines(
-        folder / "climb_stairs_test_split1.txt",
-        "Up#the_(old)_stairs!_&;_climb_f_cm_0.avi 1 ",
-        "left out.avi 0 ",
-        "[tall] man climbs_1.avi 2 ",
-        **form,
-    )
-    write_lines(folder / "climb_test_split1.txt", "a_0.avi 2 ", "b_1.avi 1 ", "c_2.avi 1 ", "", **form)
-    return folder
 
 
 HMDB51_VIDEOS = [

@@ -9,16 +9,12 @@ import pytest
 import main_task_recognition
 import main_task_retrieval
 from common.settings import Range, above, at_least, between, range_problems, setting
+from helpers.registry import DATASETS, PROGRAMS
 from modules.methods import METHODS
 from modules.program.experiment import CommonSettings
 from modules.training.trainer import TrainSettings
 from preprocess import check_videos
 
-PROGRAMS = {
-    "retrieval": (main_task_retrieval, main_task_retrieval.RetrievalSettings),
-    "recognition": (main_task_recognition, main_task_recognition.RecognitionSettings),
-}
-DATASETS = [dataset for program, _ in PROGRAMS.values() for dataset in program.DATASETS.values()]
 CLASSES = {
     CommonSettings,
     TrainSettings,

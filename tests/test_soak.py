@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+
+from helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow
 

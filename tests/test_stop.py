@@ -9,11 +9,11 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY_CONFIG, make_tiny_clip, random_videos
 
 from common.errors import UserError
 from dataloaders.video.decoding import read_video
 from dataloaders.video.preprocessing import resize_and_crop
+from helpers.tiny import TINY_CONFIG, make_tiny_clip, random_videos
 from modules.clip.loader import LoadedCLIP
 from modules.clip.vision import ClipVisionTower
 from modules.methods import METHODS

@@ -6,7 +6,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import MAX_PROCESSES, ROOT, interruptible, num_cores, pytest_xdist_auto_num_workers
+
+from helpers.launching import interruptible
+from helpers.paths import ROOT
+from helpers.suite import MAX_PROCESSES, num_cores
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.default_int_handler])
@@ -28,9 +31,10 @@ def test_a_program_can_be_interrupted_wherever_the_suite_was_started(handler):
     assert "KeyboardInterrupt" in sleeper.communicate(timeout=30)[1]
 
 
-def test_one_file_is_not_worth_a_second_process():
+def test_one_file_is_not_worth_a_second_process(pytestconfig):
     def processes(*paths):
-        return pytest_xdist_auto_num_workers(SimpleNamespace(args=[str(ROOT / path) for path in paths]))
+        asked = SimpleNamespace(args=[str(ROOT / path) for path in paths])
+        return pytestconfig.hook.pytest_xdist_auto_num_workers(config=asked)
 
     assert processes("tests/test_suite.py") == processes("tests/test_suite.py::test_one", "tests/test_toy.py") == 0
     assert processes("tests") == (min(num_cores(), MAX_PROCESSES) if num_cores() > 1 else 0)

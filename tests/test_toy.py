@@ -1,6 +1,5 @@
 """The toy world: exact time reversals, annotation files in MSR-VTT's form, a pre-trained CLIP that loads."""
 
-import csv
 import filecmp
 import json
 from dataclasses import replace
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.runs import rows_of
 from preprocess import make_toy_dataset, pretrain_toy_clip
 from preprocess import toy_shapes as toy
 
@@ -22,11 +22,6 @@ def dataset(tmp_path_factory):
 
 def annotations(dataset):
     return json.loads((dataset / "MSRVTT_data.json").read_text())
-
-
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def decode_with_decord(path):
@@ -144,7 +139,7 @@ def test_annotations_have_the_published_form(dataset):
     for sentence in data["sentences"]:
         assert set(sentence) == {"caption", "video_id", "sen_id"}
 
-    train, test = rows(dataset / "train.csv"), rows(dataset / "test.csv")
+    train, test = rows_of(dataset / "train.csv"), rows_of(dataset / "test.csv")
     split = {video["video_id"]: video["split"] for video in data["videos"]}
     caption = {sentence["video_id"]: sentence["caption"] for sentence in data["sentences"]}
     category = {video["video_id"]: video["category"] for video in data["videos"]}
@@ -296,7 +291,7 @@ def test_the_saved_folder_loads_in_open_clip_and_computes_the_same(tmp_path, one
 
 def test_the_splits_in_hmdb51s_form_hold_every_video_with_its_motion(dataset):
     motions = {video["video_id"]: toy.MOTIONS[video["category"]] for video in annotations(dataset)["videos"]}
-    tested = {row["video_id"] for row in rows(dataset / "test.csv")}
+    tested = {row["video_id"] for row in rows_of(dataset / "test.csv")}
     seen = {}
     for path in (dataset / "testTrainMulti_7030_splits").glob("*_test_split1.txt"):
         for line in path.read_text().splitlines():

@@ -5,10 +5,11 @@ import pickle
 
 import pytest
 import torch
-from conftest import ROOT, TINY_TRAINING, save_clip_folder
 
 import main_task_retrieval
 from common.errors import UserError
+from helpers.paths import ROOT
+from helpers.tiny import TINY_TRAINING, save_clip_folder
 from modules.clip.loader import WeightsError, load_clip
 from modules.runtime.run_folder import load_checkpoint
 

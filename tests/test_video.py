@@ -15,27 +15,12 @@ from torchvision.transforms.v2 import functional as transforms
 from dataloaders.video import decoding
 from dataloaders.video.decoding import BadVideoError, read_video, sample_frame_indices
 from dataloaders.video.preprocessing import resize_and_crop
+from helpers.paths import SHARED_DATA
+from helpers.videos import clip_facts, damage, picture, read_numbers, write_video
 
-VIDEOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "videos"
+VIDEOS = SHARED_DATA / "videos"
 needs_clips = pytest.mark.skipif(not VIDEOS.is_dir(), reason=f"real clips are not at {VIDEOS}")
 needs_decord = pytest.mark.skipif(decoding.decord is None, reason="decord has no wheel for this platform")
-
-BITS = 8
-
-
-def write_video(path, codec="libx264", frames=40, width=128, height=64, gop=12, b_frames=None, options=None):
-    """A clip at 25 frames a second whose frame i shows i in black and white columns; see `read_numbers`."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, height, "yuv420p", gop
-        if b_frames is not None:
-            stream.max_b_frames = b_frames
-        for index in range(frames):
-            columns = [255 * (index >> bit & 1) for bit in range(BITS) for _ in range(width // BITS)]
-            picture = np.broadcast_to(np.array(columns, np.uint8)[None, :, None], (height, width, 3))
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")))
-        container.mux(stream.encode())
-    return path
 
 
 def remux(source, target, options, shift=0):
@@ -48,13 +33,6 @@ def remux(source, target, options, shift=0):
                 packet.pts, packet.dts, packet.stream = packet.pts - ticks, packet.dts - ticks, stream
                 after.mux(packet)
     return target
-
-
-def read_numbers(frames):
-    """Which frame of `write_video` each frame is, of (n, H, W, 3)."""
-    width = frames.shape[2] // BITS
-    means = frames.reshape(*frames.shape[:2], BITS, width, 3).mean(axis=(1, 3, 4))  # (n, bits)
-    return ((means > 128) << np.arange(BITS)).sum(axis=1).tolist()
 
 
 @pytest.fixture(params=["decord", "opencv"])
@@ -207,13 +185,6 @@ def test_a_trimmed_clip_begins_at_its_first_visible_frame(tmp_path):
 # Bad videos
 
 
-def damage(path, part, keep_length):
-    """Cuts a file behind the given part of its bytes; with `keep_length`, zeros stand there instead."""
-    content = path.read_bytes()
-    end = int(len(content) * part)
-    path.write_bytes(content[:end] + bytes((len(content) - end) * keep_length))
-
-
 @pytest.mark.parametrize("name", ["h264.mkv", "mpeg4.avi", "mpeg4_b.avi", "vp8.webm", "h264.avi"])
 @pytest.mark.parametrize("keep_length", [False, True])
 @pytest.mark.parametrize("num_frames", [1, 12])
@@ -290,24 +261,6 @@ def test_workers_decode_and_pass_on_the_error(tmp_path):
 # Real clips
 
 
-def clip_facts():
-    """Frames that decode, height and width, of the clips that are whole."""
-    return {
-        "demo.mp4": (280, 256, 340),
-        "demo_skeleton.mp4": (72, 1080, 1920),
-        "demo_spatiotemporal_det.mp4": (57, 256, 340),
-        "part_0.mp4": (32, 256, 340),
-        "test.avi": (164, 240, 320),
-        "test_video_structuralize.mp4": (300, 240, 426),
-        "flipping_a_pancake.mkv": (310, 240, 426),
-        "unordered.mov": (4, 50, 50),
-        "video_0.mov": (3, 320, 568),
-        "video_90.mov": (3, 568, 320),
-        "video_180.mov": (3, 320, 568),
-        "video_270.mov": (3, 568, 320),
-    }
-
-
 @needs_clips
 @needs_decord
 @pytest.mark.parametrize("name", clip_facts())
@@ -339,14 +292,6 @@ def test_the_damaged_real_clip_is_bad_whichever_frames_are_sampled(library, num_
 
 
 # Preprocessing
-
-
-def picture(height, width, seed=0):
-    """Smooth colours with some noise: (1, height, width, 3) uint8."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
-    noise = np.random.default_rng(seed + 1).integers(-20, 21, (height, width, 3))
-    return (smooth + noise).clip(0, 255).astype(np.uint8)[None]
 
 
 SIZES = [(240, 426), (426, 240), (1080, 1920), (50, 50), (224, 300), (225, 224), (37, 211), (256, 341)]
