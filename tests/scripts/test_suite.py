@@ -36,5 +36,6 @@ def test_one_file_is_not_worth_a_second_process(pytestconfig):
         asked = SimpleNamespace(args=[str(ROOT / path) for path in paths])
         return pytestconfig.hook.pytest_xdist_auto_num_workers(config=asked)
 
-    assert processes("tests/test_suite.py") == processes("tests/test_suite.py::test_one", "tests/test_toy.py") == 0
+    one_test = "tests/scripts/test_suite.py::test_one"
+    assert processes("tests/scripts/test_suite.py") == processes(one_test, "tests/preprocess/test_toy.py") == 0
     assert processes("tests") == (min(num_cores(), MAX_PROCESSES) if num_cores() > 1 else 0)

@@ -24,7 +24,7 @@ def flags_of(program):
         flags = {f"--{field.name}" for settings in classes for field in dataclasses.fields(settings)}
         return flags | {"--method", "--datatype", "--help"} | LAUNCHER
     if program.suffix == ".sh":  # its flags are those of what it runs
-        named = re.findall(r"(?:main_task_\w+|(?:preprocess|scripts)/\w+)\.py", program.read_text())
+        named = re.findall(r"(?:main_task_\w+|(?:preprocess|scripts|tests/soak)/\w+)\.py", program.read_text())
         return {flag for name in set(named) for flag in flags_of(ROOT / name)}
     source = program.read_text()
     flags = set(re.findall(r"add_argument\(\s*\"(--[\w-]+)\"", source))
@@ -53,7 +53,8 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_are_named_exist(page):
-    named = re.findall(r"`((?:modules|dataloaders|preprocess|scripts|docs|tests)/[\w/.]+\.\w+)`", page.read_text())
+    folders = "common|modules|dataloaders|preprocess|scripts|docs|tests"
+    named = re.findall(rf"`((?:{folders})/[\w/.]+\.\w+)`", page.read_text())
     for name in named:
         assert "NAME" in name or (ROOT / name).exists(), name
 
