@@ -25,14 +25,12 @@ from pathlib import Path
 import av
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from dataloaders.video import reader as video_reader
 from dataloaders.video.decoding import BadVideoError, FrameSampler
 from dataloaders.video.reader import VideoReader
+from helpers.paths import ROOT, SHARED_DATA
 
-ROOT = Path(__file__).resolve().parents[1]
-REAL_CLIPS = ROOT.parent / "shared" / "data" / "videos"
+REAL_CLIPS = SHARED_DATA / "videos"
 LARGEST_REAL_CLIP = 1_500_000  # bytes
 DAMAGED_REAL_CLIPS = {"corrupted.mp4"}
 REAL_SHARE = 1 / 3  # of the mutated clips, where there are real ones: they take longer than the small ones
@@ -359,7 +357,8 @@ class Helper:
         return json.loads(line)
 
     def _start(self) -> subprocess.Popen:
-        folders = [str(Path(__file__).parent), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        here = Path(__file__).resolve().parent
+        folders = [str(here), str(here.parent), str(ROOT), os.environ.get("PYTHONPATH", "")]
         return subprocess.Popen(
             [sys.executable, "-c", f"import soak_videos; soak_videos.{self._function}()"],
             stdin=subprocess.PIPE,

@@ -1,7 +1,6 @@
 """Damaged clips and memory, in small; and what the soak test has found in the video reader."""
 
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -10,11 +9,11 @@ import pytest
 from dataloaders.video import decoding
 from dataloaders.video.decoding import BadVideoError, FrameSampler, find_damage
 from dataloaders.video.reader import VideoReader
-from scripts.soak_videos import (
+from helpers.launching import run_code
+from soak_videos import (
     CLIPS,
     DAMAGED_REAL_CLIPS,
     REAL_CLIPS,
-    ROOT,
     Helper,
     HelperLost,
     cut,
@@ -95,7 +94,7 @@ def test_the_real_clips_are_sources_where_they_are(tmp_path):
 
 
 def test_a_few_damaged_clips_are_contained_and_none_is_wrongly_good(tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.soak_videos.REAL_CLIPS", tmp_path / "none")  # the real ones take long
+    monkeypatch.setattr("soak_videos.REAL_CLIPS", tmp_path / "none")  # the real ones take long
     counts = soak_mutations(20, 5, tmp_path)
     assert counts.tried == 20 == counts.good + counts.bad + counts.hung + counts.crashed
     assert counts.bad > 5
@@ -189,8 +188,7 @@ def test_damage_is_found_behind_many_harmless_reports():
         "take = reader._capture_output(); os.write(2, b'[OPENCV:FFMPEG:24] odd\\n' * 10_000); "
         "os.write(1, b'[OPENCV:FFMPEG:16] broken\\n'); print([take(), take()], file=out)"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout == "['broken', '']\n"
+    assert run_code(code) == "['broken', '']\n"
 
 
 def test_a_matroska_file_with_holes_is_bad(clips, tmp_path):

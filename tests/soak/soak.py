@@ -22,18 +22,17 @@ from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):  # run as a script
-    sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "tests")]
+    sys.path[:0] = [str(Path(__file__).resolve().parents[number]) for number in (2, 1)]  # the repository, its tests
 
 import torch
-from soak_videos import measure_growth, soak_mutations
 
-from helpers.launching import ENVIRONMENT, RETRIEVAL, under_torchrun
-from helpers.launching import start as start_python
+from helpers import launching
 from helpers.paths import ROOT
 from helpers.runs import checkpoint, first_difference, state_of
 from helpers.tiny import TINY_TRAINING, make_tiny_files, retrieval_flags
 from modules.runtime.interruption import EXIT_CODE
 from modules.runtime.run_folder import INTERRUPTED, METRICS, SKIPPED
+from soak_videos import measure_growth, soak_mutations
 
 LEAVING_LIMIT = 10.0  # seconds in which a run told to stop has saved and left
 GROWTH_LIMIT = 50.0  # MB
@@ -108,10 +107,10 @@ def make_inputs(folder: Path) -> list[str]:
 
 def start(flags: list[str], output_dir: Path, processes: int) -> subprocess.Popen:
     """Start a training."""
-    launcher = under_torchrun(processes) if processes > 1 else []
-    words = [*launcher, RETRIEVAL, *flags, "--output_dir", output_dir]
+    launcher = launching.under_torchrun(processes) if processes > 1 else []
+    words = [*launcher, launching.RETRIEVAL, *flags, "--output_dir", output_dir]
     with (output_dir.parent / f"{output_dir.name}.txt").open("ab") as output:
-        return start_python(*words, environment=ENVIRONMENT, stdout=output, stderr=output)
+        return launching.start(*words, environment=launching.ENVIRONMENT, stdout=output, stderr=output)
 
 
 def finish(flags: list[str], output_dir: Path, processes: int) -> float:
