@@ -9,4 +9,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE CUDA_VISIBLE_DEVICES=
-exec .venv/bin/python scripts/soak.py "$@"
+exec .venv/bin/python tests/soak/soak.py "$@"

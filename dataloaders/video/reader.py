@@ -37,8 +37,9 @@ START_LIMIT = 60.0  # seconds for the child to import the libraries
 MEMORY_LIMIT = 16 * 2**30  # bytes of address space: a header may announce frames of any size
 CLIP_LIMIT = 2 * 2**30  # bytes of the frames of a video; 64 of 3840×2160 pixels take 1.5 GiB
 # Of one child; then a new one takes over, whatever the libraries have left behind. Measured with clips of 24 frames of
-# 128×64 (scripts/soak_videos.py, measure_leak) in 1,000 decodes: decord leaves 0.4 MB of good clips and 1.2 MB of bad
-# ones, OpenCV 0.5 and 0.3 MB. A child of 2,000 stays within 3 MB, and starting one takes as long as some 50 decodes.
+# 128×64 (tests/soak/soak_videos.py, measure_leak) in 1,000 decodes: decord leaves 0.4 MB of good clips and 1.2 MB of
+# bad ones, OpenCV 0.5 and 0.3 MB. A child of 2,000 stays within 3 MB, and starting one takes as long as some 50
+# decodes.
 MAX_DECODES = 2_000
 PIPE_SIZE = 2**20
 F_SETPIPE_SZ = 1031  # of Linux; the fcntl module names it from Python 3.10.9 on

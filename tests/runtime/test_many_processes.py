@@ -1,0 +1,136 @@
+"""One, two and four processes give one result; one that fails ends all of them."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from helpers.faults import failing, spoil
+from helpers.flags import path_of, train_ids, with_value
+from helpers.launching import launch, torchrun
+from helpers.paths import ROOT
+from helpers.runs import checkpoint, lines, results
+from helpers.tiny import TINY_TRAINING
+
+# 22 samples, of which neither 2 nor 4 processes take an equal share, in batches of 4: 5 steps an epoch
+SHARED = [*TINY_TRAINING, "--batch_size", "4", "--epochs", "4", "--mask_same_video", "--on_bad_video", "error"]
+
+
+PRECISIONS = ("fp32", "fp64")
+# Trainings one after the other in the same processes, which take longer to start than to train. A group looks in the
+# launcher's store for the addresses of its own processes, not of the group before it.
+TRAININGS = """
+import json, sys
+from torch.distributed import PrefixStore
+import main_task_retrieval
+from modules.runtime import processes
+
+rendezvous = processes.rendezvous
+for number, flags in enumerate(json.loads(sys.argv[1])):
+
+    def of_this_training(*args, number=number):
+        store, *place = next(rendezvous(*args))
+        yield PrefixStore(str(number), store), *place
+
+    processes.rendezvous = of_this_training
+    if status := main_task_retrieval.main(flags):
+        sys.exit(status)
+"""
+
+
+@pytest.fixture(scope="module")
+def all_runs(tiny_run, tmp_path_factory):
+    """The folders of the same training on 1, 2 and 4 processes, by their number and by precision."""
+    root = tmp_path_factory.mktemp("runs")
+    script = root / "trainings.py"
+    script.write_text(TRAININGS)
+    folders = {}
+    for processes in (1, 2, 4):
+        trainings = []
+        for precision in PRECISIONS:
+            folder = folders.setdefault(precision, {})[processes] = root / precision / str(processes)
+            more = [*SHARED, "--precision", precision, "--save_features", str(folder / "features")]
+            trainings.append([*tiny_run, "--output_dir", str(folder), *more])
+        finished = launch(processes, script, json.dumps(trainings), PYTHONPATH=str(ROOT))
+        assert finished.returncode == 0, finished.stderr
+    return folders
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def runs(request, all_runs):
+    """The precision, and the folders of the same training on 1, 2 and 4 processes."""
+    return request.param, all_runs[request.param]
+
+
+def test_the_losses_and_weights_are_those_of_one_process(runs):
+    precision, folders = runs
+    relative = {"fp32": 1e-4, "fp64": 1e-9}[precision]
+    losses = {processes: [entry["loss"] for entry in lines(folder, "train")] for processes, folder in folders.items()}
+    assert len(losses[1]) == 20
+    weights = {n: checkpoint(folder)["model"] for n, folder in folders.items()}
+    for processes in (2, 4):
+        assert losses[processes] == pytest.approx(losses[1], rel=relative)
+        if precision == "fp64":
+            for name, value in weights[1].items():
+                assert value.dtype == torch.float64
+                assert (value - weights[processes][name]).abs().max() < 1e-8, name
+
+
+def test_the_evaluation_counts_each_item_once(runs):
+    precision, folders = runs
+    for processes in (2, 4):  # of 6 videos, 4 processes do not take equal shares
+        for name in ("video_ids.txt", "text_ids.txt", "captions.txt"):
+            paths = [folders[n] / "features" / name for n in (1, processes)]
+            assert paths[0].read_bytes() == paths[1].read_bytes()
+        metrics = [
+            [{k: v for k, v in entry.items() if k.startswith(("t2v", "v2t"))} for entry in lines(folders[n], "eval")]
+            for n in (1, processes)
+        ]
+        assert len(metrics[0]) == len(metrics[1]) == 4
+        if precision == "fp64":  # in fp32 a rank may turn on the last bit
+            assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("body", ["raise ValueError('only of this process')", "os.kill(os.getpid(), 9)"])
+def test_a_process_that_fails_ends_the_others_with_its_own_message(tiny_run, tmp_path, body):
+    finished = torchrun(2, tiny_run, tmp_path / "run", *SHARED, PYTHONPATH=failing(tmp_path, body))
+    assert finished.returncode != 0
+    assert time.time() - (tmp_path / "failing" / "begun").stat().st_mtime < 60
+    if "ValueError" in body:
+        assert "ValueError: only of this process" in finished.stderr
+        assert "process 0: stopped, since another process failed" in finished.stderr
+        assert not (tmp_path / "run" / "interrupted.json").exists()
+    else:
+        assert "Signal 9 (SIGKILL)" in finished.stderr
+    # and the same command goes on
+    again = torchrun(2, tiny_run, tmp_path / "run", *SHARED)
+    assert again.returncode == 0, again.stderr
+    assert [entry["step"] for entry in lines(tmp_path / "run", "train")] == list(range(1, 21))
+
+
+def test_an_error_that_one_process_meets_is_said_by_it(tiny_run, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for path in path_of(tiny_run, "--features_path").iterdir():
+        (videos / path.name).write_bytes(path.read_bytes())
+    bad = train_ids(tiny_run)[0]
+    spoil(videos, bad)
+    flags = with_value(tiny_run, "--features_path", videos)
+    finished = torchrun(2, flags, tmp_path / "run", *SHARED)
+    assert finished.returncode != 0
+    said = [line for line in finished.stderr.splitlines() if f"{bad}.mp4" in line and "of 2: " in line]
+    assert len(said) == 1
+
+
+def test_an_error_that_all_processes_meet_is_said_once(tiny_run, tmp_path):
+    finished = torchrun(2, tiny_run, tmp_path / "run", *SHARED, "--batch_size", "5")
+    assert finished.returncode != 0
+    assert finished.stderr.count("multiple of the number of processes: found 5 for 2") == 1
+
+
+def test_results_say_how_many_steps_were_left_out(runs):
+    _, folders = runs
+    for folder in folders.values():
+        found = results(folder)
+        assert (found["bad_videos"], found["nonfinite_steps"], found["overflow_steps"]) == (0, 0, 0)

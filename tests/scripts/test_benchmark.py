@@ -1,0 +1,145 @@
+"""The benchmark counts what torch counts, compares like with like, and says what it measured."""
+
+import json
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from helpers.tiny import make_tiny_clip, save_clip_folder
+from scripts import benchmark
+from scripts.benchmark_data import SOURCES, LoaderSetup, make_clips, make_samples, prepare
+from scripts.benchmark_model import (
+    ONCE,
+    PER_LAYER,
+    SUBJECTS,
+    PeakMemory,
+    Setup,
+    SlotsNotFilled,
+    Subject,
+    build_stop,
+    exponent,
+    floor_flops,
+    in_own_process,
+    make_subject,
+    ratios,
+    stop_flops,
+)
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory) -> Setup:
+    folder = save_clip_folder(tmp_path_factory.mktemp("clip") / "clip", make_tiny_clip().model)
+    return Setup(batch_size=2, num_frames=5, device="cpu", precision="fp32", threads=1, clip=folder)
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_flops_are_those_that_torch_counts(setup, name):
+    clip = setup.load_clip()
+    subject = make_subject(name, clip, setup)
+    expected = floor_flops(clip, setup) if name == "floor" else stop_flops(build_stop(clip, setup, name), setup)
+    # torch counts no attention on the CPU unless it is written out
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        subject.train()
+    # torch takes the gradient of a depthwise kernel for one of C × C; in a CLIP as narrow as this that is little
+    assert counter.get_total_flops() == pytest.approx(expected.train, rel=0.1)
+
+
+def test_every_slot_is_filled_before_anything_is_measured(setup):
+    for name in (ONCE, PER_LAYER):
+        subject = make_subject(name, setup.load_clip(), setup)
+        subject.check_slots()
+        for _ in range(3):
+            subject.train()
+        subject.check_slots()
+    with pytest.raises(SlotsNotFilled, match="3 of 4"):
+        Subject(lambda: None, lambda: None, lambda: torch.tensor([[4, 3]]), 4).check_slots()
+
+
+def test_a_ratio_compares_seconds_of_the_same_round():
+    # the machine was twice as slow in the second round, and slowest in the third
+    assert ratios({"floor": [1.0, 2.0, 3.0], "ours": [1.5, 3.0, 4.5]}, "floor")["ours"] == 1.5
+
+
+def test_growth_is_a_power_of_the_length():
+    assert exponent([12, 24, 48], [2 * length**1.5 for length in (12, 24, 48)]) == pytest.approx(1.5)
+    # one that is off moves it a little
+    assert exponent([12, 24, 48, 64], [12, 24, 48, 1.1 * 64]) == pytest.approx(1.05, abs=0.03)
+
+
+def hold_and_let_go(mebibytes: int, pieces: int) -> list[float]:
+    """Peak memory of two rounds that make and drop as much each, beside something that is held all the time."""
+    held = torch.ones(mebibytes, 2**18)
+    memory = PeakMemory("cpu")
+    peaks = []
+    for _ in range(2):
+        memory.start()
+        made = [held[: mebibytes // pieces] + 1 for _ in range(pieces)]
+        peaks.append(memory.stop())
+        del made
+    return peaks
+
+
+@pytest.mark.parametrize("pieces", [1, 256])  # small ones come from memory that glibc does not give back by itself
+def test_peak_memory_is_what_came_on_top(pieces):
+    for peak in in_own_process(hold_and_let_go, 256, pieces):
+        assert 250 < peak < 290
+
+
+def test_a_quick_run_prints_its_tables_and_writes_a_flat_object(setup, tmp_path, capsys):
+    output = tmp_path / "benchmark.json"
+    status = benchmark.main(["--quick", "--clip", str(setup.clip), "--ranks", "50", "--output", str(output)])
+    printed = capsys.readouterr().out
+    assert status == 0
+    results = json.loads(output.read_text())
+    assert all(isinstance(value, str | int | float | bool) for value in results.values())
+    for name in (*benchmark.BARS, "device", "precision", "torch", "threads", "peak_memory_mib.floor", "growth_mib.8"):
+        assert name in results
+    for name in (ONCE, PER_LAYER):
+        # of ViT-B/32 no more than a little; of a CLIP as tiny as this one the prompters are the most
+        assert results[f"train_step_ratio.{name}"] > 1
+        assert f"| train_step_ratio.{name} | {results[f'train_step_ratio.{name}']:.2f} |" in printed
+    # what is packed is decoded faster than what is not
+    speeds = [results[f"loader_frames_per_second.{source}"] for source in ("packed_raw", "original")]
+    assert speeds[0] > speeds[1]
+
+
+def test_the_loader_is_measured_on_the_clips_that_are_good_and_long_enough(tmp_path):
+    videos = tmp_path / "original"
+    make_clips(videos, count=2, seconds=2)
+    (videos / "clip0.mp4").rename(videos / "short.mp4")
+    data = (videos / "clip1.mp4").read_bytes()
+    (videos / "damaged.mp4").write_bytes(data[: len(data) // 2])
+    prepare(videos, tmp_path)
+    long_enough = LoaderSetup(num_frames=6, image_size=24, num_workers=1, batch_size=2, num_batches=1)
+    for source in SOURCES:
+        samples, _ = make_samples(videos, tmp_path, source, long_enough)
+        assert {sample.path.stem for sample in samples} == {"short", "clip1"}
+    with pytest.raises(benchmark.UserError, match="no good clip of 7 frames"):
+        make_samples(videos, tmp_path, "original", LoaderSetup(7, 24, 1, 2, 1))
+
+
+def test_what_was_measured_is_kept_when_the_rest_cannot_be(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "benchmark_model", lambda plan: {"train_step_ratio.once": 1.0})
+    monkeypatch.setattr(benchmark, "benchmark_growth", lambda plan: {})
+    (tmp_path / "videos").mkdir()
+    output = tmp_path / "benchmark.json"
+    assert benchmark.main(["--videos", str(tmp_path / "videos"), "--output", str(output)]) == 1
+    assert json.loads(output.read_text())["train_step_ratio.once"] == 1.0
+    assert "compress_video.py ended" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch_size", "0"], "at least 1"),
+        (["--num_frames", "1"], "at least 2"),
+        (["--videos", "/nowhere"], "no such folder"),
+        (["--output", "/nowhere/benchmark.json"], "its folder is not there"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.parse_arguments(flags)
+    assert message in capsys.readouterr().err

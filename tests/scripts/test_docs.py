@@ -1,0 +1,85 @@
+"""What the documentation points at exists: files, sections, flags."""
+
+import dataclasses
+import re
+
+import pytest
+
+from helpers.paths import ROOT
+from helpers.registry import DATASETS, PROGRAMS
+from modules.methods import METHODS
+from modules.program.experiment import CommonSettings
+from modules.training.trainer import TrainSettings
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LAUNCHER = {"--nproc_per_node", "--standalone", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--processes"}
+
+
+def flags_of(program):
+    """The flags that a program of this project takes, whatever the method and the dataset."""
+    if program.stem.startswith("main_task_"):
+        task = program.stem.removeprefix("main_task_")
+        own = [dataset.settings for dataset in PROGRAMS[task][0].DATASETS.values()]
+        classes = [CommonSettings, TrainSettings, PROGRAMS[task][1], *own, *(m.settings for m in METHODS.values())]
+        flags = {f"--{field.name}" for settings in classes for field in dataclasses.fields(settings)}
+        return flags | {"--method", "--datatype", "--help"} | LAUNCHER
+    if program.suffix == ".sh":  # its flags are those of what it runs
+        named = re.findall(r"(?:main_task_\w+|(?:preprocess|scripts|tests/soak)/\w+)\.py", program.read_text())
+        return {flag for name in set(named) for flag in flags_of(ROOT / name)}
+    source = program.read_text()
+    flags = set(re.findall(r"add_argument\(\s*\"(--[\w-]+)\"", source))
+    names = set(re.findall(r"^    (\w+): [^=\n]*= setting\(", source, re.MULTILINE))
+    datasets = {field.name for dataset in DATASETS for field in dataclasses.fields(dataset.settings)}
+    return flags | {f"--{name}" for name in names | (datasets if "setting(" in source else set())} | {"--help"}
+
+
+def commands(page):
+    """The commands in a page's code blocks, those over several lines joined."""
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield re.sub(r"(^|\s)#.*", "", line)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page):
+    folders = "common|modules|dataloaders|preprocess|scripts|docs|tests"
+    named = re.findall(rf"`((?:{folders})/[\w/.]+\.\w+)`", page.read_text())
+    for name in named:
+        assert "NAME" in name or (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_in_commands_exist(page):
+    for command in commands(page):
+        programs = re.findall(r"(?:main_task_\w+\.py|(?:preprocess|scripts)/\w+\.(?:py|sh))", command)
+        if not programs:
+            continue
+        known = {flag for name in programs for flag in flags_of(ROOT / name)}
+        for flag in re.findall(r"(?<=\s)--[A-Za-z_]+", command):
+            assert flag in known or flag.replace("--no_", "--") in known, f"{flag} in {command}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_in_tables_exist(page):
+    known = set().union(*(flags_of(ROOT / f"main_task_{task}.py") for task in PROGRAMS))
+    for row in re.findall(r"^\| (`--[^|]*) \|", page.read_text(), re.MULTILINE):
+        for flag in re.findall(r"`(--\w+)", row):
+            assert flag in known, flag
+
+
+def test_a_flag_that_does_not_exist_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```bash\npython main_task_retrieval.py --do_eval --no_such \\\n  --nor_this\n```\n")
+    with pytest.raises(AssertionError, match="--no_such"):
+        test_flags_in_commands_exist(page)

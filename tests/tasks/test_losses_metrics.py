@@ -1,0 +1,172 @@
+"""Losses and retrieval metrics against their definitions."""
+
+import tracemalloc
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.paths import shared_data
+from modules.tasks.losses import same_video_or_caption, symmetric_contrastive_loss
+from modules.tasks.metrics import (
+    retrieval_metrics,
+    retrieval_metrics_of_embeddings,
+    text_to_video_ranks,
+    video_to_text_ranks,
+)
+
+
+def test_contrastive_loss_is_the_mean_over_both_directions():
+    similarity = torch.randn(5, 5, dtype=torch.float64)
+    expected = 0.0
+    for i in range(5):
+        expected -= similarity[i].log_softmax(0)[i] + similarity[:, i].log_softmax(0)[i]
+    torch.testing.assert_close(symmetric_contrastive_loss(similarity), expected / 10)
+
+
+def test_excluded_pairs_are_no_negatives():
+    similarity = torch.randn(3, 3, dtype=torch.float64)
+    excluded = same_video_or_caption(["a", "b", "a"], ["x", "y", "z"])
+    assert excluded.tolist() == [[False, False, True], [False, False, False], [True, False, False]]
+    changed = similarity.clone()
+    changed[0, 2], changed[2, 0] = 50.0, 60.0
+    loss = symmetric_contrastive_loss(similarity, excluded)
+    torch.testing.assert_close(loss, symmetric_contrastive_loss(changed, excluded))
+    assert symmetric_contrastive_loss(changed) > loss + 1
+    assert same_video_or_caption(["a", "b"], ["x", "x"]).tolist() == [[False, True], [True, False]]
+
+
+def test_metrics_on_the_real_similarity_matrix():
+    similarity = np.load(shared_data("metrics") / "msrvtt_1ka_similarity.npy")
+    expected = {"t2v": (48.0, 71.3, 81.4, 2, 13.649), "v2t": (46.5, 74.9, 83.7, 2, 9.785)}
+    videos = np.eye(1000, dtype=similarity.dtype)  # the matrix as captions whose products with these are itself
+    in_one_block, in_many = (retrieval_metrics_of_embeddings(similarity, videos, block_bytes=b) for b in (2**25, 2**19))
+    for metrics in (retrieval_metrics(similarity), in_one_block, in_many):
+        for direction, values in expected.items():
+            got = [metrics[f"{direction}_{name}"] for name in ("R1", "R5", "R10", "MdR", "MnR")]
+            assert got == pytest.approx(values, abs=1e-9)
+    ranks = video_to_text_ranks(similarity, np.arange(1000))
+    ties = sum((similarity[:, j] == similarity[j, j]).sum() > 1 for j in range(1000))
+    assert ties == 9 and (ranks % 1 != 0).sum() <= ties
+
+
+@pytest.mark.parametrize("total, all_hits", [(7, range(8)), (27, range(28)), (1000, (289, 570, 814))])
+def test_percentages_are_rounded_once(total, all_hits):
+    for hits in all_hits:
+        similarity = np.eye(total)
+        similarity[hits:] = 1 - similarity[hits:]  # these find every other candidate first
+        metrics = retrieval_metrics(similarity)
+        assert metrics["t2v_R1"] == float(Fraction(100 * hits, total)), hits
+
+
+def test_ranks_are_averages_over_ties():
+    similarity = np.array([[0.5, 0.5, 0.1], [0.7, 0.7, 0.7], [0.9, 0.2, 0.3]])
+    assert text_to_video_ranks(similarity, np.arange(3)).tolist() == [1.5, 2.0, 2.0]
+    assert video_to_text_ranks(similarity, np.arange(3)).tolist() == [3.0, 1.0, 2.0]
+
+
+def test_a_video_with_several_captions_counts_by_its_best():
+    similarity = np.array([[0.1, 0.9], [0.8, 0.2], [0.7, 0.6]])  # captions 0 and 1 are of video 0
+    captions = np.array([0, 0, 1])
+    assert text_to_video_ranks(similarity, captions).tolist() == [2.0, 1.0, 2.0]
+    assert video_to_text_ranks(similarity, captions).tolist() == [1.0, 2.0]
+
+
+def test_what_cannot_be_ranked_is_refused():
+    with pytest.raises(FloatingPointError, match="NaN"):
+        retrieval_metrics(np.array([[np.nan]]))
+    with pytest.raises(ValueError, match="square"):
+        retrieval_metrics(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="1 videos have no caption"):
+        retrieval_metrics(np.zeros((2, 2)), np.array([0, 0]))
+    with pytest.raises(ValueError, match="for 2 captions"):
+        retrieval_metrics(np.zeros((2, 2)), np.array([0, 1, 1]))
+    with pytest.raises(ValueError, match="not among the 2"):
+        retrieval_metrics(np.zeros((2, 2)), np.array([-1, 1]))
+
+
+def metrics_by_definition(similarity: np.ndarray, text_to_video: np.ndarray) -> dict[str, float]:
+    """The metrics, a query and a candidate at a time."""
+
+    def rank(right: float, wrong: list[float]) -> float:
+        return 1 + sum(value > right for value in wrong) + sum(value == right for value in wrong) / 2
+
+    num_texts, num_videos = similarity.shape
+    ranks = {"t2v": [], "v2t": []}
+    for i in range(num_texts):
+        wrong = [similarity[i, j] for j in range(num_videos) if j != text_to_video[i]]
+        ranks["t2v"].append(rank(similarity[i, text_to_video[i]], wrong))
+    for j in range(num_videos):
+        right = [similarity[i, j] for i in range(num_texts) if text_to_video[i] == j]
+        ranks["v2t"].append(rank(max(right), [similarity[i, j] for i in range(num_texts) if text_to_video[i] != j]))
+    metrics = {}
+    for direction, values in ranks.items():
+        for k in (1, 5, 10):
+            metrics[f"{direction}_R{k}"] = 100 * sum(value <= k for value in values) / len(values)
+        metrics[f"{direction}_MdR"], metrics[f"{direction}_MnR"] = np.median(values), np.mean(values)
+    return metrics
+
+
+@pytest.mark.parametrize("block_bytes", [1, 1000, 2**20])  # a row, some rows and all of them
+@pytest.mark.parametrize("num_texts, num_videos", [(1, 1), (23, 23), (61, 17), (90, 89)])
+def test_metrics_of_embeddings_are_those_of_their_similarities(num_texts, num_videos, block_bytes):
+    generator = np.random.default_rng(num_texts)
+    captions = np.concatenate([np.arange(num_videos), generator.integers(num_videos, size=num_texts - num_videos)])
+    generator.shuffle(captions)
+    # whole numbers, of which every product is exact, so that the reference may multiply in another order
+    video = generator.integers(-2, 3, size=(num_videos, 3)).astype(np.float32)
+    text = video[captions] + generator.integers(-1, 2, size=(num_texts, 3)).astype(np.float32)
+    similarity = text @ video.T
+    expected = metrics_by_definition(similarity, captions)
+    assert retrieval_metrics(similarity, captions) == pytest.approx(expected)
+    assert retrieval_metrics_of_embeddings(text, video, captions, block_bytes) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("block_bytes", [1, 5000, 2**20])
+@pytest.mark.parametrize("distinct, copies", [(1, 301), (43, 5)])
+def test_equal_embeddings_tie_exactly(distinct, copies, block_bytes):
+    generator = np.random.default_rng(0)
+    video = generator.normal(size=(distinct, 512)).astype(np.float32)
+    text = video + 20 * generator.normal(size=(distinct, 512)).astype(np.float32)
+    once = retrieval_metrics_of_embeddings(text, video)
+    assert distinct == 1 or once["t2v_MnR"] > 1.5 < once["v2t_MnR"]
+    rows = generator.permutation(np.repeat(np.arange(distinct), copies))
+    many = retrieval_metrics_of_embeddings(text[rows], video[rows], block_bytes=block_bytes)
+    for name in ("t2v_MdR", "t2v_MnR", "v2t_MdR", "v2t_MnR"):
+        # all copies of what was better are better, and the other copies of the right answer are as good
+        assert many[name] == pytest.approx(1 + copies * (once[name] - 1) + (copies - 1) / 2)
+
+
+@pytest.mark.parametrize("distinct", [2000, 500])
+def test_the_matrix_is_never_held(distinct):
+    rows = np.arange(2000) % distinct
+    text, video = np.random.default_rng(0).normal(size=(2, distinct, 8)).astype(np.float32)[:, rows]
+    tracemalloc.start()
+    try:
+        retrieval_metrics_of_embeddings(text, video, block_bytes=2**16)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2000 * 2000 / 4  # a quarter of what even a matrix of booleans takes
+
+
+@pytest.mark.parametrize("block_bytes", [1, 2**20])
+def test_embeddings_that_cannot_be_ranked_are_refused(block_bytes):
+    def rank(text, video, text_to_video=None):
+        return retrieval_metrics_of_embeddings(text, video, text_to_video, block_bytes)
+
+    text, video = np.ones((3, 4), np.float32), np.ones((3, 4), np.float32)
+    for broken in (text, video):
+        broken[2, 1] = np.nan
+        with pytest.raises(FloatingPointError, match="NaN"):
+            rank(text, video)
+        broken[2, 1] = 1
+    with pytest.raises(ValueError, match="2 videos have no caption, the first is number 0"):
+        rank(text, video, np.array([1, 1, 1]))
+    with pytest.raises(ValueError, match="square"):
+        rank(text, video[:2])
+    with pytest.raises(ValueError, match=r"\(3, 4\) and \(3, 2\)"):
+        rank(text, video[:, :2])
+    with pytest.raises(ValueError, match="not among the 3"):
+        rank(text, video, np.array([0, 1, 3]))
