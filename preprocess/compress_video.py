@@ -53,7 +53,7 @@ if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.progress import Progress
-from dataloaders.samples import VIDEO_SUFFIXES
+from dataloaders.video_files import VIDEO_SUFFIXES
 
 SETTINGS_FILE = "compress_video.json"
 FAILURES_FILE = "failed_videos.csv"

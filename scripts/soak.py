@@ -28,8 +28,9 @@ import torch
 from conftest import ROOT, TINY_SIZES, TINY_TRAINING, interruptible, make_tiny_clip, save_clip_folder
 from soak_videos import measure_growth, soak_mutations
 
+from dataloaders.bad_videos import SKIPPED
 from modules.runtime.interruption import EXIT_CODE
-from modules.runtime.run_folder import INTERRUPTED, METRICS, SKIPPED
+from modules.runtime.run_folder import INTERRUPTED, METRICS
 from preprocess.make_toy_dataset import DatasetSettings, make_dataset
 
 LEAVING_LIMIT = 10.0  # seconds in which a run told to stop has saved and left

@@ -16,8 +16,8 @@ from test_msrvtt import write_captions, write_csv
 from test_recognition_readers import write_hmdb51
 from test_video import damage, write_video
 
-from dataloaders.video.decoding import FrameSampler
-from dataloaders.video.reader import VideoReader
+from dataloaders.video.reader import DecodingSettings, VideoReader
+from dataloaders.video.sampling import FrameSampler
 from modules.program.experiment import CommonSettings
 from preprocess import check_videos
 
@@ -127,7 +127,9 @@ def test_a_folder_without_videos_is_described(tmp_path, capsys):
 def test_reasons_are_those_of_a_run(clips, tmp_path):
     root, _ = clips
     _, rows = check(tmp_path / "bad.csv", "--features_path", root)
-    reader = VideoReader(CommonSettings.video_time_limit, CommonSettings.decoder_errors == "reject")
+    reader = VideoReader(
+        DecodingSettings(video_time_limit=CommonSettings.video_time_limit, decoder_errors=CommonSettings.decoder_errors)
+    )
     for video, reason in rows:
         with pytest.raises(RuntimeError) as caught:
             reader.read(video, 12, FrameSampler(seed=3))

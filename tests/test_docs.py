@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT
 from test_settings import DATASETS, PROGRAMS
 
+from dataloaders.datasets import RECOGNITION, RETRIEVAL
 from modules.methods import METHODS
 from modules.program.experiment import CommonSettings
 from modules.training.trainer import TrainSettings
@@ -19,7 +20,7 @@ def flags_of(program):
     """The flags that a program of this project takes, whatever the method and the dataset."""
     if program.stem.startswith("main_task_"):
         task = program.stem.removeprefix("main_task_")
-        own = [dataset.settings for dataset in PROGRAMS[task][0].DATASETS.values()]
+        own = [dataset.settings for dataset in {"retrieval": RETRIEVAL, "recognition": RECOGNITION}[task].values()]
         classes = [CommonSettings, TrainSettings, PROGRAMS[task][1], *own, *(m.settings for m in METHODS.values())]
         flags = {f"--{field.name}" for settings in classes for field in dataclasses.fields(settings)}
         return flags | {"--method", "--datatype", "--help"} | LAUNCHER

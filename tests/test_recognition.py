@@ -18,8 +18,8 @@ from common.errors import UserError
 from dataloaders.datasets.recognition.splits import RecognitionSplit
 from dataloaders.items import EvaluationDataset, TrainingDataset, VideoSettings, Views
 from dataloaders.samples import Sample
-from dataloaders.video.decoding import sample_frame_indices
 from dataloaders.video.preprocessing import resize_and_crop
+from dataloaders.video.sampling import sample_frame_indices
 from main_task_recognition import draw_shots
 from modules.model.video_text import VideoTextModel
 from modules.tasks.recognition import Predictions, RecognitionTask, read_templates

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 import pytest
 from conftest import shared_data
 
+from dataloaders.annotations import AnnotationError, show
 from dataloaders.datasets.recognition import hmdb51, ssv2, ucf101
-from dataloaders.samples import AnnotationError, show
 
 READERS = {"hmdb51": hmdb51, "ucf101": ucf101, "ssv2": ssv2}
 

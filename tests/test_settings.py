@@ -9,6 +9,7 @@ import pytest
 import main_task_recognition
 import main_task_retrieval
 from common.settings import Range, above, at_least, between, range_problems, setting
+from dataloaders.datasets import RECOGNITION, RETRIEVAL
 from modules.methods import METHODS
 from modules.program.experiment import CommonSettings
 from modules.training.trainer import TrainSettings
@@ -18,7 +19,7 @@ PROGRAMS = {
     "retrieval": (main_task_retrieval, main_task_retrieval.RetrievalSettings),
     "recognition": (main_task_recognition, main_task_recognition.RecognitionSettings),
 }
-DATASETS = [dataset for program, _ in PROGRAMS.values() for dataset in program.DATASETS.values()]
+DATASETS = [*RETRIEVAL.values(), *RECOGNITION.values()]
 CLASSES = {
     CommonSettings,
     TrainSettings,

@@ -13,8 +13,9 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
 from dataloaders.video import decoding
-from dataloaders.video.decoding import BadVideoError, read_video, sample_frame_indices
+from dataloaders.video.decoding import BadVideoError, read_video
 from dataloaders.video.preprocessing import resize_and_crop
+from dataloaders.video.sampling import sample_frame_indices
 
 VIDEOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "videos"
 needs_clips = pytest.mark.skipif(not VIDEOS.is_dir(), reason=f"real clips are not at {VIDEOS}")

@@ -28,11 +28,14 @@ from common.settings import (
     result_settings,
     setting,
 )
+from dataloaders.batches import check_batch_size
 from dataloaders.datasets.recognition.splits import RecognitionDataset
-from dataloaders.items import FRAME_ORDERS, VideoSettings, check_batch_size
-from dataloaders.samples import Dataset, Sample
+from dataloaders.datasets.retrieval.lists import RetrievalDataset
+from dataloaders.items import FRAME_ORDERS, VideoSettings
+from dataloaders.samples import Sample
 from dataloaders.video.decoding import BadVideoError
 from dataloaders.video.pack_index import PackIndex
+from dataloaders.video.reader import DecodingSettings
 from modules.clip.loader import LoadedCLIP, known_context_length, load_clip
 from modules.methods import DEFAULT_METHOD, METHODS
 from modules.methods.base import Method
@@ -173,7 +176,7 @@ class ReportingTask(Task, Protocol):
 def parse_arguments(
     argv: Sequence[str] | None,
     description: str,
-    datasets: Mapping[str, Dataset | RecognitionDataset],
+    datasets: Mapping[str, RetrievalDataset | RecognitionDataset],
     task_settings: type,
 ) -> Arguments:
     """Parse a command line whose flags depend on the method and the dataset chosen.
@@ -598,8 +601,7 @@ def video_settings(arguments: Arguments, image_size: int, horizontal_flip: bool 
         image_size,
         arguments.train.seed,
         horizontal_flip,
-        common.video_time_limit,
-        common.decoder_errors == "reject",
+        DecodingSettings(video_time_limit=common.video_time_limit, decoder_errors=common.decoder_errors),
         arguments.data.pack,
     )
 
