@@ -16,17 +16,9 @@ import numpy as np
 import pytest
 from conftest import interruptible
 
-from preprocess.compress_video import (
-    CompressSettings,
-    DamagedVideo,
-    compress,
-    main,
-    one_per_slot,
-    partial_path,
-    plan,
-    presentation_times,
-    target_size,
-)
+from preprocess.compress_video import CompressSettings, compress, main, partial_path
+from preprocess.frames import DamagedVideo, one_per_slot, presentation_times, target_size
+from preprocess.jobs import plan
 
 REAL_VIDEOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "videos"
 needs_real_videos = pytest.mark.skipif(not REAL_VIDEOS.is_dir(), reason=f"no real clips at {REAL_VIDEOS}")

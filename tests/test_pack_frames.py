@@ -34,7 +34,8 @@ from dataloaders.video.reader import DecodingSettings, VideoReader
 from dataloaders.video.sampling import FrameSampler
 from dataloaders.video_files import VideoFiles
 from preprocess import check_videos, pack_frames
-from preprocess.compress_video import CompressSettings, DamagedVideo, compress
+from preprocess.compress_video import CompressSettings, compress
+from preprocess.frames import DamagedVideo
 
 SMALL_SHARD = 15  # in place of the bytes of a MiB: with --shard_mb 1024, small clips fill several shards
 MANY = 10_000  # more frames than any clip has
