@@ -8,9 +8,9 @@ from conftest import make_tiny_clip, save_clip_folder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts import benchmark
-from scripts.benchmark_data import SOURCES, LoaderSetup, make_clips, make_samples, prepare
-from scripts.benchmark_model import (
+from scripts.benchmark import benchmark
+from scripts.benchmark.data import SOURCES, LoaderSetup, make_clips, make_samples, prepare
+from scripts.benchmark.model import (
     ONCE,
     PER_LAYER,
     SUBJECTS,

@@ -25,7 +25,7 @@ def flags_of(program):
         flags = {f"--{field.name}" for settings in classes for field in dataclasses.fields(settings)}
         return flags | {"--method", "--datatype", "--help"} | LAUNCHER
     if program.suffix == ".sh":  # its flags are those of what it runs
-        named = re.findall(r"(?:main_task_\w+|(?:preprocess|scripts)/\w+)\.py", program.read_text())
+        named = re.findall(r"(?:main_task_\w+|(?:preprocess|scripts)/[\w/]+)\.py", program.read_text())
         return {flag for name in set(named) for flag in flags_of(ROOT / name)}
     source = program.read_text()
     flags = set(re.findall(r"add_argument\(\s*\"(--[\w-]+)\"", source))
@@ -62,7 +62,7 @@ def test_files_that_are_named_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_in_commands_exist(page):
     for command in commands(page):
-        programs = re.findall(r"(?:main_task_\w+\.py|(?:preprocess|scripts)/\w+\.(?:py|sh))", command)
+        programs = re.findall(r"(?:main_task_\w+\.py|(?:preprocess|scripts)/[\w/]+\.(?:py|sh))", command)
         if not programs:
             continue
         known = {flag for name in programs for flag in flags_of(ROOT / name)}

@@ -21,7 +21,7 @@ from dataloaders.video.reader import IGNORE, DecodingSettings
 from modules.tasks.metrics import retrieval_metrics, retrieval_metrics_of_embeddings
 from modules.training.trainer import peak_memory_mb
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ORIGINAL, COMPRESSED, JPEG, RAW = "original", "compressed", "packed_jpeg", "packed_raw"
 SOURCES = (ORIGINAL, COMPRESSED, JPEG, RAW)
 EMBEDDING = 512  # E of ViT-B/32
