@@ -30,23 +30,25 @@ if __name__ == "__main__":  # here, since what follows takes seconds
 import numpy as np
 
 from common.errors import UserError
+from common.files import csv_text
 from common.seeds import derive_seed
 from common.settings import at_least, setting
-from dataloaders.datasets.recognition import hmdb51, ssv2, ucf101
+from dataloaders.annotations import read_all
+from dataloaders.batches import check_num_samples
+from dataloaders.datasets import RECOGNITION
 from dataloaders.datasets.recognition.splits import RecognitionSplit
-from dataloaders.items import EvaluationDataset, TrainingDataset, Views, check_num_samples
-from dataloaders.samples import Sample, read_all
+from dataloaders.items import EvaluationDataset, TrainingDataset, Views
+from dataloaders.samples import Sample
 from modules.program.arguments import Arguments, parse_arguments, video_settings
 from modules.program.experiment import mark_when_interrupted, open_run
 from modules.program.launch import Session, run_program
 from modules.runtime.processes import Processes
-from modules.runtime.run_folder import BEST, INTERRUPTED, RESULTS, RunFolder, csv_text
+from modules.runtime.run_folder import BEST, INTERRUPTED, RESULTS, RunFolder
 from modules.tasks.metrics import rounded
 from modules.tasks.recognition import LEGEND, RecognitionTask, read_templates
 
 logger = logging.getLogger("stop")
 
-DATASETS = {"hmdb51": hmdb51.DATASET, "ucf101": ucf101.DATASET, "ssv2": ssv2.DATASET}
 MEAN = "mean"
 METRICS = ("top1", "top5", "mean_class")
 
@@ -93,7 +95,7 @@ def read_data(arguments: Arguments) -> RecognitionData:
         UserError: if the flags do not fit the dataset or each other; as AnnotationError, listing everything that is
             wrong with its files.
     """
-    dataset, task = DATASETS[arguments.datatype], arguments.task
+    dataset, task = RECOGNITION[arguments.datatype], arguments.task
     if task.split not in dataset.splits:
         raise UserError(f"--split {task.split}: {arguments.datatype} has split {', '.join(dataset.splits)} only")
     templates = read_templates(task.class_prompt)
@@ -182,7 +184,7 @@ def run(arguments: Arguments, session: Session) -> None:
         return
     whole = RunFolder(arguments.common.output_dir, session.processes.is_main)
     whole.start_logging()
-    splits = DATASETS[arguments.datatype].splits
+    splits = RECOGNITION[arguments.datatype].splits
     if len(splits) < 2:
         raise UserError(f"--split mean: {arguments.datatype} has one split only")
     parts = [of_split(arguments, name) for name in splits]
@@ -237,7 +239,7 @@ def of_split(arguments: Arguments, name: str) -> Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
-    return run_program(lambda: parse_arguments(argv, __doc__, DATASETS, RecognitionSettings), run)
+    return run_program(lambda: parse_arguments(argv, __doc__, RECOGNITION, RecognitionSettings), run)
 
 
 if __name__ == "__main__":

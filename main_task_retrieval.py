@@ -22,22 +22,22 @@ from functools import partial
 from pathlib import Path
 
 from common.early import say_starting
+from dataloaders.datasets import RETRIEVAL
 
 if __name__ == "__main__":  # here, since what follows takes seconds
     say_starting()
 
 from common.settings import setting
-from dataloaders.datasets.retrieval import msrvtt
-from dataloaders.items import EvaluationDataset, TrainingDataset, check_num_samples
-from dataloaders.samples import Sample, check_overlap, read_all
+from dataloaders.annotations import read_all
+from dataloaders.batches import check_num_samples
+from dataloaders.items import EvaluationDataset, TrainingDataset
+from dataloaders.samples import Sample, check_overlap
 from modules.program.arguments import Arguments, parse_arguments, video_settings
 from modules.program.experiment import open_run
 from modules.program.launch import Session, run_program
 from modules.tasks.retrieval import RetrievalTask
 
 logger = logging.getLogger("stop")
-
-DATASETS = {"msrvtt": msrvtt.DATASET}
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def read_data(arguments: Arguments) -> RetrievalData:
             splits share videos, which otherwise is a warning.
         UserError: if there are too few training samples for a batch.
     """
-    common, dataset = arguments.common, DATASETS[arguments.datatype]
+    common, dataset = arguments.common, RETRIEVAL[arguments.datatype]
     readers = {"evaluation": partial(dataset.read_eval, allow_missing=common.on_bad_eval_video == "drop")}
     if common.do_train:
         readers = {"training": partial(dataset.read_train, allow_missing=common.allow_missing)} | readers
@@ -122,7 +122,7 @@ def run(arguments: Arguments, session: Session) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
-    return run_program(lambda: parse_arguments(argv, __doc__, DATASETS, RetrievalSettings), run)
+    return run_program(lambda: parse_arguments(argv, __doc__, RETRIEVAL, RetrievalSettings), run)
 
 
 if __name__ == "__main__":

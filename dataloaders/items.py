@@ -1,28 +1,25 @@
-"""Videos and captions as tensors: one dataset type for every reader."""
+"""Videos and captions as tensors, an item a sample: one dataset type for training and one for evaluation."""
 
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from common.errors import UserError
 from common.seeds import derive_seed
+from dataloaders.bad_videos import BadItem, SkippedVideo
 from dataloaders.samples import Sample
-from dataloaders.video.decoding import BadVideoError, FrameSampler
+from dataloaders.video.decoding import BadVideoError
 from dataloaders.video.pack_index import PackIndex
 from dataloaders.video.packed import PackReader
 from dataloaders.video.preprocessing import resize_and_crop
-from dataloaders.video.reader import VideoReader
+from dataloaders.video.reader import DecodingSettings, VideoReader
+from dataloaders.video.sampling import FrameSampler
 
 FRAME_ORDERS = ("ordered", "shuffle")
 MAX_REPLACEMENTS = 20
-READ_ANOTHER = "Replace this video, or give --on_bad_video skip, which reads another in its stead."
-LEAVE_OUT_BAD = "Replace this video, or give --on_bad_eval_video drop, which leaves it out and changes the metrics."
 
 
 @dataclass(frozen=True)
@@ -34,24 +31,22 @@ class VideoSettings:
         image_size: side of a frame in pixels.
         seed: of every draw.
         horizontal_flip: mirror half of the videos in training.
-        time_limit: seconds that decoding a video may take.
-        reject_damage: take a video for bad where the decoder reports an error, although it returns frames.
-        pack: read packed frames, to which the two above do not apply; None to decode video files.
+        decoding: of video files.
+        pack: read packed frames instead; None to decode video files.
     """
 
     num_frames: int
     image_size: int
     seed: int
     horizontal_flip: bool = False
-    time_limit: float = 60.0
-    reject_damage: bool = True
+    decoding: DecodingSettings = DecodingSettings()
     pack: PackIndex | None = None
 
     def make_reader(self) -> VideoReader | PackReader:
         """What reads the samples' frames."""
         if self.pack is not None:
             return PackReader(self.pack)
-        return VideoReader(self.time_limit, self.reject_damage)
+        return VideoReader(self.decoding)
 
 
 @dataclass(frozen=True)
@@ -77,26 +72,6 @@ class Views:
 
 
 @dataclass(frozen=True)
-class SkippedVideo:
-    """A video that was drawn for a sample of training and could not be read.
-
-    Attributes:
-        epoch: from 0. sample_id: of the sample that it was drawn for.
-        attempt: 0 for the sample's own video, then for those drawn in its stead.
-        path, reason: which video, and what is wrong with it.
-    """
-
-    epoch: int
-    sample_id: str
-    attempt: int
-    path: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
-@dataclass(frozen=True)
 class Item:
     """One sample as tensors.
 
@@ -115,77 +90,6 @@ class Item:
     frames: Tensor
     num_frames: int
     skipped: tuple[SkippedVideo, ...] = ()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Items side by side.
-
-    Attributes:
-        indices: (B,) int64.
-        frames: (B, T, 3, S, S) uint8.
-        num_frames: (B,) int64.
-        video_ids, captions: B strings each.
-        labels: B class indices; None in retrieval.
-        skipped: of all items.
-    """
-
-    indices: Tensor
-    frames: Tensor
-    num_frames: Tensor
-    video_ids: list[str]
-    captions: list[str]
-    labels: list[int | None]
-    skipped: list[SkippedVideo]
-
-    def pin_memory(self) -> "Batch":
-        """The same batch with its frames in page-locked memory, from where they are copied to a GPU in passing."""
-        return replace(self, frames=self.frames.pin_memory(), num_frames=self.num_frames.pin_memory())
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch with its frames on a device; the indices stay on the CPU."""
-        frames = self.frames.to(device, non_blocking=True)
-        return replace(self, frames=frames, num_frames=self.num_frames.to(device, non_blocking=True))
-
-
-@dataclass(frozen=True)
-class BadItem:
-    """What a worker returns for an item that could not be read.
-
-    Raised in the worker, the error would arrive as a text with the worker's traceback, without path and reason.
-    """
-
-    index: int
-    path: str
-    reason: str
-
-    def raise_error(self, remedy: str = "") -> NoReturn:
-        """Raise what was raised in the worker, and say what to do.
-
-        As a new error: one that its own traceback leads back to would keep the data loader alive.
-
-        Raises:
-            BadVideoError: always.
-        """
-        raise BadVideoError(self.path, self.reason, remedy)
-
-
-def collate(items: Sequence[Item | BadItem]) -> tuple[Batch | None, list[BadItem]]:
-    """Put items side by side: those that could be read, None where none could, and the others."""
-    bad = [item for item in items if isinstance(item, BadItem)]
-    good = [item for item in items if isinstance(item, Item)]
-    if not good:
-        return None, bad
-    batch = Batch(
-        torch.tensor([item.index for item in good]),
-        torch.stack([item.frames for item in good]),
-        torch.tensor([item.num_frames for item in good]),
-        [item.sample.video_id for item in good],
-        [item.caption for item in good],
-        [item.sample.label for item in good],
-        [video for item in good for video in item.skipped],
-    )
-    return batch, bad
 
 
 class TrainingDataset(Dataset):
@@ -350,125 +254,3 @@ def read_frames(
     frames = torch.zeros(settings.num_frames, 3, settings.image_size, settings.image_size, dtype=torch.uint8)
     frames[:num_frames] = resize_and_crop(decoded, settings.image_size, place)
     return frames, num_frames
-
-
-def check_batch_size(batch_size: int, world_size: int) -> None:
-    """Refuse a global batch that the processes cannot share equally.
-
-    Raises:
-        UserError: naming the nearest that they can.
-    """
-    if batch_size >= 1 and batch_size % world_size == 0:
-        return
-    above = max(1, -(-batch_size // world_size)) * world_size
-    nearest = f"{above - world_size} and {above} are" if above > world_size else f"{above} is"
-    raise UserError(
-        f"--batch_size is the global batch and must be a multiple of the number of processes: "
-        f"found {batch_size} for {world_size}; {nearest} the nearest"
-    )
-
-
-def check_num_samples(num_samples: int, batch_size: int) -> None:
-    """Refuse a training set without one full batch.
-
-    Raises:
-        UserError: saying how many samples there are.
-    """
-    if num_samples < batch_size:
-        raise UserError(
-            f"the training set has {num_samples} samples, fewer than one batch of {batch_size}: "
-            "give a smaller --batch_size"
-        )
-
-
-class GlobalBatches(Sampler):
-    """One rank's share of every global batch of an epoch.
-
-    The order is a function of the seed and the epoch; a global batch is cut into equal runs, one a rank, so the ranks
-    together see what one process would. The last, incomplete batch is dropped.
-    """
-
-    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int, world_size: int):
-        """batch_size: of the global batch.
-
-        Raises:
-            UserError: if the batch cannot be shared equally, or there is not one full batch.
-        """
-        check_batch_size(batch_size, world_size)
-        check_num_samples(num_samples, batch_size)
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.local_size = batch_size // world_size
-        self.epoch = 0
-        self.first_batch = 0
-
-    def start_at(self, epoch: int, first_batch: int = 0) -> None:
-        """Set what the next iteration goes through: an epoch, from a batch on."""
-        self.epoch = epoch
-        self.first_batch = first_batch
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Full batches in an epoch, wherever an iteration starts."""
-        return self.num_samples // self.batch_size
-
-    def __len__(self) -> int:
-        return self.batches_per_epoch - self.first_batch
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.epoch
-        order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.num_samples)
-        for batch in range(self.first_batch, self.batches_per_epoch):
-            start = batch * self.batch_size + self.rank * self.local_size
-            yield [(epoch, int(index)) for index in order[start : start + self.local_size]]
-
-
-def training_loader(dataset: TrainingDataset, batches: GlobalBatches, num_workers: int, pin: bool) -> DataLoader:
-    """A loader of this rank's share of each global batch."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=collate,
-        pin_memory=pin,
-        persistent_workers=num_workers > 0,
-        worker_init_fn=_leave_signals_to_the_trainer,
-    )
-
-
-def read_batches(loader: DataLoader) -> Iterator[Batch]:
-    """The batches of a loader of a `TrainingDataset`.
-
-    Raises:
-        BadVideoError: of the first video that could not be read.
-    """
-    for batch, bad in loader:
-        if bad:
-            bad[0].raise_error("" if loader.dataset.replace_bad else READ_ANOTHER)
-        yield batch
-
-
-def evaluation_loader(
-    dataset: EvaluationDataset, indices: Sequence[int], batch_size: int, num_workers: int, pin: bool
-) -> DataLoader:
-    """A loader of some items, in order."""
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=list(indices),
-        num_workers=num_workers,
-        collate_fn=collate,
-        pin_memory=pin,
-        worker_init_fn=_leave_signals_to_the_trainer,
-    )
-
-
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Whoever stops a run may signal all of its processes; a worker that left by itself would look like one that died.
-
-    It ends when its parent ends or closes the loader.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

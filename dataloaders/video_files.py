@@ -13,9 +13,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataloaders.samples import VIDEO_SUFFIXES, folder_problem, show
+from dataloaders.annotations import folder_problem, show
 from dataloaders.video.pack_index import PackIndex
 
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"}
+)
 MAX_SHOWN_SUFFIXES = 5
 LEAVE_OUT = {
     "training": "--allow_missing leaves out training videos without a file.",

@@ -41,33 +41,25 @@ from common.early import say_starting
 if __name__ == "__main__":  # here, since what follows takes seconds
     say_starting()
 
-import main_task_recognition
-import main_task_retrieval
 from common.errors import UserError
+from common.files import csv_text, write_whole
 from common.progress import Progress
-from common.settings import above, add_arguments, at_least, from_arguments, range_problems, setting
-from dataloaders.samples import Sample, read_all
-from dataloaders.video.decoding import BadVideoError, FrameSampler
-from dataloaders.video.reader import VideoReader
+from common.settings import add_arguments, at_least, from_arguments, setting
+from dataloaders.annotations import read_all
+from dataloaders.bad_videos import SKIPPED, SKIPPED_COLUMNS
+from dataloaders.datasets import RECOGNITION, RETRIEVAL
+from dataloaders.samples import Sample
+from dataloaders.video.decoding import BadVideoError
+from dataloaders.video.reader import DecodingSettings, VideoReader
+from dataloaders.video.sampling import FrameSampler
 from dataloaders.video_files import list_videos, no_videos
-from modules.program.experiment import USAGE, CommonSettings
-from modules.runtime.run_folder import SKIPPED, SKIPPED_COLUMNS, csv_text, write_whole
-
-RETRIEVAL, RECOGNITION = main_task_retrieval.DATASETS, main_task_recognition.DATASETS
+from modules.program.arguments import USAGE
 
 
 @dataclass(frozen=True)
-class CheckSettings:
+class CheckSettings(DecodingSettings):
     """Flags of the check."""
 
-    video_time_limit: float = setting(
-        CommonSettings.video_time_limit, "that decoding a video may take", within=above(0), metavar="SECONDS"
-    )
-    decoder_errors: str = setting(
-        CommonSettings.decoder_errors,
-        "a video where the decoder reports errors but returns patched-up frames: a bad video, or as good as any",
-        ("reject", "ignore"),
-    )
     num_workers: int = setting(os.cpu_count() or 1, "videos read at a time", within=at_least(1), metavar="VIDEOS")
     output: Path = setting(Path(SKIPPED), "the bad videos go to this file", metavar="FILE")
 
@@ -166,7 +158,7 @@ def check_all(paths: Sequence[Path], settings: CheckSettings) -> Iterator[tuple[
     stopped = threading.Event()
 
     def work() -> None:
-        reader = VideoReader(settings.video_time_limit, settings.decoder_errors == "reject")
+        reader = VideoReader(settings)
         try:
             while not stopped.is_set():
                 path = waiting.get_nowait()
@@ -250,8 +242,6 @@ def start(argv: Sequence[str] | None) -> tuple[CheckSettings, Plan]:
     arguments = parser.parse_args(argv)
 
     settings, files = from_arguments(CheckSettings, arguments), from_arguments(data, arguments)
-    if problems := range_problems(settings):
-        raise UserError("\n".join(problems))
     if getattr(files, "packed", None) is not None:
         raise UserError(f"a pack is checked by preprocess/pack_frames.py --verify --output_root {files.packed}")
     prepare_output(settings.output)

@@ -10,4 +10,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
-exec .venv/bin/python scripts/benchmark.py "$@"
+exec .venv/bin/python scripts/benchmark/benchmark.py "$@"

@@ -1,4 +1,4 @@
-"""Which frames of a video a model sees, and how they are decoded.
+"""How videos are decoded.
 
 decord decodes; OpenCV takes over where decord cannot be imported or fails on a file. Both read a clip from
 its first frame to its last: what they return is then the same, and a clip that is damaged anywhere is damaged
@@ -14,7 +14,6 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,8 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 import cv2
 import numpy as np
+
+from dataloaders.video.sampling import Sampler, sample_frame_indices
 
 try:
     import decord
@@ -34,7 +35,6 @@ else:
 # Every worker of a data loader is a process of its own; threads inside them would only compete.
 cv2.setNumThreads(0)
 
-Sampler = Callable[[int, int], np.ndarray]
 Complaints = Callable[[], str]
 
 # Containers whose header counts frames. The others know a duration, of their longest track, and a frame rate.
@@ -117,48 +117,6 @@ class _Header(NamedTuple):
 
     frames: int
     fps: float
-
-
-def sample_frame_indices(
-    total: int, num_frames: int, rng: np.random.Generator | None = None, clip: int = 0, num_clips: int = 1
-) -> np.ndarray:
-    """The frames to read of a clip of `total` frames: (min(total, num_frames),) int64, strictly increasing.
-
-    The clip is divided into T = `num_frames` equal segments [i*total/T, (i+1)*total/T). Without `rng`
-    (evaluation) the frame at the middle of each segment; with `rng` (training) one frame of each segment,
-    uniformly, as in temporal segment networks (Wang et al., 2016). Of `num_clips` views in time, view `clip`
-    takes the middle of the `clip`-th part of each segment. A clip of at most T frames gives all of them,
-    unpadded.
-
-    Raises ValueError where either number is below one.
-    """
-    if total < 1 or num_frames < 1:
-        raise ValueError(f"cannot sample {num_frames} of {total} frames")
-    if total <= num_frames:
-        return np.arange(total)
-    segments = np.arange(num_frames + 1)
-    if rng is None:
-        part = 2 * num_clips * segments[:-1] + 2 * clip + 1  # in units of half a part
-        return part * total // (2 * num_clips * num_frames)
-    bounds = -(-segments * total // num_frames)  # rounded up: the first whole frame of each segment
-    return rng.integers(bounds[:-1], bounds[1:])
-
-
-@dataclass(frozen=True)
-class FrameSampler:
-    """`sample_frame_indices` with all that it depends on but the clip's length, as plain values.
-
-    seed: of the draw in training; None for the middle of each segment. clip, num_clips: the view in time.
-    """
-
-    seed: int | None = None
-    clip: int = 0
-    num_clips: int = 1
-
-    def __call__(self, total: int, num_frames: int) -> np.ndarray:
-        # The generator is made anew in each call: a decoder that has to start again must get the same frames.
-        rng = None if self.seed is None else np.random.default_rng(self.seed)
-        return sample_frame_indices(total, num_frames, rng, self.clip, self.num_clips)
 
 
 def read_video(

@@ -11,8 +11,9 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from dataloaders.video.decoding import BadVideoError, FrameSampler
+from dataloaders.video.decoding import BadVideoError
 from dataloaders.video.pack_index import CHANNELS, RAW, PackedVideo, PackIndex
+from dataloaders.video.sampling import FrameSampler
 
 
 class PackReader:

@@ -24,15 +24,19 @@ import traceback
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from dataloaders.video.decoding import BadVideoError, FrameSampler, find_damage, listen_to_libraries, read_video
+from common.errors import UserError
+from common.settings import above, range_problems, setting
+from dataloaders.video.decoding import BadVideoError, find_damage, listen_to_libraries, read_video
+from dataloaders.video.sampling import FrameSampler
 
 ROOT = Path(__file__).resolve().parents[2]
+DECODER_ERRORS = REJECT, IGNORE = ("reject", "ignore")
 START_LIMIT = 60.0  # seconds for the child to import the libraries
 MEMORY_LIMIT = 16 * 2**30  # bytes of address space: a header may announce frames of any size
 CLIP_LIMIT = 2 * 2**30  # bytes of the frames of a video; 64 of 3840×2160 pixels take 1.5 GiB
@@ -46,6 +50,31 @@ F_SETPIPE_SZ = 1031  # of Linux; the fcntl module names it from Python 3.10.9 on
 COMMAND = (sys.executable, "-c", "from dataloaders.video.reader import serve; serve()")
 
 
+@dataclass(frozen=True)
+class DecodingSettings:
+    """Flags of decoding: when a video is a bad one.
+
+    Raises:
+        UserError: a value is none that its flag takes.
+    """
+
+    video_time_limit: float = setting(
+        60.0, "that decoding a video may take", affects_results=False, within=above(0), metavar="SECONDS"
+    )
+    decoder_errors: str = setting(
+        REJECT,
+        "a video where the decoder reports errors but returns patched-up frames: a bad video, or as good as any",
+        DECODER_ERRORS,
+    )
+
+    def __post_init__(self):
+        problems = range_problems(self)
+        if self.decoder_errors not in DECODER_ERRORS:
+            problems.append(f"--decoder_errors must be {' or '.join(DECODER_ERRORS)}, found {self.decoder_errors}")
+        if problems:
+            raise UserError("\n".join(problems))
+
+
 class _ChildDied(Exception):
     """A signal ended the child before it had answered; the message says which."""
 
@@ -56,14 +85,9 @@ class VideoReader:
     May be handed to data loader workers, by fork or pickling: each process that reads has a child of its own.
     """
 
-    def __init__(self, time_limit: float, reject_damage: bool = True, command: tuple[str, ...] = COMMAND):
-        """Start nothing yet.
-
-        time_limit: seconds that a video may take. reject_damage: take frames for damaged where the decoder reports an
-        error, although it returns them. command: what runs `serve`.
-        """
-        self.time_limit = time_limit
-        self.reject_damage = reject_damage
+    def __init__(self, settings: DecodingSettings, command: tuple[str, ...] = COMMAND):
+        """Start nothing yet. command: what runs `serve`."""
+        self.settings = settings
         self.command = command
         self._child: _Child | None = None
 
@@ -102,14 +126,14 @@ class VideoReader:
         request = {"path": os.path.abspath(path), "num_frames": num_frames, "sampler": asdict(sampler)}
         try:
             child.send(request)
-            header = child.receive_line(self.time_limit)
+            header = child.receive_line(self.settings.video_time_limit)
             if "shape" in header and math.prod(header["shape"]) > CLIP_LIMIT:
                 self.close()
                 raise BadVideoError(path, f"its frames {header['shape']} take more than {CLIP_LIMIT / 2**30:g} GiB")
             frames = child.receive_array(header["shape"]) if "shape" in header else None
         except TimeoutError:
             self.close()
-            raise BadVideoError(path, f"not decoded within {self.time_limit:g} seconds") from None
+            raise BadVideoError(path, f"not decoded within {self.settings.video_time_limit:g} seconds") from None
         if child.decodes >= MAX_DECODES:
             self.close()
         if frames is not None:
@@ -121,20 +145,20 @@ class VideoReader:
     def _get_child(self) -> _Child:
         # after a fork the parent's child is still the parent's
         if self._child is None or self._child.owner != os.getpid():
-            self._child = _Child(self.command, self.time_limit, self.reject_damage)
+            self._child = _Child(self.command, self.settings)
         return self._child
 
 
 class _Child:
     """The parent's end of a decoding process."""
 
-    def __init__(self, command: tuple[str, ...], time_limit: float, reject_damage: bool):
+    def __init__(self, command: tuple[str, ...], settings: DecodingSettings):
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         self.owner = os.getpid()
         self.decodes = 0
         self._buffer = b""
         self._process = subprocess.Popen(
-            [*command, str(math.ceil(time_limit)), str(int(reject_damage))],
+            [*command, str(math.ceil(settings.video_time_limit)), settings.decoder_errors],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
@@ -218,7 +242,7 @@ def _end(process: subprocess.Popen, owner: int) -> None:
 
 def serve() -> None:
     """Be the child: answer requests on the standard input until it ends."""
-    time_limit, reject_damage = int(sys.argv[1]), sys.argv[2] == "1"
+    time_limit, decoder_errors = int(sys.argv[1]), sys.argv[2]
     # those who stop a run end its processes all at once; this one goes when its parent does
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -234,9 +258,8 @@ def serve() -> None:
         signal.alarm(time_limit + 5)
         try:
             sampler = FrameSampler(**request["sampler"])
-            frames, count = read_video(
-                request["path"], request["num_frames"], sampler, complaints if reject_damage else None
-            )
+            heard = complaints if decoder_errors == REJECT else None
+            frames, count = read_video(request["path"], request["num_frames"], sampler, heard)
         except BadVideoError as error:
             _answer(answers, {"bad": error.reason})
         except Exception:

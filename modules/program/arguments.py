@@ -19,8 +19,9 @@ from common.settings import (
     setting,
 )
 from dataloaders.datasets.recognition.splits import RecognitionDataset
+from dataloaders.datasets.retrieval.lists import RetrievalDataset
 from dataloaders.items import FRAME_ORDERS, VideoSettings
-from dataloaders.samples import Dataset
+from dataloaders.video.reader import DecodingSettings
 from modules.methods import DEFAULT_METHOD, METHODS
 from modules.runtime.run_folder import BEST, load_checkpoint
 from modules.training.trainer import TrainSettings
@@ -113,7 +114,7 @@ class Arguments:
 def parse_arguments(
     argv: Sequence[str] | None,
     description: str,
-    datasets: Mapping[str, Dataset | RecognitionDataset],
+    datasets: Mapping[str, RetrievalDataset | RecognitionDataset],
     task_settings: type,
 ) -> Arguments:
     """Parse a command line whose flags depend on the method and the dataset chosen.
@@ -171,9 +172,9 @@ def parse_arguments(
     return Arguments(method, chosen.datatype, *parts)
 
 
-def recipe_of(method: str, dataset: Dataset | RecognitionDataset | None = None) -> dict[str, Any]:
+def recipe_of(method: str, dataset: RetrievalDataset | RecognitionDataset | None = None) -> dict[str, Any]:
     """The defaults of flags that a method and a dataset bring; the dataset's count where both have one."""
-    return {**METHODS[method].recipe, **({} if dataset is None else getattr(dataset, "recipe", {}))}
+    return {**METHODS[method].recipe, **({} if dataset is None else dataset.recipe)}
 
 
 def _checkpoint_to_evaluate(argv: Sequence[str] | None) -> Path | None:
@@ -218,7 +219,6 @@ def video_settings(arguments: Arguments, image_size: int, horizontal_flip: bool 
         image_size,
         arguments.train.seed,
         horizontal_flip,
-        common.video_time_limit,
-        common.decoder_errors == "reject",
+        DecodingSettings(video_time_limit=common.video_time_limit, decoder_errors=common.decoder_errors),
         arguments.data.pack,
     )

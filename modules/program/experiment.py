@@ -12,7 +12,7 @@ import torch
 
 from common.errors import UserError
 from common.settings import all_settings, former_settings, result_settings
-from dataloaders.items import check_batch_size
+from dataloaders.batches import check_batch_size
 from modules.clip.loader import LoadedCLIP, known_context_length, load_clip
 from modules.methods import METHODS
 from modules.methods.base import Method

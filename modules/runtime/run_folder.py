@@ -19,14 +19,13 @@ import torch
 
 from common.errors import UserError
 from common.files import csv_text, lock_folder, write_whole
-from dataloaders.items import SkippedVideo
+from dataloaders.bad_videos import SKIPPED, SKIPPED_COLUMNS, SkippedVideo
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "decord", "opencv-python-headless")
 LAST, BEST, RESULTS = "last.pt", "best.pt", "results.json"
-METRICS, SKIPPED, DROPPED, MISSING = "metrics.jsonl", "bad_videos.csv", "dropped_videos.csv", "missing_videos.csv"
+METRICS, DROPPED, MISSING = "metrics.jsonl", "dropped_videos.csv", "missing_videos.csv"
 INTERRUPTED = "interrupted.json"
 LOCK_PATIENCE = 30.0  # seconds for the processes of a run that was killed to end
-SKIPPED_COLUMNS = ("step", "epoch", "sample", "attempt", "video", "reason")
 
 logger = logging.getLogger("stop")
 file_logger = logging.getLogger("stop-file")  # for log.txt alone: what the screen has in another form

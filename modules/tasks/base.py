@@ -5,7 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from dataloaders.items import Batch, EvaluationDataset, TrainingDataset
+from dataloaders.batches import Batch
+from dataloaders.items import EvaluationDataset, TrainingDataset
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes

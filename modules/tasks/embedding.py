@@ -9,7 +9,9 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.progress import Progress
-from dataloaders.items import LEAVE_OUT_BAD, EvaluationDataset, evaluation_loader
+from dataloaders.bad_videos import LEAVE_OUT_BAD
+from dataloaders.batches import evaluation_loader
+from dataloaders.items import EvaluationDataset
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes

@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
-from dataloaders.items import Batch, EvaluationDataset, TrainingDataset
+from common.files import csv_text
+from dataloaders.batches import Batch
+from dataloaders.items import EvaluationDataset, TrainingDataset
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
-from modules.runtime.run_folder import RunFolder, csv_text
+from modules.runtime.run_folder import RunFolder
 from modules.tasks.embedding import check_searchable, embed_items, score_pairs
 from modules.tasks.metrics import DECIMALS, percent
 

@@ -26,18 +26,14 @@ from common.errors import UserError
 from common.progress import INTERVAL, duration
 from common.seeds import derive_seed
 from common.settings import above, at_least, between, setting
-from dataloaders.items import (
-    Batch,
-    GlobalBatches,
-    read_batches,
-    training_loader,
-)
+from dataloaders.bad_videos import SKIPPED
+from dataloaders.batches import Batch, GlobalBatches, read_batches, training_loader
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.identity import list_differences
 from modules.runtime.interruption import Interrupted, Interruption
 from modules.runtime.precision import PRECISIONS
-from modules.runtime.run_folder import BEST, LAST, RESULTS, SKIPPED, RunFolder
+from modules.runtime.run_folder import BEST, LAST, RESULTS, RunFolder
 from modules.tasks.base import Task
 from modules.tasks.metrics import rounded
 from modules.training.optimization import build_optimizer, build_scheduler

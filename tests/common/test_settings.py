@@ -11,7 +11,7 @@ import main_task_retrieval
 from common.settings import Range, above, at_least, between, range_problems, setting
 from helpers.registry import DATASETS, PROGRAMS
 from modules.methods import METHODS
-from modules.program.experiment import CommonSettings
+from modules.program.arguments import CommonSettings
 from modules.training.trainer import TrainSettings
 from preprocess import check_videos
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dataloaders.samples import AnnotationError, Sample, check_overlap, read_text, shared_videos, show
+from dataloaders.annotations import AnnotationError, read_text, show
+from dataloaders.samples import Sample, check_overlap, shared_videos
 
 # Text files
 

@@ -2,9 +2,10 @@
 
 import main_task_recognition
 import main_task_retrieval
+from dataloaders.datasets import RECOGNITION, RETRIEVAL
 
 PROGRAMS = {
     "retrieval": (main_task_retrieval, main_task_retrieval.RetrievalSettings),
     "recognition": (main_task_recognition, main_task_recognition.RecognitionSettings),
 }
-DATASETS = [dataset for program, _ in PROGRAMS.values() for dataset in program.DATASETS.values()]
+DATASETS = [*RETRIEVAL.values(), *RECOGNITION.values()]

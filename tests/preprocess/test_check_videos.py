@@ -10,14 +10,14 @@ import time
 
 import pytest
 
-from dataloaders.video.decoding import FrameSampler
-from dataloaders.video.reader import VideoReader
+from dataloaders.video.reader import DecodingSettings, VideoReader
+from dataloaders.video.sampling import FrameSampler
 from helpers.annotations import write_captions, write_csv, write_hmdb51
 from helpers.faults import LIBRARY
 from helpers.launching import start
 from helpers.paths import ROOT
 from helpers.videos import damage, encode, noise, write_video
-from modules.program.experiment import CommonSettings
+from modules.program.arguments import CommonSettings
 from preprocess import check_videos
 
 HEADER = "step,epoch,sample,attempt,video,reason\n"
@@ -125,7 +125,9 @@ def test_a_folder_without_videos_is_described(tmp_path, capsys):
 def test_reasons_are_those_of_a_run(clips, tmp_path):
     root, _ = clips
     _, rows = check(tmp_path / "bad.csv", "--features_path", root)
-    reader = VideoReader(CommonSettings.video_time_limit, CommonSettings.decoder_errors == "reject")
+    reader = VideoReader(
+        DecodingSettings(video_time_limit=CommonSettings.video_time_limit, decoder_errors=CommonSettings.decoder_errors)
+    )
     for video, reason in rows:
         with pytest.raises(RuntimeError) as caught:
             reader.read(video, 12, FrameSampler(seed=3))

@@ -16,17 +16,9 @@ import pytest
 from helpers.launching import start
 from helpers.paths import SHARED_DATA
 from helpers.videos import indices_of, level_of, shown_at, write_clip
-from preprocess.compress_video import (
-    CompressSettings,
-    DamagedVideo,
-    compress,
-    main,
-    one_per_slot,
-    partial_path,
-    plan,
-    presentation_times,
-    target_size,
-)
+from preprocess.compress_video import CompressSettings, compress, main, partial_path
+from preprocess.frames import DamagedVideo, one_per_slot, presentation_times, target_size
+from preprocess.jobs import plan
 
 REAL_VIDEOS = SHARED_DATA / "videos"
 needs_real_videos = pytest.mark.skipif(not REAL_VIDEOS.is_dir(), reason=f"no real clips at {REAL_VIDEOS}")

@@ -24,10 +24,11 @@ import main_task_retrieval
 from common.errors import UserError
 from dataloaders.items import TrainingDataset, VideoSettings
 from dataloaders.samples import Sample, VideoLocation
-from dataloaders.video.decoding import BadVideoError, FrameSampler, read_video
+from dataloaders.video.decoding import BadVideoError, read_video
 from dataloaders.video.pack_index import PackedVideo, PackIndex
 from dataloaders.video.packed import PackReader
-from dataloaders.video.reader import VideoReader
+from dataloaders.video.reader import DecodingSettings, VideoReader
+from dataloaders.video.sampling import FrameSampler
 from dataloaders.video_files import VideoFiles
 from helpers.flags import train_ids, without
 from helpers.launching import start
@@ -36,7 +37,8 @@ from helpers.runs import rows_of
 from helpers.tiny import TINY_TRAINING
 from helpers.videos import indices_of, shown_at, write_clip
 from preprocess import check_videos, pack_frames
-from preprocess.compress_video import CompressSettings, DamagedVideo, compress
+from preprocess.compress_video import CompressSettings, compress
+from preprocess.frames import DamagedVideo
 
 SMALL_SHARD = 15  # in place of the bytes of a MiB: with --shard_mb 1024, small clips fill several shards
 MANY = 10_000  # more frames than any clip has
@@ -172,7 +174,7 @@ def test_real_clips_are_packed_as_compressing_them_gives_them(tmp_path, name):
 
 
 def test_sampled_frames_are_those_of_the_decoded_video(videos, packs):
-    reader, packed = VideoReader(60), PackReader(PackIndex.open(packs / "raw"))
+    reader, packed = VideoReader(DecodingSettings(video_time_limit=60)), PackReader(PackIndex.open(packs / "raw"))
     samplers = [FrameSampler(), FrameSampler(clip=1, num_clips=3), *(FrameSampler(seed=seed) for seed in range(5))]
     for name in packed.index.videos:
         for sampler in samplers:

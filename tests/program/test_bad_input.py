@@ -12,8 +12,9 @@ import torch
 import main_task_recognition
 from dataloaders.items import TrainingDataset, VideoSettings
 from dataloaders.samples import Sample
-from dataloaders.video.decoding import BadVideoError, FrameSampler
-from dataloaders.video.reader import VideoReader
+from dataloaders.video.decoding import BadVideoError
+from dataloaders.video.reader import DecodingSettings, VideoReader
+from dataloaders.video.sampling import FrameSampler
 from helpers.faults import Killed, spoil
 from helpers.flags import path_of, train_ids, with_value
 from helpers.launching import torchrun
@@ -290,14 +291,14 @@ def patched_up(path):
     whole = path.read_bytes()
     for at in range(len(whole) // 3, len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
-        readable, good = (reads(path, reject_damage) for reject_damage in (False, True))
+        readable, good = (reads(path, decoder_errors) for decoder_errors in ("ignore", "reject"))
         if readable and not good:
             return
     raise AssertionError("no such damage found")
 
 
-def reads(path, reject_damage):
-    reader = VideoReader(20, reject_damage)
+def reads(path, decoder_errors):
+    reader = VideoReader(DecodingSettings(video_time_limit=20, decoder_errors=decoder_errors))
     try:
         return len(reader.read(path, 4, FrameSampler())) == 4
     except BadVideoError:

@@ -15,8 +15,8 @@ from common.errors import UserError
 from dataloaders.datasets.recognition.splits import RecognitionSplit
 from dataloaders.items import EvaluationDataset, TrainingDataset, VideoSettings, Views
 from dataloaders.samples import Sample
-from dataloaders.video.decoding import sample_frame_indices
 from dataloaders.video.preprocessing import resize_and_crop
+from dataloaders.video.sampling import sample_frame_indices
 from helpers.launching import torchrun
 from helpers.runs import checkpoint, lines, rows_of
 from helpers.tiny import TINY_TRAINING

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import UserError
-from dataloaders.items import GlobalBatches, check_batch_size
+from dataloaders.batches import GlobalBatches, check_batch_size
 from modules.runtime.processes import Processes
 from modules.tasks.losses import symmetric_contrastive_loss
 from modules.training.optimization import build_optimizer, warmup_cosine

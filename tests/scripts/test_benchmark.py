@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.tiny import make_tiny_clip, save_clip_folder
 from scripts import benchmark
-from scripts.benchmark_data import SOURCES, LoaderSetup, make_clips, make_samples, prepare
-from scripts.benchmark_model import (
+from scripts.benchmark.data import SOURCES, LoaderSetup, make_clips, make_samples, prepare
+from scripts.benchmark.model import (
     ONCE,
     PER_LAYER,
     SUBJECTS,

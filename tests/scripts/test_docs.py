@@ -5,10 +5,11 @@ import re
 
 import pytest
 
+from dataloaders.datasets import RECOGNITION, RETRIEVAL
 from helpers.paths import ROOT
 from helpers.registry import DATASETS, PROGRAMS
 from modules.methods import METHODS
-from modules.program.experiment import CommonSettings
+from modules.program.arguments import CommonSettings
 from modules.training.trainer import TrainSettings
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -19,7 +20,7 @@ def flags_of(program):
     """The flags that a program of this project takes, whatever the method and the dataset."""
     if program.stem.startswith("main_task_"):
         task = program.stem.removeprefix("main_task_")
-        own = [dataset.settings for dataset in PROGRAMS[task][0].DATASETS.values()]
+        own = [dataset.settings for dataset in {"retrieval": RETRIEVAL, "recognition": RECOGNITION}[task].values()]
         classes = [CommonSettings, TrainSettings, PROGRAMS[task][1], *own, *(m.settings for m in METHODS.values())]
         flags = {f"--{field.name}" for settings in classes for field in dataclasses.fields(settings)}
         return flags | {"--method", "--datatype", "--help"} | LAUNCHER
@@ -62,7 +63,7 @@ def test_files_that_are_named_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_in_commands_exist(page):
     for command in commands(page):
-        programs = re.findall(r"(?:main_task_\w+\.py|(?:preprocess|scripts)/\w+\.(?:py|sh))", command)
+        programs = re.findall(r"(?:main_task_\w+\.py|(?:preprocess|scripts)/[\w/]+\.(?:py|sh))", command)
         if not programs:
             continue
         known = {flag for name in programs for flag in flags_of(ROOT / name)}

@@ -26,12 +26,13 @@ if __package__ in (None, ""):  # run as a script
 
 import torch
 
+from dataloaders.bad_videos import SKIPPED
 from helpers import launching
 from helpers.paths import ROOT
 from helpers.runs import checkpoint, first_difference, state_of
 from helpers.tiny import TINY_TRAINING, make_tiny_files, retrieval_flags
 from modules.runtime.interruption import EXIT_CODE
-from modules.runtime.run_folder import INTERRUPTED, METRICS, SKIPPED
+from modules.runtime.run_folder import INTERRUPTED, METRICS
 from soak_videos import measure_growth, soak_mutations
 
 LEAVING_LIMIT = 10.0  # seconds in which a run told to stop has saved and left

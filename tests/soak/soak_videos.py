@@ -26,8 +26,9 @@ import av
 import numpy as np
 
 from dataloaders.video import reader as video_reader
-from dataloaders.video.decoding import BadVideoError, FrameSampler
-from dataloaders.video.reader import VideoReader
+from dataloaders.video.decoding import BadVideoError
+from dataloaders.video.reader import DecodingSettings, VideoReader
+from dataloaders.video.sampling import FrameSampler
 from helpers.paths import ROOT, SHARED_DATA
 
 REAL_CLIPS = SHARED_DATA / "videos"
@@ -379,7 +380,7 @@ def serve(answer: Callable[[dict], dict]) -> None:
 
 def serve_reads() -> None:
     """Read clips as a data loader's worker does, and after each an intact one, which must not change by it."""
-    reader = VideoReader(TIME_LIMIT)
+    reader = VideoReader(DecodingSettings(video_time_limit=TIME_LIMIT))
     intact: dict[str, np.ndarray] = {}
 
     def read(path: str) -> np.ndarray:
@@ -528,7 +529,7 @@ def grow(
     """
     rng = np.random.default_rng(seed)
     warm_up = min(1_000 if decodes >= 5_000 else 500, decodes // 2)
-    reader = VideoReader(TIME_LIMIT, command=command)
+    reader = VideoReader(DecodingSettings(video_time_limit=TIME_LIMIT), command=command)
     warm, child_warm, child_growth, refused = 0, 0, 0, 0
     children: Counter[int] = Counter()  # decodes, by process
     start = time.monotonic()

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from dataloaders.video import decoding
-from dataloaders.video.decoding import BadVideoError, FrameSampler, find_damage
-from dataloaders.video.reader import VideoReader
+from dataloaders.video.decoding import BadVideoError, find_damage
+from dataloaders.video.reader import DecodingSettings, VideoReader
+from dataloaders.video.sampling import FrameSampler
 from helpers.launching import run_code
 from soak_videos import (
     CLIPS,
@@ -43,7 +44,7 @@ def read_alone(path, library):
         "from dataloaders.video import decoding, reader; libraries = decoding._libraries(); "
         f"decoding._libraries = lambda: {{{library!r}: libraries[{library!r}]}}; reader.serve()"
     )
-    reader = VideoReader(20, command=(sys.executable, "-c", code))
+    reader = VideoReader(DecodingSettings(video_time_limit=20), command=(sys.executable, "-c", code))
     try:
         reader.read(path, 4, FrameSampler())
     except BadVideoError as error:
@@ -194,7 +195,7 @@ def test_damage_is_found_behind_many_harmless_reports():
 def test_a_matroska_file_with_holes_is_bad(clips, tmp_path):
     # decord leaves out what it cannot find, and says nothing; the times reach the end, as if the frame rate varied
     data = clips[list(CLIPS).index("vp9.webm")].read_bytes()
-    path, reader, damaged = tmp_path / "holed.webm", VideoReader(20), 0
+    path, reader, damaged = tmp_path / "holed.webm", VideoReader(DecodingSettings(video_time_limit=20)), 0
     with Helper("serve_judgements") as judge:
         for seed in range(60, 100):
             path.write_bytes(cut(data, np.random.default_rng(seed), b""))
@@ -211,7 +212,7 @@ def test_a_matroska_file_without_its_last_bytes_is_bad(clips, tmp_path, name):
     # too little to miss a frame by the count
     data = clips[list(CLIPS).index(name)].read_bytes()
     path = tmp_path / name
-    reader = VideoReader(20)
+    reader = VideoReader(DecodingSettings(video_time_limit=20))
     for missing in (1, 10):
         path.write_bytes(data[:-missing])
         with pytest.raises(BadVideoError):
@@ -226,7 +227,7 @@ def test_a_bad_clip_does_not_cost_the_child(clips, tmp_path):
     bad = shutil.copy(clips[0], tmp_path / "short.mp4")
     with open(bad, "r+b") as file:
         file.truncate(1_000)
-    reader = VideoReader(20)
+    reader = VideoReader(DecodingSettings(video_time_limit=20))
     frames = reader.read(clips[0], 4, FrameSampler())
     child = reader._child
     for _ in range(3):

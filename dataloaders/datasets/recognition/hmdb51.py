@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
+from dataloaders.annotations import list_folder, raise_if_problems
 from dataloaders.datasets.recognition.splits import (
     ListedVideo,
     RecognitionSplit,
@@ -20,7 +21,6 @@ from dataloaders.datasets.recognition.splits import (
     read_lines,
     strip_suffix,
 )
-from dataloaders.samples import list_folder, raise_if_problems
 from dataloaders.video.pack_index import PackIndex
 from dataloaders.video_files import VideoFiles
 
@@ -65,8 +65,8 @@ def read_split(
         problems += [f"no video has mark {mark} in any file" for mark in (TRAIN, TEST) if not listed[mark]]
     videos = VideoFiles(features_path, classes, ignore_case=True)
     result, split_problems, remedies = build_split(classes, texts, listed[TRAIN], listed[TEST], videos, allow_missing)
-    remedy = " ".join([REMEDY.format(flag=videos.flag), *remedies])
-    raise_if_problems(f"HMDB51 split {split} in {split_dir}", problems + split_problems, remedy)
+    problems += split_problems
+    raise_if_problems(f"HMDB51 split {split} in {split_dir}", problems, REMEDY.format(flag=videos.flag), *remedies)
     return result
 
 

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import io
 import posixpath
-from collections.abc import Callable, Collection
-from dataclasses import MISSING, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from common.settings import setting
-from dataloaders.samples import (
-    UNUSABLE,
-    VIDEO_SUFFIXES,
-    Sample,
-    VideoLocation,
-    is_blank,
-    read_text,
-    show,
-)
+from dataloaders.annotations import UNUSABLE, is_blank, read_text, show
+from dataloaders.samples import Sample, VideoLocation
 from dataloaders.video.pack_index import PackIndex
-from dataloaders.video_files import VideoFiles
+from dataloaders.video_files import VIDEO_SUFFIXES, VideoFiles
 
 
 @dataclass(frozen=True)
@@ -48,12 +42,14 @@ class RecognitionDataset:
     read: from the settings and a name of `splits`, that split; raises AnnotationError. A third argument, by name
     `allow_missing`, holds "training", "test" or both: the lists whose videos without a file are left out.
     left_right_matters: left and right are part of a class's meaning, so frames must not be mirrored.
+    recipe: the dataset's own defaults of flags, by their names without dashes: what it is customarily trained with.
     """
 
     settings: type
     splits: tuple[str, ...]
     read: Callable[..., RecognitionSplit]
     left_right_matters: bool
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,16 +68,17 @@ def make_dataset(
     read_split: Callable[[Path, Path | PackIndex, str, Collection[str]], RecognitionSplit],
     splits: tuple[str, ...],
     left_right_matters: bool,
+    recipe: Mapping[str, Any] | None = None,
 ) -> RecognitionDataset:
     """A dataset of a folder of split files and a folder or pack of videos.
 
-    read_split: from the two, a name of `splits` and the lists that may miss files, that split.
+    read_split: from the two, a name of `splits` and the lists that may miss files, that split. recipe: None for none.
     """
 
     def read(settings: SplitSettings, split: str, allow_missing: Collection[str] = ()) -> RecognitionSplit:
         return read_split(settings.split_dir, settings.videos, split, allow_missing)
 
-    return RecognitionDataset(SplitSettings, splits, read, left_right_matters)
+    return RecognitionDataset(SplitSettings, splits, read, left_right_matters, recipe or {})
 
 
 @dataclass(frozen=True)

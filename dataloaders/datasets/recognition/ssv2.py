@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from dataloaders.annotations import AnnotationError, raise_if_problems, read_json, show
 from dataloaders.datasets.recognition.splits import (
     ListedVideo,
     RecognitionSplit,
@@ -19,7 +20,6 @@ from dataloaders.datasets.recognition.splits import (
     make_dataset,
     to_number,
 )
-from dataloaders.samples import AnnotationError, raise_if_problems, read_json, show
 from dataloaders.video.pack_index import PackIndex
 from dataloaders.video_files import VideoFiles
 
@@ -52,8 +52,8 @@ def read_split(
     videos = VideoFiles(features_path, ignore_case=True)
     result, split_problems, remedies = build_split(classes, texts, train, test, videos, allow_missing)
     problems += train_problems + test_problems + split_problems
-    remedy = " ".join([REMEDY.format(flag=videos.flag), *remedies])
-    raise_if_problems(f"Something-Something V2 in {split_dir}", problems, remedy)
+    source = f"Something-Something V2 in {split_dir}"
+    raise_if_problems(source, problems, REMEDY.format(flag=videos.flag), *remedies)
     return result
 
 

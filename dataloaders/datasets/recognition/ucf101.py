@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from dataloaders.annotations import raise_if_problems
 from dataloaders.datasets.recognition.splits import (
     ListedVideo,
     RecognitionSplit,
@@ -23,7 +24,6 @@ from dataloaders.datasets.recognition.splits import (
     strip_suffix,
     to_number,
 )
-from dataloaders.samples import raise_if_problems
 from dataloaders.video.pack_index import PackIndex
 from dataloaders.video_files import VideoFiles
 
@@ -52,8 +52,7 @@ def read_split(
     videos = VideoFiles(features_path, classes, ignore_case=True)
     result, split_problems, remedies = build_split(classes, texts, train, test, videos, allow_missing)
     problems += train_problems + test_problems + split_problems
-    remedy = " ".join([REMEDY.format(flag=videos.flag), *remedies])
-    raise_if_problems(f"UCF101 split {split} in {split_dir}", problems, remedy)
+    raise_if_problems(f"UCF101 split {split} in {split_dir}", problems, REMEDY.format(flag=videos.flag), *remedies)
     return result
 
 

@@ -8,50 +8,27 @@ several have that name, a `video_id` of the CSV file may be the path of one, "pa
 
 from __future__ import annotations
 
-import csv
-import io
-from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import MISSING, dataclass, replace
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from common.settings import setting
-from dataloaders.samples import (
-    AnnotationError,
-    Dataset,
+from dataloaders.annotations import AnnotationError, caption_problem, raise_if_problems, read_json, show
+from dataloaders.datasets.retrieval.lists import (
     Listed,
-    Sample,
-    VideoLocation,
-    caption_problem,
-    is_blank,
-    raise_if_problems,
-    read_json,
-    read_text,
-    show,
+    RetrievalDataset,
+    locate,
+    names_of_captions,
+    one_download,
+    read_table,
 )
+from dataloaders.samples import Sample, VideoLocation
 from dataloaders.video.pack_index import PackIndex
-from dataloaders.video_files import Located, VideoFiles, stem_of
+from dataloaders.video_files import VideoFiles
 
 OFFICIAL_TRAIN = ("MSRVTT_train.9k.csv", "MSRVTT_train.7k.csv")
 OFFICIAL_EVAL = "MSRVTT_JSFUSION_test.csv"
-REMEDY = (
-    "Check that {sources} and the videos ({flag}, with files such as video0.mp4, at any depth) are those of one "
-    "MSR-VTT download, complete and unpacked."
-)
 TRAIN_SOURCES = "the CSV file (--train_csv), MSRVTT_data.json (--data_path)"
 EVAL_SOURCES = "the CSV file (--val_csv)"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a CSV file.
-
-    where: the place in the file, for messages. values: column -> stripped text, empty where it is blank or where the
-    file has no such column.
-    """
-
-    where: str
-    values: dict[str, str]
 
 
 def read_train(
@@ -71,14 +48,14 @@ def read_train(
 
     Raises AnnotationError, once, with everything that is missing or empty in the three sources.
     """
-    rows, problems = _read_table(train_csv, ["video_id"], unique="video_id")
+    rows, problems = read_table(train_csv, ["video_id"], unique="video_id")
     captions, caption_problems = _read_captions(data_path)
     videos = VideoFiles(features_path)
-    located = _locate(rows, videos, "training", train_csv, allow_missing)
+    located = locate(rows, videos, "training", train_csv, allow_missing)
     problems += caption_problems + located.problems
 
     samples = []
-    names = _names_of_captions(rows, captions, located.paths)
+    names = names_of_captions(rows, captions, located.paths)
     left_out = set(located.missing)
     for row in rows:
         video_id = row.values["video_id"]
@@ -98,8 +75,8 @@ def read_train(
             samples += [Sample(f"{video_id}#{number}", video_id, path, (text,)) for number, text in enumerate(texts)]
         else:
             samples.append(Sample(video_id, video_id, path, texts))
-    remedy = " ".join([REMEDY.format(sources=TRAIN_SOURCES, flag=videos.flag), *located.remedies])
-    raise_if_problems(f"MSR-VTT training split {train_csv}", problems, remedy)
+    remedy = one_download("MSR-VTT", TRAIN_SOURCES, videos, "video0.mp4")
+    raise_if_problems(f"MSR-VTT training split {train_csv}", problems, remedy, *located.remedies)
     return Listed(samples, located.missing)
 
 
@@ -111,114 +88,23 @@ def read_eval(val_csv: str | Path, features_path: str | Path | PackIndex, allow_
 
     Raises AnnotationError, once, with everything that is missing or empty in the two sources.
     """
-    rows, problems = _read_table(val_csv, ["key", "video_id", "sentence"], unique="key")
+    rows, problems = read_table(val_csv, ["key", "video_id", "sentence"], unique="key")
     videos = VideoFiles(features_path)
-    located = _locate(rows, videos, "evaluation", val_csv, allow_missing)
+    located = locate(rows, videos, "evaluation", val_csv, allow_missing)
     problems += located.problems
     for row in rows:
         # The table has reported what is empty.
         sentence = row.values["sentence"]
         if sentence and (problem := caption_problem(sentence)):
             problems.append(f"{row.where}: {problem}")
-    remedy = " ".join([REMEDY.format(sources=EVAL_SOURCES, flag=videos.flag), *located.remedies])
-    raise_if_problems(f"MSR-VTT evaluation split {val_csv}", problems, remedy)
+    remedy = one_download("MSR-VTT", EVAL_SOURCES, videos, "video0.mp4")
+    raise_if_problems(f"MSR-VTT evaluation split {val_csv}", problems, remedy, *located.remedies)
     samples = [
         Sample(row.values["key"], video_id, located.paths[video_id], (row.values["sentence"],))
         for row in rows
         if (video_id := row.values["video_id"]) in located.paths
     ]
     return Listed(samples, located.missing)
-
-
-def _locate(rows: list[Row], videos: VideoFiles, list_name: str, source: str | Path, allow_missing: bool) -> Located:
-    """The files of the videos of a list, and all problems of these: also a file that has two ids in it."""
-    places: dict[str, str] = {}
-    for row in rows:
-        if row.values["video_id"]:
-            places.setdefault(row.values["video_id"], row.where)
-    located = videos.locate(places, list_name, str(source), allow_missing)
-    first: dict[Path, str] = {}
-    doubles = []
-    for video_id, path in located.paths.items():
-        before = first.setdefault(path, video_id)
-        if before != video_id:
-            doubles.append(f"{places[video_id]}: {show(video_id)}: the file of {show(before)} ({places[before]})")
-    return replace(located, problems=videos.problems + located.problems + doubles)
-
-
-def _names_of_captions(rows: list[Row], captions: Collection[str], paths: Mapping[str, Path]) -> dict[str, str]:
-    """For each video id of a list, the name under which there are its captions, if there are any."""
-    ids = {row.values["video_id"] for row in rows}
-    videos = {paths.get(video_id, video_id): stem_of(video_id) for video_id in ids}
-    count = Counter(videos.values())
-    return {
-        video_id: video_id if video_id in captions or count[stem_of(video_id)] > 1 else stem_of(video_id)
-        for video_id in ids
-    }
-
-
-def _read_table(path: str | Path, columns: list[str], unique: str) -> tuple[list[Row], list[str]]:
-    """The rows of a CSV file with the named columns, and its problems.
-
-    A missing column is one problem and comes back as empty strings, so that the others are checked still; a row with
-    too many or too few fields is a problem and does not come back, since any of its fields may be in a wrong place.
-    """
-    text, problems = read_text(path)
-    if problems:
-        return [], problems
-    records, problems = _read_records(text, path)
-    if not records:
-        return [], problems or [f"{path} is empty"]
-    (line, header), *records = records
-    places = {column: header.index(column) for column in columns if column in header}
-    if absent := [column for column in columns if column not in places]:
-        found = f"{header!s:.200}"
-        problems.append(f"line {line} of {path}: needs the columns {columns}; missing {absent}, found {found}")
-    problems += [
-        f"line {line} of {path}: more than one column {column}" for column in columns if header.count(column) > 1
-    ]
-    if not records and not problems:
-        problems.append(f"{path} has no rows")
-    rows: list[Row] = []
-    first: dict[str, int] = {}
-    for line, fields in records:
-        where = f"line {line} of {path}"
-        if len(fields) != len(header):
-            problems.append(
-                f"{where}: {len(fields)} fields, the header has {len(header)}; a text with commas needs quotation marks"
-            )
-            continue
-        values = {column: "" for column in columns}
-        values |= {column: fields[place] for column, place in places.items() if not is_blank(fields[place])}
-        problems += [f"{where}: empty {column}" for column in places if not values[column]]
-        key = values[unique]
-        if key in first:
-            problems.append(f"{where}: {unique} {show(key)} is there before, in line {first[key]}")
-        elif key:
-            first[key] = line
-        rows.append(Row(where, values))
-    return rows, problems
-
-
-def _read_records(text: str, path: str | Path) -> tuple[list[tuple[int, list[str]]], list[str]]:
-    """The records of a CSV text and the number of each one's first line, and the problem that ended the reading.
-
-    Blank lines are no records.
-    """
-    # Strict: else a quotation mark that is never closed silently makes one field of all that follows.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    records = []
-    line = 1
-    try:
-        for fields in reader:
-            fields = [field.strip() for field in fields]
-            if len(fields) > 1 or any(fields):
-                records.append((line, fields))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        reason = f"cannot be read as CSV ({error}); probably a quotation mark that is never closed"
-        return records, [f"line {line} of {path}: {reason}, or one in a text that is not doubled"]
-    return records, []
 
 
 def _read_captions(path: str | Path) -> tuple[dict[str, list[tuple[int, str]]], list[str]]:
@@ -275,4 +161,4 @@ def _official(settings: MsrvttSettings) -> bool:
     return train_csv is not None and train_csv.name in OFFICIAL_TRAIN and settings.val_csv.name == OFFICIAL_EVAL
 
 
-DATASET = Dataset(MsrvttSettings, _read_train, _read_eval, _official)
+DATASET = RetrievalDataset(MsrvttSettings, _read_train, _read_eval, _official)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from dataloaders.annotations import AnnotationError, show
+from dataloaders.datasets.retrieval.lists import Listed
 from dataloaders.datasets.retrieval.msrvtt import DATASET, read_eval, read_train
-from dataloaders.samples import AnnotationError, Listed, check_overlap, shared_videos, show
+from dataloaders.samples import check_overlap, shared_videos
 from dataloaders.video_files import VideoFiles
 from helpers.annotations import write_captions, write_csv
 from helpers.paths import SHARED_DATA

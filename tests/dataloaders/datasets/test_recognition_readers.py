@@ -6,8 +6,8 @@ from pathlib import PurePosixPath
 
 import pytest
 
+from dataloaders.annotations import AnnotationError, show
 from dataloaders.datasets.recognition import hmdb51, ssv2, ucf101
-from dataloaders.samples import AnnotationError, show
 from helpers.annotations import write_hmdb51, write_lines
 from helpers.paths import shared_data
 

@@ -18,9 +18,10 @@ from dataloaders.items import EvaluationDataset, VideoSettings
 from dataloaders.samples import Sample
 from dataloaders.video import decoding, preprocessing
 from dataloaders.video import reader as video_reader
-from dataloaders.video.decoding import BadVideoError, FrameSampler, read_video
+from dataloaders.video.decoding import BadVideoError, read_video
 from dataloaders.video.preprocessing import resize_and_crop
-from dataloaders.video.reader import VideoReader
+from dataloaders.video.reader import DecodingSettings, VideoReader
+from dataloaders.video.sampling import FrameSampler
 from helpers.faults import LIBRARY
 from helpers.launching import run_code, start
 from helpers.paths import shared_data
@@ -33,7 +34,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="pr
 @pytest.fixture(scope="module")
 def reader():
     """One for all files: what a file leaves behind in it would show in the next."""
-    reader = VideoReader(TIME_LIMIT)
+    reader = VideoReader(DecodingSettings(video_time_limit=TIME_LIMIT))
     yield reader
     reader.close()
 
@@ -102,7 +103,7 @@ def test_a_file_that_may_not_be_read_is_bad():
     command = (sys.executable, "-c", f"from dataloaders.video.reader import serve; {become}serve()")
     with (
         tempfile.TemporaryDirectory() as folder,
-        contextlib.closing(VideoReader(TIME_LIMIT, command=command)) as reader,
+        contextlib.closing(VideoReader(DecodingSettings(video_time_limit=TIME_LIMIT), command=command)) as reader,
     ):
         path = Path(folder, "clip.mp4")
         write_video(path, frames=3)
@@ -182,7 +183,9 @@ def test_pictures_that_the_decoder_patched_up_are_bad_unless_that_is_asked_for(r
     path = encode(tmp_path / f"clip.{suffix}", noise(20, 64, 128), codec)
     whole, frames = path.read_bytes(), reader.read(path, 20, FrameSampler())
     patched = 0
-    with contextlib.closing(VideoReader(TIME_LIMIT, reject_damage=False)) as lenient:
+    with contextlib.closing(
+        VideoReader(DecodingSettings(video_time_limit=TIME_LIMIT, decoder_errors="ignore"))
+    ) as lenient:
         for seed in range(6):
             draw = np.random.default_rng(seed)
             start = int(len(whole) * draw.uniform(0.3, 0.7))
@@ -212,7 +215,9 @@ def test_a_frame_too_large_for_the_memory_is_bad(tmp_path):
     path = encode(tmp_path / "large.mkv", np.zeros((3, 4000, 4000, 3), np.uint8), "ffv1", "bgr0")
     small = write_video(tmp_path / "small.mp4")
     for limit in limits:
-        with contextlib.closing(VideoReader(TIME_LIMIT, command=(sys.executable, "-c", limit))) as reader:
+        with contextlib.closing(
+            VideoReader(DecodingSettings(video_time_limit=TIME_LIMIT), command=(sys.executable, "-c", limit))
+        ) as reader:
             assert reason_of(reader, path)  # and no error of another kind, which would end a training
             assert len(reader.read(small, 4, FrameSampler())) == 4
 
@@ -444,7 +449,7 @@ def test_a_decoder_that_hangs_is_ended_in_time(fake_decord, tmp_path):
     fake_decord()
     before = decoders(os.getpid())
     good, bad = write_video(tmp_path / "good.mp4"), write_video(tmp_path / "hang.mp4")
-    with contextlib.closing(VideoReader(4.0)) as reader:
+    with contextlib.closing(VideoReader(DecodingSettings(video_time_limit=4.0))) as reader:
         frames = reader.read(good, 5, FrameSampler())
         (child,) = decoders(os.getpid()) - before
         start = time.monotonic()
@@ -458,7 +463,7 @@ def test_a_decoder_that_hangs_is_ended_in_time(fake_decord, tmp_path):
 def test_a_decoder_that_crashes_is_tried_twice(fake_decord, tmp_path):
     fake_decord()
     paths = [write_video(tmp_path / name) for name in ("crash.mp4", "crash_once.mp4", "good.mp4")]
-    with contextlib.closing(VideoReader(TIME_LIMIT)) as reader:
+    with contextlib.closing(VideoReader(DecodingSettings(video_time_limit=TIME_LIMIT))) as reader:
         assert reason_of(reader, paths[0]) == "the decoder crashed: killed by SIGSEGV"
         assert Path(f"{paths[0]}.count").read_text() == "xx"
         assert read_numbers(reader.read(paths[1], 40, FrameSampler())) == list(range(40))
@@ -481,7 +486,9 @@ def test_a_process_that_does_not_start_is_no_bad_video(fake_decord, tmp_path, mo
         monkeypatch.setattr(video_reader, "START_LIMIT", 2.0)
     before = decoders(os.getpid())
     with pytest.raises(RuntimeError, match=reason) as caught:
-        VideoReader(TIME_LIMIT).read(write_video(tmp_path / "clip.mp4"), 4, FrameSampler())
+        VideoReader(DecodingSettings(video_time_limit=TIME_LIMIT)).read(
+            write_video(tmp_path / "clip.mp4"), 4, FrameSampler()
+        )
     assert not isinstance(caught.value, BadVideoError)
     assert decoders(os.getpid()) == before
 
@@ -516,7 +523,7 @@ def test_what_a_process_answers_is_data_and_not_run(tmp_path, answer):
         "out.flush()\n"
         "sys.stdin.readline()\n"
     )
-    reader = VideoReader(TIME_LIMIT, command=(sys.executable, str(script)))
+    reader = VideoReader(DecodingSettings(video_time_limit=TIME_LIMIT), command=(sys.executable, str(script)))
     with contextlib.closing(reader), pytest.raises((ValueError, TypeError, AttributeError, KeyError)):
         reader.read(tmp_path / "clip.mp4", 4, FrameSampler())
     assert not trace.exists()
@@ -540,7 +547,7 @@ class _Clips(torch.utils.data.Dataset):
 @pytest.mark.parametrize("context", ["fork", "forkserver"])
 def test_each_worker_has_a_decoding_process_of_its_own(tmp_path, context):
     path = write_video(tmp_path / "clip.mp4")
-    with contextlib.closing(VideoReader(TIME_LIMIT)) as reader:
+    with contextlib.closing(VideoReader(DecodingSettings(video_time_limit=TIME_LIMIT))) as reader:
         before = decoders(os.getpid())
         numbers = read_numbers(reader.read(path, 5, FrameSampler()))
         own = decoders(os.getpid()) - before
@@ -566,8 +573,9 @@ def test_a_process_that_hangs_ends_although_its_parent_was_killed(fake_decord, t
     fake_decord()
     path = write_video(tmp_path / "hang.mp4")
     script = (
-        "from dataloaders.video.reader import VideoReader; from dataloaders.video.decoding import FrameSampler\n"
-        f"VideoReader(4.0).read({str(path)!r}, 5, FrameSampler())"
+        "from dataloaders.video.reader import DecodingSettings, VideoReader"
+        "; from dataloaders.video.sampling import FrameSampler\n"
+        f"VideoReader(DecodingSettings(video_time_limit=4.0)).read({str(path)!r}, 5, FrameSampler())"
     )
     parent = start("-c", script, stdout=None, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 60

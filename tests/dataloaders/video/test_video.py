@@ -13,8 +13,9 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
 from dataloaders.video import decoding
-from dataloaders.video.decoding import BadVideoError, read_video, sample_frame_indices
+from dataloaders.video.decoding import BadVideoError, read_video
 from dataloaders.video.preprocessing import resize_and_crop
+from dataloaders.video.sampling import sample_frame_indices
 from helpers.paths import SHARED_DATA
 from helpers.videos import clip_facts, damage, picture, read_numbers, write_video
 

@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
 from common.errors import UserError
 from common.files import write_whole
-from scripts import benchmark_data as data
-from scripts import benchmark_model as model
-from scripts.benchmark_model import FLOOR, ONCE, PER_LAYER, SUBJECTS, Setup
+from scripts.benchmark import data, model
+from scripts.benchmark.model import FLOOR, ONCE, PER_LAYER, SUBJECTS, Setup
 
 BARS = {
     "train_step_ratio.once": (1.35, 1.35),

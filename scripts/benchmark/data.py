@@ -13,13 +13,15 @@ import torch
 import torch.nn.functional as F
 
 from common.errors import UserError
-from dataloaders.items import GlobalBatches, TrainingDataset, VideoSettings, read_batches, training_loader
+from dataloaders.batches import GlobalBatches, read_batches, training_loader
+from dataloaders.items import TrainingDataset, VideoSettings
 from dataloaders.samples import Sample
 from dataloaders.video.pack_index import PackIndex
+from dataloaders.video.reader import IGNORE, DecodingSettings
 from modules.tasks.metrics import retrieval_metrics, retrieval_metrics_of_embeddings
 from modules.training.trainer import peak_memory_mb
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ORIGINAL, COMPRESSED, JPEG, RAW = "original", "compressed", "packed_jpeg", "packed_raw"
 SOURCES = (ORIGINAL, COMPRESSED, JPEG, RAW)
 EMBEDDING = 512  # E of ViT-B/32
@@ -104,7 +106,8 @@ def make_samples(videos: Path, folder: Path, source: str, setup: LoaderSetup) ->
 def frames_per_second(videos: Path, folder: Path, source: str, setup: LoaderSetup) -> float:
     """Frames a second out of the training loader, without those that are there before the clock starts."""
     samples, pack = make_samples(videos, folder, source, setup)
-    settings = VideoSettings(setup.num_frames, setup.image_size, seed=0, reject_damage=False, pack=pack)
+    lenient = DecodingSettings(decoder_errors=IGNORE)
+    settings = VideoSettings(setup.num_frames, setup.image_size, seed=0, decoding=lenient, pack=pack)
     batches = GlobalBatches(len(samples), setup.batch_size, seed=0, rank=0, world_size=1)
     loader = training_loader(TrainingDataset(samples, settings, replace_bad=False), batches, setup.num_workers, False)
     iterator = read_batches(loader)

@@ -1,0 +1,162 @@
+"""What the readers of retrieval datasets return, and what they share: tables of videos, their files and captions."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dataloaders.annotations import is_blank, read_text, show
+from dataloaders.samples import Sample
+from dataloaders.video_files import Located, VideoFiles, stem_of
+
+
+@dataclass(frozen=True)
+class RetrievalDataset:
+    """A dataset: its flags, and how its files become samples.
+
+    settings: a frozen dataclass of `common.settings.setting` fields; each becomes a flag.
+    read_train, read_eval: from the settings, and from `allow_missing=True` where videos without a file are to be left
+    out instead of being problems, what a split lists; they raise AnnotationError.
+    official: whether the settings name the dataset's published split files, which share no video.
+    recipe: the dataset's own defaults of flags, by their names without dashes: what it is customarily trained with.
+    """
+
+    settings: type
+    read_train: Callable[..., Listed]
+    read_eval: Callable[..., Listed]
+    official: Callable[[Any], bool]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a list of videos holds.
+
+    samples: in the order of the list. missing: the ids of its videos without a file, in order, each once; they are
+    not among the samples, and there are none unless the reader was told to go on without them.
+    """
+
+    samples: list[Sample]
+    missing: list[str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a CSV file.
+
+    where: the place in the file, for messages. values: column -> stripped text, empty where it is blank or where the
+    file has no such column.
+    """
+
+    where: str
+    values: dict[str, str]
+
+
+def read_table(path: str | Path, columns: list[str], unique: str) -> tuple[list[Row], list[str]]:
+    """The rows of a CSV file with the named columns, and its problems.
+
+    A missing column is one problem and comes back as empty strings, so that the others are checked still; a row with
+    too many or too few fields is a problem and does not come back, since any of its fields may be in a wrong place.
+    """
+    text, problems = read_text(path)
+    if problems:
+        return [], problems
+    records, problems = _read_records(text, path)
+    if not records:
+        return [], problems or [f"{path} is empty"]
+    (line, header), *records = records
+    places = {column: header.index(column) for column in columns if column in header}
+    if absent := [column for column in columns if column not in places]:
+        found = f"{header!s:.200}"
+        problems.append(f"line {line} of {path}: needs the columns {columns}; missing {absent}, found {found}")
+    problems += [
+        f"line {line} of {path}: more than one column {column}" for column in columns if header.count(column) > 1
+    ]
+    if not records and not problems:
+        problems.append(f"{path} has no rows")
+    rows: list[Row] = []
+    first: dict[str, int] = {}
+    for line, fields in records:
+        where = f"line {line} of {path}"
+        if len(fields) != len(header):
+            problems.append(
+                f"{where}: {len(fields)} fields, the header has {len(header)}; a text with commas needs quotation marks"
+            )
+            continue
+        values = {column: "" for column in columns}
+        values |= {column: fields[place] for column, place in places.items() if not is_blank(fields[place])}
+        problems += [f"{where}: empty {column}" for column in places if not values[column]]
+        key = values[unique]
+        if key in first:
+            problems.append(f"{where}: {unique} {show(key)} is there before, in line {first[key]}")
+        elif key:
+            first[key] = line
+        rows.append(Row(where, values))
+    return rows, problems
+
+
+def _read_records(text: str, path: str | Path) -> tuple[list[tuple[int, list[str]]], list[str]]:
+    """The records of a CSV text and the number of each one's first line, and the problem that ended the reading.
+
+    Blank lines are no records.
+    """
+    # Strict: else a quotation mark that is never closed silently makes one field of all that follows.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    records = []
+    line = 1
+    try:
+        for fields in reader:
+            fields = [field.strip() for field in fields]
+            if len(fields) > 1 or any(fields):
+                records.append((line, fields))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        reason = f"cannot be read as CSV ({error}); probably a quotation mark that is never closed"
+        return records, [f"line {line} of {path}: {reason}, or one in a text that is not doubled"]
+    return records, []
+
+
+def locate(rows: list[Row], videos: VideoFiles, list_name: str, source: str | Path, allow_missing: bool) -> Located:
+    """The files of the videos of a list, and all problems of these: also a file that has two ids in it.
+
+    rows: with a column `video_id`. list_name: "training" or "evaluation". source: the list, for messages.
+    """
+    places: dict[str, str] = {}
+    for row in rows:
+        if row.values["video_id"]:
+            places.setdefault(row.values["video_id"], row.where)
+    located = videos.locate(places, list_name, str(source), allow_missing)
+    first: dict[Path, str] = {}
+    doubles = []
+    for video_id, path in located.paths.items():
+        before = first.setdefault(path, video_id)
+        if before != video_id:
+            doubles.append(f"{places[video_id]}: {show(video_id)}: the file of {show(before)} ({places[before]})")
+    return replace(located, problems=videos.problems + located.problems + doubles)
+
+
+def names_of_captions(rows: list[Row], captions: Collection[str], paths: Mapping[str, Path]) -> dict[str, str]:
+    """For each video id of a list, the name under which there are its captions, if there are any.
+
+    rows: with a column `video_id`. captions: the names that there are captions of. paths: the files that were found.
+    """
+    ids = {row.values["video_id"] for row in rows}
+    videos = {paths.get(video_id, video_id): stem_of(video_id) for video_id in ids}
+    count = Counter(videos.values())
+    return {
+        video_id: video_id if video_id in captions or count[stem_of(video_id)] > 1 else stem_of(video_id)
+        for video_id in ids
+    }
+
+
+def one_download(dataset: str, sources: str, videos: VideoFiles, example: str) -> str:
+    """What to do about problems of a list: the dataset's name, its annotation files, its videos and the name of one."""
+    return (
+        f"Check that {sources} and the videos ({videos.flag}, with files such as {example}, at any depth) are those of "
+        f"one {dataset} download, complete and unpacked."
+    )

@@ -1,0 +1,99 @@
+"""A folder of videos as jobs, each for a worker process, and the report of those that failed."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataloaders.video.pack_index import FAILURES_FILE
+from dataloaders.video_files import VIDEO_SUFFIXES
+from preprocess.frames import DamagedVideo
+
+NOT_REACHED = "not reached: a worker process died before this video's turn"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to compress; `name` is its path relative to the input root."""
+
+    name: str
+    source: Path
+    target: Path
+
+
+def plan(input_root: Path, output_root: Path, suffix: str = ".mp4") -> list[Job]:
+    """All videos under `input_root` with where they go, sorted by name.
+
+    Args:
+        suffix: what the target has in place of the source's own.
+
+    Raises:
+        ValueError: two videos have the same target, or there is none.
+    """
+    jobs: dict[Path, Job] = {}
+    for source in find_videos(input_root):
+        name = source.relative_to(input_root)
+        job = Job(name.as_posix(), source, output_root / name.with_suffix(suffix))
+        other = jobs.setdefault(job.target, job)
+        if other is not job:
+            raise ValueError(f"'{other.name}' and '{job.name}' would both become '{name.with_suffix(suffix)}'")
+    if not jobs:
+        raise ValueError(f"no videos under '{input_root}' ({' '.join(sorted(VIDEO_SUFFIXES))})")
+    return sorted(jobs.values(), key=lambda job: job.name)
+
+
+def find_videos(root: Path) -> Iterator[Path]:
+    """Everything named like a video, also in linked folders; a folder named like one is reported later."""
+    for folder, folders, files in os.walk(root, followlinks=True):
+        here = Path(folder).resolve()
+        folders[:] = [name for name in folders if not here.is_relative_to((here / name).resolve())]  # no link loops
+        for name in sorted(folders + files):
+            if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
+                yield Path(folder, name)
+
+
+def describe(error: Exception) -> str:
+    """Why a video failed, in one line."""
+    if isinstance(error, DamagedVideo):
+        return str(error)
+    return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+
+
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def stop_workers(pool: ProcessPoolExecutor) -> None:
+    """End the workers at once: what they have not finished has a temporary name."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+        worker.join()
+
+
+def report(failures: dict[str, str], counts: Counter, output_root: Path) -> None:
+    """Write the failures to the output folder and print them after the counts."""
+    # A name may hold bytes that are not UTF-8.
+    rows = [
+        [text.encode("utf-8", "backslashreplace").decode() for text in row]
+        for row in sorted(failures.items())
+        if row[1] != NOT_REACHED
+    ]
+    with open(output_root / FAILURES_FILE, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["video", "reason"], *rows])
+    print(", ".join(f"{number} {what}" for what, number in counts.items()))
+    for name, reason in rows:
+        print(f"failed: {name}: {reason}")
