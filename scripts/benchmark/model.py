@@ -417,11 +417,11 @@ def stop_flops(model: VideoTextModel, setup: Setup) -> ModelFlops:
     tower, intra, inter = encoder.tower, encoder.prompting.intra_frame, encoder.prompting.inter_frame
     width, patches, gaps = tower.width, tower.num_patches, setup.num_frames - 1
     regions, slots = setup.num_frames * patches, gaps * inter.num_slots
-    frozen = 2 * tower.visual.proj.numel()
+    frozen = 2 * tower.proj.numel()
     attention = 0.0
     tokens, extra = 1 + regions, 0
     for layer in range(tower.num_layers):
-        if encoder.per_layer:
+        if encoder.prompting.per_layer:
             extra = slots
         elif layer == 0:
             tokens += slots
@@ -435,9 +435,9 @@ def stop_flops(model: VideoTextModel, setup: Setup) -> ModelFlops:
     spatial = regions * (54 * width + 2 * (27 * width * w + 9 * w**2)) + setup.num_frames * intra.num_regions * behind
     temporal = gaps * patches * (54 * width + 2 * (width * v + 5 * v**2 + 2 * patches * v + 27 * v**2))
     temporal += gaps * inter.num_slots * 2 * v * (patches + width)
-    prompted = tower.num_layers if encoder.per_layer else 1
-    embedding = 2 * tower.visual.conv1.weight.numel() * regions
-    without = embedding + prompted * regions * (behind + 2 * tower.num_heads * width)
+    prompted = tower.num_layers if encoder.prompting.per_layer else 1
+    embedding = 2 * tower.conv1.weight.numel() * regions
+    without = embedding + prompted * regions * (behind + 2 * tower.blocks[0].num_heads * width)
     batch = setup.batch_size
     return ModelFlops(batch * frozen, batch * (attention + prompted * (spatial + temporal)), batch * without)
 

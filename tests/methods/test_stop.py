@@ -14,12 +14,13 @@ from common.errors import UserError
 from dataloaders.video.decoding import read_video
 from dataloaders.video.preprocessing import resize_and_crop
 from helpers.tiny import TINY_CONFIG, make_tiny_clip, random_videos
+from modules.clip.block import Block
 from modules.clip.loader import LoadedCLIP
-from modules.clip.vision import ClipVisionTower
 from modules.methods import METHODS
 from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter
 from modules.methods.stop.intra_frame import IntraFrameOutput, IntraFramePrompting, SpatialPrompter, select_regions
 from modules.methods.stop.stop import StopSettings, build, build_prompting
+from modules.model.prompting import Extra, Prompted, VideoTokens
 from modules.model.scopes import FrameScope, JointScope
 from modules.model.tokens import DepthwiseConv3d, extend_in_time, grid_conv3d, real_frames
 
@@ -93,18 +94,19 @@ def test_attention_map_is_softmax_of_query_and_keys(classes):
     generator = torch.Generator().manual_seed(0)
     cls = torch.randn(B, classes, 32, dtype=torch.float64, generator=generator)
     patches = torch.randn(B, T, P, 32, dtype=torch.float64, generator=generator)
-    attn = tower.visual.transformer.resblocks[1].attn
+    block = tower.blocks[1]
+    attn = block.layer.attn
     w_q, w_k, _ = attn.in_proj_weight.chunk(3)
     b_q, b_k, _ = attn.in_proj_bias.chunk(3)
-    got = tower.class_attention(1, cls, patches)
+    got = block.class_attention(cls, patches)
     for b in range(B):
         for t in range(T):
             expected = 0
-            for head in range(tower.num_heads):
+            for head in range(block.num_heads):
                 part = slice(head * 16, head * 16 + 16)
                 query = w_q[part] @ cls[b, t if classes > 1 else 0] + b_q[part]
                 scores = torch.stack([(w_k[part] @ patch + b_k[part]) @ query / 4 for patch in patches[b, t]])
-                expected += scores.softmax(0) / tower.num_heads
+                expected += scores.softmax(0) / block.num_heads
             torch.testing.assert_close(got[b, t], expected)
 
 
@@ -302,12 +304,13 @@ def test_variation_reaches_the_tokens():
 def test_a_frame_sees_the_tokens_of_the_gaps_beside_it():
     gaps = torch.arange(1, T).double().view(1, T - 1, 1, 1).expand(2, -1, 2, D)  # each token says which gap it is of
     mask = torch.ones(2, T - 1, 2, dtype=torch.bool)
-    seen, seen_mask = FrameScope().temporal(gaps, mask)
+    extra, real = Extra.of_gaps(gaps, mask=mask), torch.ones(2, T, dtype=torch.bool)
+    seen, seen_mask = FrameScope().arrange(extra, real)
     seen, seen_mask = seen.view(2, T, 4, D)[..., 0], seen_mask.view(2, T, 4)
     for t in range(T):
         visible = seen[0, t][seen_mask[0, t]].tolist()
         assert visible == [g for gap in (t, t + 1) if 1 <= gap <= T - 1 for g in [gap] * 2]
-    joint, joint_mask = JointScope().temporal(gaps, mask)
+    joint, joint_mask = JointScope().arrange(extra, real)
     assert joint.shape == (2, (T - 1) * 2, D) and joint_mask.all()
 
 
@@ -315,8 +318,8 @@ def test_a_frame_sees_the_tokens_of_the_gaps_beside_it():
 def test_a_gaps_tokens_change_the_frames_beside_it_and_no_other(tiny_clip, gap):
     model = make_stop(tiny_clip, attention_scope="frame", prompting="once", num_regions=0, eta=2.0)
     prompting, tower = model.video_encoder.prompting, model.video_encoder.tower
-    frames = {}
-    model.video_encoder.scope.pool = lambda embeddings, real: frames.setdefault(len(frames), embeddings)
+    frames = []
+    model.video_encoder.readout.register_forward_hook(lambda _, args, out: frames.append(tower.project(args[1].cls)))
     make_tokens = prompting.inter_frame.prompter.forward
 
     def changed(*args):
@@ -332,13 +335,22 @@ def test_a_gaps_tokens_change_the_frames_beside_it_and_no_other(tiny_clip, gap):
 
 
 @pytest.mark.parametrize("scope", [JointScope(), FrameScope()])
-def test_split_undoes_merge(scope):
+def test_a_scope_takes_apart_what_it_joined(scope):
     patches = tokens()
     cls = torch.randn(B, 1 if scope.name == "joint" else T, D, dtype=torch.float64)
-    merged = scope.merge(cls, patches)
-    behind = torch.cat([merged, torch.zeros(len(merged), 3, D)], dim=1)
-    for got, expected in zip(scope.split(behind, T, P), (cls, patches), strict=True):
-        assert torch.equal(got, expected)
+    before = VideoTokens(cls, patches, torch.ones(B, T, dtype=torch.bool))
+    extra = Extra.of_frames(torch.randn(B, T, 3, D, dtype=torch.float64))
+
+    def block(sequences, extra, mask, num_queries):
+        return sequences[:, :num_queries]
+
+    after = scope.block(block, Prompted(before, extra, carry=True))
+    assert after.carried.shape[1] == (3 * T if scope.name == "joint" else 3)
+    carried = after.carried
+    for tokens_after in (after, scope.block(block, Prompted(after)), scope.block(block, Prompted(after.change()))):
+        assert torch.equal(tokens_after.cls, cls) and torch.equal(tokens_after.patches, patches)
+        assert torch.equal(tokens_after.carried, carried)
+    assert torch.equal(scope.block(block, Prompted(after), cls_only=True).cls, cls)
 
 
 @pytest.mark.parametrize(("scope", "prompting"), VARIANTS)
@@ -578,15 +590,14 @@ def test_a_block_in_parts_is_open_clips_own(quick_gelu):
     x = torch.randn(2, 10, 32, dtype=torch.float64, requires_grad=True)
     for layer, block in enumerate(model.visual.transformer.resblocks):
         results = []
-        for out in (clip.vision_tower().block(layer, x), block(x)):
+        for out in (clip.vision_tower().blocks[layer](x), block(x)):
             results.append((out, torch.autograd.grad(out.pow(3).sum(), x)[0]))
         for one, other in zip(*results, strict=True):
             torch.testing.assert_close(one, other)
 
 
-def feed_forward_as_written(tower, layer, tokens):
-    block = tower.visual.transformer.resblocks[layer]
-    return block.mlp(block.ln_2(tokens))
+def feed_forward_as_written(block, tokens):
+    return block.layer.mlp(block.layer.ln_2(tokens))
 
 
 @pytest.mark.parametrize("prompting", ["per_layer", "once"])
@@ -610,7 +621,7 @@ def test_fifty_steps_are_those_of_the_equations_as_written(prompting):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(IntraFramePrompting, "forward", as_written)
         patch.setattr(DepthwiseConv3d, "forward", torch.nn.Conv3d.forward)
-        patch.setattr(ClipVisionTower, "feed_forward_branch", feed_forward_as_written)
+        patch.setattr(Block, "feed_forward_branch", feed_forward_as_written)
         expected = train()
     assert expected[-5:].mean() < expected[:5].mean() - 0.1  # it learnt something
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

@@ -19,7 +19,8 @@ from helpers.paths import ROOT, shared_data
 from helpers.runs import checkpoint, lines, run
 from helpers.tiny import TINY_TRAINING
 from modules.model.video_encoder import VideoEncoder
-from modules.program import experiment as program
+from modules.program import experiment
+from modules.runtime.identity import clip_fingerprint
 from modules.runtime.run_folder import RunFolder
 from modules.tasks.metrics import retrieval_metrics, rounded
 from modules.tasks.retrieval import RetrievalTask
@@ -189,16 +190,16 @@ def test_clip_is_not_in_the_checkpoint_and_not_changed(tiny_run, trained, tmp_pa
     before = clip.read_bytes()
     fingerprint = checkpoint(trained)["identity"]["clip"]
     model = {}
-    build = program.build_model
+    build = experiment.build_model
 
-    def remembered(arguments, loaded):
+    def remembered(method, settings, loaded, *sizes):
         model["clip"] = loaded
-        return build(arguments, loaded)
+        return build(method, settings, loaded, *sizes)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "build_model", remembered)
+        patch.setattr(experiment, "build_model", remembered)
         assert run(tiny_run, tmp_path, *TINY_TRAINING) == 0
-    assert program.clip_fingerprint(model["clip"]) == fingerprint
+    assert clip_fingerprint(model["clip"]) == fingerprint
     assert clip.read_bytes() == before
 
 
@@ -404,7 +405,7 @@ def test_annotation_errors_stop_the_run_before_training(tiny_run, tmp_path, caps
 
 
 def test_a_batch_that_does_not_fit_is_refused_before_anything_slow(tiny_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(program, "load_clip", lambda *args: pytest.fail("CLIP was loaded"))
+    monkeypatch.setattr(experiment, "load_clip", lambda *args: pytest.fail("CLIP was loaded"))
     flags = [*tiny_run, *TINY_TRAINING]
     assert run(flags, tmp_path / "out", "--batch_size", "23") == 1
     assert "22 samples, fewer than one batch of 23" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from helpers.launching import torchrun
 from helpers.runs import checkpoint, lines, rows_of
 from helpers.tiny import TINY_TRAINING
 from main_task_recognition import draw_shots
+from modules.model.heads import CosineHead
 from modules.model.video_text import VideoTextModel
 from modules.tasks.recognition import Predictions, RecognitionTask, read_templates
 
@@ -130,7 +131,9 @@ def test_views_count_by_their_mean_probability():
     task = RecognitionTask(None, dataset, ["a", "b", "c"], ["a", "b", "c"], ["{class}"], 1, 0)
     generator = np.random.default_rng(0)
     text, video = generator.normal(size=(3, 5)), generator.normal(size=(4, 6, 5))
-    got = task.predict(VideoTextModel(torch.nn.Identity(), torch.nn.Identity(), 2.0), text, video).probabilities
+    got = task.predict(
+        VideoTextModel(torch.nn.Identity(), torch.nn.Identity(), CosineHead(2.0)), text, video, None
+    ).probabilities
     for i in range(4):
         views = np.exp(2.0 * video[i] @ text.T)
         np.testing.assert_allclose(got[i], (views / views.sum(1, keepdims=True)).mean(0))
@@ -276,7 +279,7 @@ def test_templates_are_averaged(tmp_path):
         return torch.stack([embeddings.setdefault(c, F.normalize(torch.randn(4), dim=0)) for c in captions])
 
     task = RecognitionTask(None, None, ["run", "jump"], ["run", "jump"], templates, 1, 0)
-    model = VideoTextModel(embed_module(embed), torch.nn.Identity(), 100.0)
+    model = VideoTextModel(embed_module(embed), torch.nn.Identity(), CosineHead(100.0))
     got = task.class_embeddings(model)
     for row, word in zip(got, ("run", "jump"), strict=True):
         expected = embeddings[f"a photo of {word}."] + embeddings[f"{word}, seen"]
