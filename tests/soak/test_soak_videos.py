@@ -11,6 +11,7 @@ from dataloaders.video.decoding import BadVideoError, find_damage
 from dataloaders.video.reader import DecodingSettings, VideoReader
 from dataloaders.video.sampling import FrameSampler
 from helpers.launching import run_code
+from helpers.paths import ROOT
 from soak_videos import (
     CLIPS,
     DAMAGED_REAL_CLIPS,
@@ -65,6 +66,16 @@ def test_the_same_seed_makes_the_same_bytes(clips, tmp_path):
     assert first != [make_mutant(clips, 4, index) for index in range(30)]
     assert len({mutant.kind for mutant in first}) == 5
     assert {mutant.container for mutant in first} == {"mp4", "avi", "mkv", "webm", "mov"}
+
+
+def test_every_clip_is_written_also_where_a_program_was_imported_first(tmp_path):
+    # once decord is loaded, which the programs import, PyAV cannot open its VP9 encoder unless it was loaded before
+    paths = [str(ROOT / "tests"), str(ROOT / "tests" / "soak")]
+    code = (
+        f"import sys; sys.path[:0] = {paths}; import helpers.runs, soak_videos; "
+        f"print(len(soak_videos.make_small_clips({str(tmp_path)!r})))"
+    )
+    assert run_code(code) == f"{len(CLIPS)}\n"
 
 
 def test_mutations_change_what_they_say():
