@@ -1,4 +1,4 @@
-"""Text–video retrieval: train and evaluate STOP, or evaluate the frozen CLIP, on MSR-VTT.
+"""Text–video retrieval: train and evaluate STOP and the methods it is compared with.
 
 On the CPU or one GPU:
   python main_task_retrieval.py --do_train --train_csv MSRVTT_train.9k.csv --val_csv MSRVTT_JSFUSION_test.csv \\

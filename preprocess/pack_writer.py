@@ -25,6 +25,7 @@ from dataloaders.video.pack_index import (
     FAILURES_FILE,
     INDEX_FILE,
     JPEG,
+    SETTINGS_FILE,
     SHARD_NAME,
     TAR_BLOCK,
     PackedVideo,
@@ -33,7 +34,6 @@ from dataloaders.video.pack_index import (
     read_index,
     read_settings,
 )
-from preprocess.compress_video import SETTINGS_FILE
 from preprocess.jobs import Job
 
 

@@ -13,12 +13,16 @@ python=.venv/bin/python
 # threads that wait asleep: spinning ones bring training to a crawl when anything else runs on the machine
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=PASSIVE CUDA_VISIBLE_DEVICES=
 
-# kept while their settings are the same
+# kept while their settings are the same; the CLIP, which keeps one core busy, is trained beside the rest
+$python preprocess/pretrain_toy_clip.py --output_dir runs/toy/clip --overwrite &
+pretraining=$!
+trap 'kill $pretraining 2>/dev/null || true' EXIT
 $python preprocess/make_toy_dataset.py --output_dir runs/toy/dataset --overwrite
-$python preprocess/pretrain_toy_clip.py --output_dir runs/toy/clip --overwrite
-# all of their frames, to the bit as each run would decode them in each epoch
+# all of its frames, to the bit as each run would decode them in each epoch
 $python preprocess/pack_frames.py --input_root runs/toy/dataset/videos --output_root runs/toy/frames --fps 8 \
   --format raw --overwrite
+wait $pretraining
+trap - EXIT
 
 data=(
   --pretrained_clip_name runs/toy/clip --packed runs/toy/frames
@@ -26,7 +30,7 @@ data=(
 )
 case $task in
   retrieval)
-    runs=runs/demo epochs=6 batch_size=36
+    runs=runs/demo epochs=5 batch_size=36
     data+=(
       --train_csv runs/toy/dataset/train.csv --data_path runs/toy/dataset/MSRVTT_data.json
       --val_csv runs/toy/dataset/test.csv --mask_same_video
@@ -53,5 +57,5 @@ run zero_shot --do_eval --method zero_shot
 run stop --do_train "${stop[@]}" --epochs $epochs --batch_size $batch_size --lr 3e-3 --n_display 12 --resume never
 run stop_shuffled --do_eval "${stop[@]}" --init_model "$runs/stop/best.pt" --eval_frame_order shuffle
 
-$python scripts/demo_table.py "$task" "zero-shot, mean pooling=$runs/zero_shot" "STOP=$runs/stop" \
+$python scripts/demo_table.py "$task" --record "$runs/table.json" "zero-shot, mean pooling=$runs/zero_shot" "STOP=$runs/stop" \
   "STOP, test frames shuffled=$runs/stop_shuffled"

@@ -1,7 +1,10 @@
 """The demo's tables, and motion accuracy on the toy dataset.
 
   python scripts/demo_table.py retrieval "zero-shot=runs/demo/zero_shot" "STOP=runs/demo/stop"
-  python scripts/demo_table.py recognition "zero-shot=runs/demo_recognition/zero_shot" "STOP=runs/demo_recognition/stop"
+  python scripts/demo_table.py recognition "zero-shot=runs/demo_recognition/zero_shot" …
+
+``--record FILE`` also writes what the table rests on as JSON: metrics, settings, versions, commit and machine of each
+run.
 
 Motion accuracy of a retrieval run, from its saved embeddings: of the captions of the right object, one a motion, is the
 right one nearest? It is added to the run's ``results.json`` as ``motion_accuracy``, in percent.
@@ -100,18 +103,32 @@ def table(task: str, rows: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def record(rows: dict[str, dict], runs: dict[str, Path]) -> dict:
+    """What a table rests on: results and configuration of each run; paths of a machine are left out."""
+    configs = {name: json.loads((run / "config.json").read_text(encoding="utf-8")) for name, run in runs.items()}
+    for config in configs.values():
+        config["settings"] = {k: v for k, v in config["settings"].items() if not str(v).startswith("/")}
+    return {name: {"results": rows[name], **configs[name]} for name in runs}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Complete the runs' results and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=list(COLUMNS))
     parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER", help="what a row is called, and its run folder")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="also write what the table rests on, as JSON")
     args = parser.parse_args(argv)
     named = {name: Path(folder) for name, folder in (run.split("=", 1) for run in args.runs)}
     read = add_motion_accuracy if args.task == "retrieval" else read_results
-    print(table(args.task, {name: read(folder) for name, folder in named.items()}))
+    rows = {name: read(folder) for name, folder in named.items()}
+    print(table(args.task, rows))
     print("All in percent but the last column, trained parameters.")
     print(LEGENDS[args.task])
     print(FOOTNOTES[args.task] + "chance is 16.7, and no model that ignores the order of frames can pass 50.")
+    if args.record is not None:
+        args.record.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(record(rows, named), indent=2, ensure_ascii=False)
+        args.record.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

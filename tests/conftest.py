@@ -6,6 +6,8 @@ from pathlib import Path
 # Before torch is imported, and inherited by the processes that tests start: a thread for each core in each of several
 # processes would wait for the others' most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The programs that tests start import the same files a hundred times; compiled once, each starts half a second sooner.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 

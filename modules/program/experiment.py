@@ -41,7 +41,7 @@ from modules.training.trainer import Trainer, peak_memory_mb
 logger = logging.getLogger("stop")
 
 
-class Run:
+class Experiment:
     """A run under way; `open_run` makes one.
 
     Attributes:
@@ -211,7 +211,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(arguments: Arguments, session: Session) -> Iterator[Run]:
+def open_run(arguments: Arguments, session: Session) -> Iterator[Experiment]:
     """Open a run's folder and log, and refuse what makes no sense; within this it may compute.
 
     Raises:
@@ -234,7 +234,7 @@ def open_run(arguments: Arguments, session: Session) -> Iterator[Run]:
             if context_length is not None:  # else it is checked when the model is built
                 check_max_words(arguments.common.max_words, context_length)
             logger.info("reading the annotation files of %s and finding the videos", arguments.datatype)
-            yield Run(arguments, trains, folder, session)
+            yield Experiment(arguments, trains, folder, session)
     finally:
         folder.close()
 

@@ -75,9 +75,15 @@ class RunFolder:
         _set_handlers(file_logger, [*handlers[1:], logging.NullHandler()])
 
     def write_config(self, settings: Mapping[str, Any]) -> None:
-        """``config.json``: every setting, package versions and the git commit."""
+        """``config.json``: every setting, package versions, the git commit and the machine."""
         versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
-        self.write_json("config.json", {"settings": settings, "versions": versions, "git_commit": git_commit()})
+        content = {
+            "settings": settings,
+            "versions": versions,
+            "git_commit": git_commit(),
+            "machine": describe_machine(),
+        }
+        self.write_json("config.json", content)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """A JSON file, complete or not there."""
@@ -312,6 +318,17 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()
+
+
+def describe_machine() -> str:
+    """The processor, how many of its cores this process may use, and the GPU if there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {cores} cores{gpu}"
 
 
 def _version(package: str) -> str | None:

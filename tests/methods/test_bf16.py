@@ -5,9 +5,10 @@ import torch
 
 from helpers.runs import lines, run
 from helpers.tiny import TINY_TRAINING
+from modules.kernels.convolutions import TemporalConv3d
 from modules.methods.stop.inter_frame import TemporalPrompter
 from modules.methods.stop.intra_frame import SpatialPrompter
-from modules.model.tokens import TemporalConv3d, grid_conv3d
+from modules.model.tokens import grid_conv3d
 
 GRID, TOKEN_WIDTH = 3, 32
 ROUNDING = 2**-7  # two roundings to eight bits

@@ -16,13 +16,14 @@ from dataloaders.video.preprocessing import resize_and_crop
 from helpers.tiny import TINY_CONFIG, make_tiny_clip, random_videos
 from modules.clip.block import Block
 from modules.clip.loader import LoadedCLIP
+from modules.kernels.convolutions import DepthwiseConv3d
 from modules.methods import METHODS
 from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter
 from modules.methods.stop.intra_frame import IntraFrameOutput, IntraFramePrompting, SpatialPrompter, select_regions
 from modules.methods.stop.stop import StopSettings, build, build_prompting
 from modules.model.prompting import Extra, Prompted, VideoTokens
 from modules.model.scopes import FrameScope, JointScope
-from modules.model.tokens import DepthwiseConv3d, extend_in_time, grid_conv3d, real_frames
+from modules.model.tokens import extend_in_time, grid_conv3d, real_frames
 
 D, GRID, P, T, B = 8, 3, 9, 5, 3
 VARIANTS = [(scope, prompting) for scope in ("joint", "frame") for prompting in ("per_layer", "once")]

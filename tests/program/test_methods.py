@@ -1,16 +1,22 @@
 """Every method end to end: it trains, goes on, is evaluated by itself, shares its work, and leaves what it can."""
 
 import json
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 import main_task_recognition
+import main_task_retrieval
+from dataloaders.datasets import RECOGNITION, RETRIEVAL
 from helpers.faults import Killed
 from helpers.launching import torchrun
 from helpers.runs import assert_equal, lines, results, run, state_of
+from modules.methods import METHODS
+from modules.program.arguments import CommonSettings, parse_arguments
 from modules.runtime.run_folder import RunFolder
 from modules.tasks.metrics import retrieval_metrics_of_embeddings, rounded
+from modules.training.trainer import TrainSettings
 
 TRAINING = ["--do_train", "--epochs", "2", "--batch_size", "6", "--n_display", "1"]
 FLAGS = {
@@ -99,3 +105,29 @@ def test_two_processes_compute_the_same(tiny_run, flags, tmp_path):
     assert [metrics_of(entry) for entry in lines(tmp_path / "two", "eval")] == [
         metrics_of(entry) for entry in lines(tmp_path / "one", "eval")
     ]
+
+
+def test_a_flag_counts_before_the_datasets_default_and_that_before_the_methods(monkeypatch, capsys):
+    monkeypatch.setitem(METHODS, "ours", replace(METHODS["zero_shot"], recipe={"lr": 0.5, "epochs": 7, "max_words": 9}))
+    monkeypatch.setitem(RETRIEVAL, "data", replace(RETRIEVAL["msrvtt"], recipe={"epochs": 8, "max_words": 10}))
+    files = ["--features_path", "x", "--val_csv", "x", "--method", "ours", "--datatype", "data"]
+
+    def parse(*flags):
+        arguments = parse_arguments([*files, *flags], "", RETRIEVAL, main_task_retrieval.RetrievalSettings)
+        return arguments.train.lr, arguments.train.epochs, arguments.common.max_words
+
+    assert parse() == (0.5, 8, 10)
+    assert parse("--max_words", "11", "--lr", "0.25") == (0.25, 8, 11)
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    for default in ("peak learning rate (above 0; default: 0.5)", "training set (at least 1; default: 8)"):
+        assert default in shown
+
+
+def test_recipes_name_flags_and_values_that_these_take():
+    defaults = {field.name: field for part in (CommonSettings, TrainSettings) for field in fields(part)}
+    for owner in (*METHODS.values(), *RETRIEVAL.values(), *RECOGNITION.values()):
+        for name, value in owner.recipe.items():
+            within = defaults[name].metadata["within"]
+            assert within is None or value in within

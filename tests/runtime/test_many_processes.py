@@ -1,5 +1,6 @@
 """One, two and four processes give one result; one that fails ends all of them."""
 
+import functools
 import json
 import time
 
@@ -40,56 +41,62 @@ for number, flags in enumerate(json.loads(sys.argv[1])):
 
 
 @pytest.fixture(scope="module")
-def all_runs(tiny_run, tmp_path_factory):
-    """The folders of the same training on 1, 2 and 4 processes, by their number and by precision."""
+def run_on(tiny_run, tmp_path_factory):
+    """From a number of processes, the folders of the same training on them, by precision."""
     root = tmp_path_factory.mktemp("runs")
     script = root / "trainings.py"
     script.write_text(TRAININGS)
-    folders = {}
-    for processes in (1, 2, 4):
+
+    @functools.cache
+    def run_on(processes):
+        folders = {precision: root / precision / str(processes) for precision in PRECISIONS}
         trainings = []
-        for precision in PRECISIONS:
-            folder = folders.setdefault(precision, {})[processes] = root / precision / str(processes)
+        for precision, folder in folders.items():
             more = [*SHARED, "--precision", precision, "--save_features", str(folder / "features")]
             trainings.append([*tiny_run, "--output_dir", str(folder), *more])
         finished = launch(processes, script, json.dumps(trainings), PYTHONPATH=str(ROOT))
         assert finished.returncode == 0, finished.stderr
-    return folders
+        return folders
+
+    return run_on
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def processes(request):
+    return request.param
 
 
 @pytest.fixture(scope="module", params=PRECISIONS)
-def runs(request, all_runs):
-    """The precision, and the folders of the same training on 1, 2 and 4 processes."""
-    return request.param, all_runs[request.param]
+def runs(request, run_on, processes):
+    """The precision, and the folders of the same training on one and on several processes."""
+    return request.param, {n: run_on(n)[request.param] for n in (1, processes)}
 
 
-def test_the_losses_and_weights_are_those_of_one_process(runs):
+def test_the_losses_and_weights_are_those_of_one_process(runs, processes):
     precision, folders = runs
     relative = {"fp32": 1e-4, "fp64": 1e-9}[precision]
     losses = {processes: [entry["loss"] for entry in lines(folder, "train")] for processes, folder in folders.items()}
     assert len(losses[1]) == 20
     weights = {n: checkpoint(folder)["model"] for n, folder in folders.items()}
-    for processes in (2, 4):
-        assert losses[processes] == pytest.approx(losses[1], rel=relative)
-        if precision == "fp64":
-            for name, value in weights[1].items():
-                assert value.dtype == torch.float64
-                assert (value - weights[processes][name]).abs().max() < 1e-8, name
+    assert losses[processes] == pytest.approx(losses[1], rel=relative)
+    if precision == "fp64":
+        for name, value in weights[1].items():
+            assert value.dtype == torch.float64
+            assert (value - weights[processes][name]).abs().max() < 1e-8, name
 
 
 def test_the_evaluation_counts_each_item_once(runs):
-    precision, folders = runs
-    for processes in (2, 4):  # of 6 videos, 4 processes do not take equal shares
-        for name in ("video_ids.txt", "text_ids.txt", "captions.txt"):
-            paths = [folders[n] / "features" / name for n in (1, processes)]
-            assert paths[0].read_bytes() == paths[1].read_bytes()
-        metrics = [
-            [{k: v for k, v in entry.items() if k.startswith(("t2v", "v2t"))} for entry in lines(folders[n], "eval")]
-            for n in (1, processes)
-        ]
-        assert len(metrics[0]) == len(metrics[1]) == 4
-        if precision == "fp64":  # in fp32 a rank may turn on the last bit
-            assert metrics[0] == metrics[1]
+    precision, folders = runs  # of 6 videos, 4 processes do not take equal shares
+    for name in ("video_ids.txt", "text_ids.txt", "captions.txt"):
+        one, several = (folder / "features" / name for folder in folders.values())
+        assert one.read_bytes() == several.read_bytes()
+    metrics = [
+        [{k: v for k, v in entry.items() if k.startswith(("t2v", "v2t"))} for entry in lines(folder, "eval")]
+        for folder in folders.values()
+    ]
+    assert len(metrics[0]) == len(metrics[1]) == 4
+    if precision == "fp64":  # in fp32 a rank may turn on the last bit
+        assert metrics[0] == metrics[1]
 
 
 @pytest.mark.parametrize("body", ["raise ValueError('only of this process')", "os.kill(os.getpid(), 9)"])

@@ -87,6 +87,7 @@ def test_peak_memory_is_what_came_on_top(pieces):
         assert 250 < peak < 290
 
 
+@pytest.mark.slow
 def test_a_quick_run_prints_its_tables_and_writes_a_flat_object(setup, tmp_path, capsys):
     output = tmp_path / "benchmark.json"
     status = benchmark.main(["--quick", "--clip", str(setup.clip), "--ranks", "50", "--output", str(output)])

@@ -32,7 +32,12 @@ def test_the_table_says_what_its_columns_are(task, tmp_path, capsys):
     np.save(features / "video.npy", np.eye(12)[[1, *range(1, 12)]])
     (features / "captions.txt").write_text("".join(f"{caption}\n" for caption in CAPTIONS))
     (tmp_path / "results.json").write_text(json.dumps(dict.fromkeys(NAMES[task], 50.0) | {"trainable_parameters": 7}))
-    main([task, f"ours={tmp_path}"])
+    config = {"settings": {"seed": 1, "clip": "/home/me"}, "git_commit": "abc"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    main([task, f"ours={tmp_path}", "--record", str(tmp_path / "made" / "table.json")])
+    ours = json.loads((tmp_path / "made" / "table.json").read_text())["ours"]
+    assert ours["results"] == json.loads((tmp_path / "results.json").read_text())
+    assert (ours["settings"], ours["git_commit"]) == ({"seed": 1}, "abc")
     printed = capsys.readouterr().out
     assert {"retrieval": "R@K: ", "recognition": "top-K: "}[task] in printed
     if task == "retrieval":

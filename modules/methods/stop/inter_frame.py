@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
+from modules.kernels.convolutions import DepthwiseConv3d, TemporalConv3d
 from modules.model.dropout import SampleDropout
-from modules.model.tokens import DepthwiseConv3d, TemporalConv3d, grid_conv3d
+from modules.model.tokens import grid_conv3d
 
 HEAD_WIDTH = 32
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from modules.kernels.convolutions import DepthwiseConv3d
 from modules.model.dropout import SampleDropout
-from modules.model.tokens import DepthwiseConv3d, extend_in_time, grid_conv3d
+from modules.model.tokens import extend_in_time, grid_conv3d
 
 
 @dataclass(frozen=True)
