@@ -4,16 +4,13 @@ It knows about steps, processes, precision and checkpoints. What a batch is comp
 the task's (`Task`); what trains is the model's own business.
 """
 
-import contextlib
 import logging
 import math
 import resource
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from enum import Enum
 from statistics import fmean
 from typing import Any
 
@@ -36,7 +33,7 @@ from modules.runtime.precision import PRECISIONS
 from modules.runtime.run_folder import BEST, LAST, RESULTS, RunFolder
 from modules.tasks.base import Task
 from modules.tasks.metrics import rounded
-from modules.training.optimization import build_optimizer, build_scheduler
+from modules.training.step import Gradient, Outcome, Step
 
 logger = logging.getLogger("stop")
 
@@ -134,15 +131,6 @@ class Position:
     last: dict[str, float] = field(default_factory=dict)
 
 
-class Outcome(Enum):
-    """What became of a step."""
-
-    DONE = "done"
-    OVERFLOW = "overflow"
-    LOSS_NOT_FINITE = "loss not finite"
-    GRADIENT_NOT_FINITE = "gradient not finite"
-
-
 class TimeLeft:
     """How long a run still takes, by what this part of it took so far."""
 
@@ -221,13 +209,17 @@ class Trainer:
             self.processes.rank,
             self.processes.world_size,
         )
-        self.parameters = [p for _, p in model.trainable_parameters()]
-        self.buffers = dict(model.trained_buffers())
-        self._kept_buffers = _copies(self.buffers)  # after the last finished step; a forward pass changes them
-        self.optimizer = build_optimizer(model.rate_factors(), settings.lr, settings.weight_decay)
         self.total_steps = settings.epochs * self.batches.batches_per_epoch
-        self.scheduler = build_scheduler(self.optimizer, self.total_steps, settings.warmup_proportion)
-        self.scaler = self.precision.scaler()
+        self.step = Step(
+            model,
+            task,
+            compute,
+            settings.lr,
+            settings.weight_decay,
+            settings.max_grad_norm,
+            self.total_steps,
+            settings.warmup_proportion,
+        )
         self.position = Position()
         self.interruption = interruption
         self.former = former
@@ -259,11 +251,7 @@ class Trainer:
                 f"{self.folder.path / LAST} was made with other settings; give the same ones, another --output_dir, or "
                 "--resume never to start anew:\n  " + "\n  ".join(differences)
             )
-        self.model.load_trained_state(checkpoint["model"])
-        self._kept_buffers = _copies(self.buffers)
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scheduler.load_state_dict(checkpoint["scheduler"])
-        self.scaler.load_state_dict(checkpoint["scaler"])
+        self.step.load_state(checkpoint)
         self.position = Position(**checkpoint["position"])
         self.folder.forget_after(self.position.step, self.position.epochs_evaluated)
         # what came after the checkpoint comes again, with the decisions that the clock had a part in
@@ -316,10 +304,10 @@ class Trainer:
         ) as bar:
             for batch, seconds in _timed(read_batches(loader)):
                 bad_videos = self._agree_to_go_on(batch)
-                rate = self.scheduler.get_last_lr()[0]
+                rate = self.step.rate
                 loss, norm, outcome = self._compute(batch)
                 with self.interruption.changing_state():
-                    self._update(outcome)
+                    self.step.update(outcome)
                     self._advance(seconds(), outcome, bad_videos)
                     self._time_left.add_step(seconds())
                     if self.position.step % self.settings.n_display == 0:
@@ -372,90 +360,33 @@ class Trainer:
             )
         return bad_videos
 
-    def _compute(self, batch: Batch) -> tuple[float, float, Outcome]:
-        """The loss of the global batch, its gradient in the parameters, clipped, and the norm it had before.
+    def _compute(self, batch: Batch) -> Gradient:
+        """The gradient of the global batch, in the parameters.
 
         Raises:
-            FloatingPointError: if one is not finite and that is not to be left out.
+            FloatingPointError: if it or the loss is not finite and that is not to be left out.
         """
-        batch = batch.to(self.processes.device)
-        loss = self._loss(batch, self.precision.autocast())
-        if not torch.isfinite(loss):
-            self._report_not_finite("loss", loss, batch)
-            return loss.item(), math.nan, Outcome.LOSS_NOT_FINITE
-        self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
-        self.processes.average_gradients(self.parameters)
-        self.scaler.unscale_(self.optimizer)
-        norm = self._clip_gradients()
-        if torch.isfinite(norm):
-            return loss.item(), norm.item(), Outcome.DONE
-        if self.scaler.is_enabled() and self._is_finite_in_fp32(batch):
-            scale = self.scaler.get_scale()
+        gradient = self.step.differentiate(batch.to(self.processes.device), self._dropout_keys(batch))
+        if gradient.outcome is Outcome.LOSS_NOT_FINITE:
+            self._report_not_finite("loss", gradient.loss, batch)
+        elif gradient.outcome is Outcome.GRADIENT_NOT_FINITE:
+            self._report_not_finite("norm of the gradient", gradient.norm, batch)
+        elif gradient.outcome is Outcome.OVERFLOW:
+            scale = self.step.scaler.get_scale()
             logger.info("step %d: fp16 overflow at loss scale %g, which is lowered", self.position.step + 1, scale)
-            return loss.item(), norm.item(), Outcome.OVERFLOW
-        self._report_not_finite("norm of the gradient", norm, batch)
-        return loss.item(), norm.item(), Outcome.GRADIENT_NOT_FINITE
+        return gradient
 
-    def _loss(self, batch: Batch, precision: contextlib.AbstractContextManager) -> Tensor:
-        """The loss of the global batch, of which this is the rank's share; the encoders run within `precision`."""
-        keys = self._dropout_keys(batch)
-        with precision:
-            text, video = self.task.encode(self.model, batch, keys)
-        return self.task.loss(self.model, text, video, batch, keys, self.processes)
-
-    def _clip_gradients(self) -> Tensor:
-        """Scale the gradients down to the largest norm allowed, and return the norm they had; 0 allows any."""
-        if self.settings.max_grad_norm == 0:
-            return self._gradient_norm()
-        return torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
-
-    def _gradient_norm(self) -> Tensor:
-        return torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
-
-    def _is_finite_in_fp32(self, batch: Batch) -> bool:
-        """Whether the gradient of a batch, on the device, is finite where fp16 and the loss scale have no part in it.
-
-        Leaves that gradient in the parameters; the scaler remembers that the step is to be left out.
-        """
-        self.optimizer.zero_grad()
-        self._loss(batch, contextlib.nullcontext()).backward()
-        self.processes.average_gradients(self.parameters)
-        return bool(torch.isfinite(self._gradient_norm()))
-
-    def _report_not_finite(self, what: str, value: Tensor, batch: Batch) -> None:
+    def _report_not_finite(self, what: str, value: float, batch: Batch) -> None:
         """Raise, or warn if the step is to be left out; the same on every rank."""
-        rate = self.scheduler.get_last_lr()[0]
         video_ids = self.processes.gather_list(batch.video_ids)
         message = (
-            f"step {self.position.step + 1}: the {what} is {value.item()}, at rate {rate:.3g} "
+            f"step {self.position.step + 1}: the {what} is {value}, at rate {self.step.rate:.3g} "
             f"with videos {', '.join(video_ids)}"
         )
         if self.settings.on_nonfinite == "stop":
             raise FloatingPointError(f"{message}. A lower --lr may help; --on_nonfinite skip leaves such steps out.")
         if self.processes.is_main:
             logger.warning("%s; the step is left out", message)
-
-    def _update(self, outcome: Outcome) -> None:
-        """Change the parameters by the gradient they hold, unless it is not to be used; the schedule goes on.
-
-        The buffers, which the forward pass has changed, are kept as it left them, or set back with the step left out.
-        """
-        if outcome is Outcome.DONE:
-            self.processes.average(self.buffers.values())
-            self._kept_buffers = _copies(self.buffers)
-        else:
-            for name, buffer in self.buffers.items():
-                buffer.copy_(self._kept_buffers[name])
-        if outcome in (Outcome.DONE, Outcome.OVERFLOW):
-            self.scaler.step(self.optimizer)  # which leaves out an overflow by itself
-            self.scaler.update()
-        elif outcome is Outcome.GRADIENT_NOT_FINITE:
-            self.scaler.update(self.scaler.get_scale())  # the scale had no part in it
-        with warnings.catch_warnings():
-            # a run may begin with steps that are left out
-            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
-            self.scheduler.step()
 
     def _dropout_keys(self, batch: Batch) -> Tensor:
         """One key a sample, a function of the seed, the step and the sample: (b,) int64."""
@@ -541,19 +472,10 @@ class Trainer:
     def _save(self, name: str) -> None:
         content = {
             **self._header(),
-            # the buffers of the last finished step: a signal may come in the middle of one
-            "model": self.model.trained_state() | self._kept_buffers,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **self.step.state(),
             "position": asdict(self.position),
         }
         self.folder.save_checkpoint(name, content)
-
-
-def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, which nothing changes."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -25,6 +25,7 @@ from modules.runtime.run_folder import RunFolder
 from modules.tasks.metrics import retrieval_metrics, rounded
 from modules.tasks.retrieval import RetrievalTask
 from modules.training import trainer
+from modules.training.step import Step
 from modules.training.trainer import Trainer
 
 METRICS = [f"{d}_{m}" for d in ("t2v", "v2t") for m in ("R1", "R5", "R10", "MdR", "MnR")]
@@ -224,7 +225,8 @@ def test_flags_of_speed_and_memory_reach_the_encoder(tiny_run, trained, tmp_path
 @pytest.mark.parametrize(
     ("owner", "method", "calls"),
     [
-        *((Trainer, name, calls) for name in ("_compute", "_update", "_log_step") for calls in (1, 4, 8)),
+        *((Trainer, name, calls) for name in ("_compute", "_log_step") for calls in (1, 4, 8)),
+        *((Step, "update", calls) for calls in (1, 4, 8)),
         *((RetrievalTask, "evaluate", calls) for calls in (0, 1)),
         *((RunFolder, "save_checkpoint", calls) for calls in range(1, 11)),  # also between best.pt and last.pt
     ],

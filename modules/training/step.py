@@ -1,0 +1,169 @@
+"""One training step: the loss of the global batch, its gradient, and what it changes."""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dataloaders.batches import Batch
+from modules.model.video_text import VideoTextModel
+from modules.runtime.compute import Compute
+from modules.tasks.base import Task
+from modules.training.optimization import build_optimizer, build_scheduler
+
+
+class Outcome(Enum):
+    """What became of a step."""
+
+    DONE = "done"
+    OVERFLOW = "overflow"
+    LOSS_NOT_FINITE = "loss not finite"
+    GRADIENT_NOT_FINITE = "gradient not finite"
+
+
+class Gradient(NamedTuple):
+    """A gradient that stands in the parameters.
+
+    Attributes:
+        loss: of the global batch. norm: of the gradient before clipping, NaN where there is none.
+        outcome: what becomes of the step.
+    """
+
+    loss: float
+    norm: float
+    outcome: Outcome
+
+
+class Step:
+    """Takes steps with AdamW and its schedule, in a precision, on one process of many."""
+
+    def __init__(
+        self,
+        model: VideoTextModel,
+        task: Task,
+        compute: Compute,
+        lr: float,
+        weight_decay: float,
+        max_grad_norm: float,
+        total_steps: int,
+        warmup_proportion: float,
+    ):
+        """Prepare the first step.
+
+        Args:
+            model: on the device, in the precision's dtype.
+            task: what its loss is.
+            compute: where.
+            lr: peak learning rate, of parameters whose factor is 1.
+            weight_decay: AdamW's.
+            max_grad_norm: a longer gradient is scaled down to this norm; 0 for no clipping.
+            total_steps: of the whole training. warmup_proportion: share of them over which the rate rises.
+        """
+        self.model = model
+        self.task = task
+        self.compute = compute
+        self.max_grad_norm = max_grad_norm
+        self.parameters = [p for _, p in model.trainable_parameters()]
+        self.buffers = dict(model.trained_buffers())
+        self.optimizer = build_optimizer(model.rate_factors(), lr, weight_decay)
+        self.scheduler = build_scheduler(self.optimizer, total_steps, warmup_proportion)
+        self.scaler = compute.precision.scaler()
+        self._kept_buffers = _copies(self.buffers)  # after the last finished step; a forward pass changes them
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the step to come."""
+        return self.scheduler.get_last_lr()[0]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the last finished step: a signal may come in the middle of one."""
+        return {
+            "model": self.model.trained_state() | self._kept_buffers,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave; other entries do not matter."""
+        self.model.load_trained_state(state["model"])
+        self._kept_buffers = _copies(self.buffers)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def differentiate(self, batch: Batch, keys: Tensor) -> Gradient:
+        """Leave the gradient of the global batch's loss in the parameters, clipped.
+
+        Args:
+            batch: this rank's share, on the device.
+            keys: (b,) int64, what dropout is drawn from.
+        """
+        loss = self._loss(batch, keys, self.compute.precision.autocast())
+        if not torch.isfinite(loss):
+            return Gradient(loss.item(), math.nan, Outcome.LOSS_NOT_FINITE)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.compute.processes.average_gradients(self.parameters)
+        self.scaler.unscale_(self.optimizer)
+        norm = self._clip_gradients()
+        if torch.isfinite(norm):
+            return Gradient(loss.item(), norm.item(), Outcome.DONE)
+        overflow = self.scaler.is_enabled() and self._is_finite_in_fp32(batch, keys)
+        return Gradient(loss.item(), norm.item(), Outcome.OVERFLOW if overflow else Outcome.GRADIENT_NOT_FINITE)
+
+    def update(self, outcome: Outcome) -> None:
+        """Change the parameters by the gradient they hold, unless it is not to be used; the schedule goes on.
+
+        The buffers, which the forward pass has changed, are kept as it left them, or set back with the step left out.
+        """
+        if outcome is Outcome.DONE:
+            self.compute.processes.average(self.buffers.values())
+            self._kept_buffers = _copies(self.buffers)
+        else:
+            for name, buffer in self.buffers.items():
+                buffer.copy_(self._kept_buffers[name])
+        if outcome in (Outcome.DONE, Outcome.OVERFLOW):
+            self.scaler.step(self.optimizer)  # which leaves out an overflow by itself
+            self.scaler.update()
+        elif outcome is Outcome.GRADIENT_NOT_FINITE:
+            self.scaler.update(self.scaler.get_scale())  # the scale had no part in it
+        with warnings.catch_warnings():
+            # a run may begin with steps that are left out
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
+            self.scheduler.step()
+
+    def _loss(self, batch: Batch, keys: Tensor, precision: contextlib.AbstractContextManager) -> Tensor:
+        """The loss of the global batch, of which this is the rank's share; the encoders run within `precision`."""
+        with precision:
+            text, video = self.task.encode(self.model, batch, keys)
+        return self.task.loss(self.model, text, video, batch, keys, self.compute.processes)
+
+    def _clip_gradients(self) -> Tensor:
+        """Scale the gradients down to the largest norm allowed, and return the norm they had; 0 allows any."""
+        if self.max_grad_norm == 0:
+            return self._gradient_norm()
+        return torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+
+    def _gradient_norm(self) -> Tensor:
+        return torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
+
+    def _is_finite_in_fp32(self, batch: Batch, keys: Tensor) -> bool:
+        """Whether the gradient of a batch is finite where fp16 and the loss scale have no part in it.
+
+        Leaves that gradient in the parameters; the scaler remembers that the step is to be left out.
+        """
+        self.optimizer.zero_grad()
+        self._loss(batch, keys, contextlib.nullcontext()).backward()
+        self.compute.processes.average_gradients(self.parameters)
+        return bool(torch.isfinite(self._gradient_norm()))
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, which nothing changes."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
