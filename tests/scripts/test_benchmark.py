@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.tiny import make_tiny_clip, save_clip_folder
-from scripts import benchmark
+from scripts.benchmark import benchmark
 from scripts.benchmark.data import SOURCES, LoaderSetup, make_clips, make_samples, prepare
 from scripts.benchmark.model import (
     ONCE,
