@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 _MASK32 = 0xFFFFFFFF
+# what the draws of a text encoder and of a head are told apart by from a video encoder's, which are folded by layer
+TEXT, HEAD = 2**20, 2**20 + 1
 
 
 def _mix32(x: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ class SampleDropout(nn.Module):
         if not self.training or self.p == 0.0:
             return x
         if keys is None:
-            raise ValueError("dropout in training needs one key a sample: pass sample_keys to encode_video")
+            raise ValueError("dropout in training needs one key a sample: pass sample_keys, or keys to a head")
         if rows is None:
             rows = torch.arange(x[0, ..., 0].numel(), device=x.device)[None]
         bits = uniform_bits(keys, rows.flatten(1), x.shape[-1]).view(x.shape)

@@ -47,9 +47,10 @@ class CosineHead(Head):
         """The factor, a scalar; a trained one is kept from growing above CLIP's 100."""
         if self.log_scale is None:
             return self.fixed_scale
-        if self.training:
-            with torch.no_grad():
-                self.log_scale.clamp_(max=math.log(MAX_SCALE))
+        if not self.training:
+            return self.log_scale.exp().clamp(max=MAX_SCALE)
+        with torch.no_grad():
+            self.log_scale.clamp_(max=math.log(MAX_SCALE))
         return self.log_scale.exp()
 
     def forward(self, text: Tensor, video: Tensor, keys: Tensor | None = None) -> Tensor:

@@ -24,7 +24,7 @@ class VideoTokens:
         real: (B, T) bool, which frames are real and which padding.
         carried: (G, K, D), tokens that stand behind the patches in each of the scope's G sequences, as left there by a
             prompting; None for none.
-        carried_mask: (G, K) bool, which of them exist.
+        carried_mask: (G, K) bool, which of them exist; None for all.
         joined: (G, N, D), the sequences of which the tensors above are views, so that a scope need not join them again;
             None once one was replaced.
     """
@@ -144,6 +144,15 @@ class TextPrompting(nn.Module):
         """Embed captions (N, W) int64."""
         return TextTokens(tower.embed(ids), tower.ends(ids))
 
-    def before(self, tower: ClipTextTower, layer: int) -> Tensor | None:
-        """Keys and values (K, D) of a block, from 0, that stand behind the start token, which does not see them."""
+    def before(self, tower: ClipTextTower, layer: int, keys: Tensor | None) -> Tensor | None:
+        """Keys and values of a block that stand behind the start token, which does not see them.
+
+        Args:
+            tower: whose block it is.
+            layer: which, from 0.
+            keys: (N,) int64, what dropout in this layer is drawn from; in training only.
+
+        Returns:
+            (K, D), or (N, K, D) where captions have their own; None for none.
+        """
         return None

@@ -25,7 +25,13 @@ class ClassToken(Readout):
     """The video's one class token: (B, E), unit length."""
 
     def forward(self, tower: ClipVisionTower, tokens: VideoTokens) -> Tensor:
-        """See `Readout`."""
+        """See `Readout`.
+
+        Raises:
+            ValueError: if there are several.
+        """
+        if tokens.cls.shape[1] != 1:
+            raise ValueError(f"a video has {tokens.cls.shape[1]} class tokens here: read their mean")
         return F.normalize(tower.project(tokens.cls)[:, 0], dim=-1)
 
 

@@ -55,9 +55,9 @@ class JointScope:
             sequences = torch.cat(own if tokens.carried is None else [*own, tokens.carried], dim=1)
         else:
             sequences = tokens.joined
-        if tokens.carried is not None:
-            mask = torch.cat([mask, tokens.carried_mask], dim=1)
-        extra, carried_mask = None, tokens.carried_mask
+        extra, carried_mask = None, _mask_of(tokens)
+        if carried_mask is not None:
+            mask = torch.cat([mask, carried_mask], dim=1)
         if prompted.extra is not None:
             extra, extra_mask = self.arrange(prompted.extra, tokens.real)
             mask = torch.cat([mask, extra_mask], dim=1)
@@ -115,7 +115,11 @@ class FrameScope:
                 sequences = torch.cat([sequences, tokens.carried], dim=1)
         else:
             sequences = tokens.joined
-        mask = carried_mask = tokens.carried_mask
+        if tokens.cls.shape[1] != frames:
+            raise ValueError(
+                f"the frame scope needs a class token for each of {frames} frames, found {tokens.cls.shape[1]}"
+            )
+        mask = carried_mask = _mask_of(tokens)
         extra = None
         if prompted.extra is not None:
             extra, extra_mask = self.arrange(prompted.extra, tokens.real)
@@ -159,6 +163,13 @@ class FrameScope:
         else:
             tokens = extra.together((batch, frames))
         return tokens.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
+
+
+def _mask_of(tokens: VideoTokens) -> Tensor | None:
+    """Which carried tokens exist, (G, K) bool; None where none are carried."""
+    if tokens.carried is None or tokens.carried_mask is not None:
+        return tokens.carried_mask
+    return torch.ones(tokens.carried.shape[:2], dtype=torch.bool, device=tokens.carried.device)
 
 
 def _beside_each_frame(gaps: Tensor, time_axis_padding: tuple[int, ...]) -> Tensor:

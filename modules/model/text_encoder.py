@@ -2,23 +2,32 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from common.errors import UserError
 from modules.clip.text import ClipTextTower, WholeTextTower
+from modules.model.dropout import TEXT, fold_in
 from modules.model.prompting import TextPrompting
 
 # Captions go through the tower in groups of exactly this many, the last one filled up: a matrix product of another size
 # may round differently, and then a caption's embedding would depend on when it was first needed.
 GROUP = 32
+WITHOUT_GRADIENT = 256  # captions at a time where the tower trains and no gradient is asked for
 COUNTED_AT_ONCE = 4096  # captions
 
 
-def check_max_words(max_words: int, context_length: int) -> None:
+def check_max_words(max_words: int, context_length: int, taken: int = 0) -> None:
     """Refuse a number of tokens a caption that a text tower does not take.
+
+    Args:
+        max_words: the number.
+        context_length: the tower's, less what prompts take of it.
+        taken: how many those are.
 
     Raises:
         UserError: if it leaves no room for a word between start and end, or is more than the tower's context.
@@ -26,9 +35,10 @@ def check_max_words(max_words: int, context_length: int) -> None:
     if max_words < 3:
         raise UserError(f"--max_words counts start and end and must be at least 3, found {max_words}")
     if max_words > context_length:
+        beside = f" beside the method's {taken} prompts" if taken else ""
         raise UserError(
             f"--max_words {max_words} is more than the context of this CLIP's text tower, {context_length} tokens with "
-            f"start and end: give at most {context_length}"
+            f"start and end{beside}: give at most {context_length}"
         )
 
 
@@ -40,6 +50,7 @@ class TextEncoder(nn.Module):
     Attributes:
         max_words: tokens a caption is cut to, start and end included.
         context_length: the most that it could be.
+        checkpoint_activations: as in `VideoEncoder`.
     """
 
     def __init__(
@@ -65,12 +76,13 @@ class TextEncoder(nn.Module):
         super().__init__()
         taken = 0 if prompting is None else prompting.positions_taken
         self.context_length = tower.context_length - taken
-        check_max_words(max_words, self.context_length)
+        check_max_words(max_words, self.context_length, taken)
         self.tower = tower
         self.tokenizer = tokenizer
         self.max_words = max_words
         self.prompting = TextPrompting() if prompting is None else prompting
         self.unit_length = unit_length
+        self.checkpoint_activations = False
         self._kept: dict[str, Tensor] = {}
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
@@ -119,11 +131,14 @@ class TextEncoder(nn.Module):
 
         Args:
             captions: the texts.
-            sample_keys: (N,) int64, what a prompting may draw dropout from; nothing here draws from them.
+            sample_keys: (N,) int64, what a prompting may draw dropout from; in training only.
         """
-        if any(parameter.requires_grad for parameter in self.parameters()):
-            return self._embed(self.tokenize(captions))
-        return self._embed_once(captions)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            return self._embed_once(captions)
+        ids, keys = self.tokenize(captions), None if sample_keys is None else fold_in(sample_keys, TEXT)
+        if torch.is_grad_enabled():
+            return self._embed(ids, keys)
+        return torch.cat([self._embed(part) for part in ids.split(WITHOUT_GRADIENT)])
 
     @torch.no_grad()
     def _embed_once(self, captions: Sequence[str]) -> Tensor:
@@ -135,7 +150,7 @@ class TextEncoder(nn.Module):
             self._kept.update(zip(group, embeddings.cpu(), strict=False))
         return torch.stack([self._kept[c] for c in captions]).to(next(self.parameters()).device)
 
-    def _embed(self, ids: Tensor) -> Tensor:
+    def _embed(self, ids: Tensor, keys: Tensor | None = None) -> Tensor:
         """(N, W) int64 → (N, E)."""
         tower = self.tower
         ids = ids.to(next(tower.parameters()).device)
@@ -145,9 +160,13 @@ class TextEncoder(nn.Module):
             text = self.prompting.begin(tower, ids)
             tokens, length = text.tokens, text.tokens.shape[1]
             for layer, block in enumerate(tower.blocks):
-                extra = self.prompting.before(tower, layer)  # (K, D)
-                mask = tower.causal_mask(length, 0 if extra is None else len(extra))
-                tokens = block(tokens, None if extra is None else extra.expand(len(tokens), -1, -1), mask)
+                extra = self.prompting.before(tower, layer, None if keys is None else fold_in(keys, layer))
+                mask = tower.causal_mask(length, 0 if extra is None else extra.shape[-2])
+                run = partial(block, extra=None if extra is None else extra.expand(len(tokens), -1, -1), mask=mask)
+                if self.checkpoint_activations and self.training:
+                    tokens = checkpoint(run, tokens, use_reentrant=False, preserve_rng_state=False)
+                else:
+                    tokens = run(tokens)
             embeddings = tower.project(tokens, text.ends)
         return F.normalize(embeddings, dim=-1) if self.unit_length else embeddings
 

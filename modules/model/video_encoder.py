@@ -84,6 +84,8 @@ class VideoEncoder(nn.Module):
         details = []
         for layer in range(self.tower.num_layers):
             if layer > 0 and self.scopes[layer] is not self.scopes[layer - 1]:
+                if tokens.carried is not None:
+                    raise ValueError(f"layer {layer}: tokens that are carried cannot go over into another scope")
                 tokens = tokens.change()  # the sequences were another scope's
             if self.checkpoint_activations and self.training:
                 # nothing draws from torch's generators: dropout is a function of its keys

@@ -23,6 +23,7 @@ from dataloaders.datasets.retrieval.lists import RetrievalDataset
 from dataloaders.items import FRAME_ORDERS, VideoSettings
 from dataloaders.video.reader import DecodingSettings
 from modules.methods import DEFAULT_METHOD, METHODS
+from modules.program.build import find_checkpoint
 from modules.runtime.run_folder import BEST, load_checkpoint
 from modules.training.trainer import TrainSettings
 
@@ -186,9 +187,9 @@ def _checkpoint_to_evaluate(argv: Sequence[str] | None) -> Path | None:
     found, _ = parser.parse_known_args(argv)
     if found.do_train or not found.do_eval or found.init_model is None:
         return None
-    if found.init_model.is_dir():
-        return next(iter(sorted(found.init_model.glob(f"split*/{BEST}"))), None)
-    return found.init_model
+    if splits := sorted(found.init_model.glob(f"split*/{BEST}")):
+        return splits[0]
+    return find_checkpoint(found.init_model)
 
 
 def _check_as_trained(

@@ -1,5 +1,6 @@
 """Building a method's model, and setting it to what a run trained."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from modules.clip.loader import LoadedCLIP
 from modules.methods import METHODS
 from modules.model.video_text import VideoTextModel
 from modules.runtime.identity import list_differences
+from modules.runtime.run_folder import BEST
 
 
 def build_model(
@@ -55,3 +57,27 @@ def load_trained(
         listed = "\n  ".join(differences)
         raise UserError(f"{path} was trained in another model; give the same settings:\n  {listed}")
     model.load_trained_state(checkpoint["model"])
+
+
+def find_checkpoint(source: Path) -> Path:
+    """The checkpoint that a folder of a training holds, or the file given.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not source.is_dir():
+        return source
+    if (source / BEST).is_file():
+        return source / BEST
+    if splits := sorted(source.glob(f"split*/{BEST}")):
+        raise UserError(
+            f"{source} holds a training for each of {len(splits)} splits: give one, such as {splits[0].parent}"
+        )
+    raise UserError(f"{source} holds no {BEST}: give the --output_dir of a training, or a checkpoint")
+
+
+def settings_of(settings: type, trained: Mapping[str, Any]) -> Any:
+    """A settings object as a checkpoint has it; a setting that it lacks has the value from before there was one."""
+    values = {**former_settings(settings), **trained} if trained else {}
+    names = {field.name for field in dataclasses.fields(settings)}
+    return settings(**{name: value for name, value in values.items() if name in names})

@@ -19,7 +19,7 @@ from modules.methods.base import Method
 from modules.model.text_encoder import check_max_words
 from modules.model.video_text import VideoTextModel
 from modules.program.arguments import Arguments
-from modules.program.build import build_model, load_trained
+from modules.program.build import build_model, find_checkpoint, load_trained
 from modules.program.launch import Session
 from modules.runtime.compute import Compute
 from modules.runtime.identity import clip_fingerprint, pack_fingerprint, samples_fingerprint, tensors_fingerprint
@@ -77,11 +77,14 @@ class Experiment:
         arguments, init_model = self.arguments, self.arguments.common.init_model
         sets = {"training_set": task.training_set, "evaluation_set": task.evaluation_set}
         lists = [data.samples for data in sets.values() if data is not None]
+        started_from = None
+        if init_model is not None:
+            started_from = tensors_fingerprint(load_checkpoint(find_checkpoint(init_model))["model"])
         self.identity = {
             "method": arguments.method,
             "datatype": arguments.datatype,
             **result_settings(*arguments.parts),
-            "init_model": None if init_model is None else tensors_fingerprint(load_checkpoint(init_model)["model"]),
+            "init_model": started_from,
             "precision": self.compute.precision.name,
             "clip": clip_fingerprint(clip),
             **task.identity,
@@ -100,7 +103,8 @@ class Experiment:
             common.max_words,
             arguments.train.seed,
         )
-        model.video_encoder.checkpoint_activations = arguments.train.checkpoint_activations
+        for encoder in (model.video_encoder, model.text_encoder):
+            encoder.checkpoint_activations = arguments.train.checkpoint_activations
         if common.compile:
             # every batch of a training has one shape, those of an evaluation two: each is compiled for itself
             model.video_encoder.compile(dynamic=False)
@@ -111,7 +115,7 @@ class Experiment:
             compute.processes.world_size,
         )
         if common.init_model is not None:
-            checkpoint = load_checkpoint(common.init_model)
+            checkpoint = load_checkpoint(find_checkpoint(common.init_model))
             now = {"identity": self.identity, "clip_name": common.pretrained_clip_name}
             load_trained(model, checkpoint, common.init_model, now, arguments.method_settings)
             if compute.processes.is_main:

@@ -5,6 +5,7 @@ video = run.embed_videos(["a.mp4", "b.mkv"])  # (N, E)
 text = run.embed_texts(["a dog runs"])        # (M, E)
 """
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,26 +17,29 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from common.settings import former_settings, model_settings
+from common.settings import model_settings
 from dataloaders.items import EvaluationDataset, VideoSettings
 from dataloaders.samples import Sample
 from dataloaders.video.decoding import BadVideoError
+from dataloaders.video.reader import DecodingSettings
 from modules.clip.loader import LoadedCLIP, load_clip
 from modules.methods import METHODS
 from modules.model.video_text import VideoTextModel
 from modules.program.arguments import CommonSettings, recipe_of
-from modules.program.build import build_model, load_trained
+from modules.program.build import build_model, find_checkpoint, load_trained, settings_of
 from modules.runtime.compute import Compute
 from modules.runtime.identity import clip_fingerprint
 from modules.runtime.precision import choose_precision
 from modules.runtime.processes import Processes
-from modules.runtime.run_folder import BEST, load_checkpoint
+from modules.runtime.run_folder import load_checkpoint
 from modules.tasks.embedding import check_searchable, embed_items
 
 logger = logging.getLogger("stop")
 
 BATCH = 32  # videos or texts at a time
 NO_FILE = "there is no such file"
+SKIP_BAD = 'Replace this video, or give on_bad="skip", which makes its row NaN.'
+INSTEAD = "Train with"
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Run:
         method, settings: the method's name and settings.
         max_frames, max_words: frames a video, tokens a caption with start and end.
         compute: where and in what precision.
+        decoder_errors: as for ``--decoder_errors``; the training's.
     """
 
     model: VideoTextModel
@@ -57,9 +62,15 @@ class Run:
     max_frames: int
     max_words: int
     compute: Compute
+    decoder_errors: str = "reject"
 
     def embed_videos(
-        self, paths: Sequence[str | Path], on_bad: str = "raise", batch_size: int = BATCH, num_workers: int = 2
+        self,
+        paths: Sequence[str | Path],
+        on_bad: str = "raise",
+        batch_size: int = BATCH,
+        num_workers: int = 2,
+        video_time_limit: float = 60.0,
     ) -> np.ndarray:
         """Embed video files, of any length and container, with a progress bar where there is a terminal.
 
@@ -69,6 +80,7 @@ class Run:
                 NaN, and a warning names it with the reason.
             batch_size: videos encoded at a time.
             num_workers: processes that decode; 0 to decode in this one.
+            video_time_limit: seconds that decoding a video may take.
 
         Returns:
             (N, E) float32, unit length, a row a path.
@@ -79,7 +91,8 @@ class Run:
         """
         if on_bad not in ("raise", "skip"):
             raise ValueError(f"on_bad must be 'raise' or 'skip', found {on_bad!r}")
-        check_searchable(self.model)
+        check_searchable(self.model, INSTEAD)
+        paths = [paths] if isinstance(paths, str | Path) else list(paths)
         samples = [Sample(str(row), str(row), Path(path), ("",)) for row, path in enumerate(paths)]
         bad = {sample.video_id: NO_FILE for sample in samples if not sample.path.is_file()}
         if bad and on_bad == "raise":
@@ -87,10 +100,13 @@ class Run:
         there = [sample for sample in samples if sample.video_id not in bad]
         rows = np.full((len(samples), self.clip.output_width), np.nan, dtype=np.float32)
         if there:
-            settings = VideoSettings(self.max_frames, self.clip.image_size, seed=0)
+            decoding = DecodingSettings(video_time_limit=video_time_limit, decoder_errors=self.decoder_errors)
+            settings = VideoSettings(self.max_frames, self.clip.image_size, seed=0, decoding=decoding)
             dataset = EvaluationDataset(there, settings, drop_bad=on_bad == "skip")
             try:
-                embedded = embed_items(self.model, dataset, range(len(there)), batch_size, num_workers, self.compute)
+                embedded = embed_items(
+                    self.model, dataset, range(len(there)), batch_size, num_workers, self.compute, SKIP_BAD
+                )
                 rows[[int(sample.video_id) for sample in there]] = embedded
             except UserError:  # of an evaluation, which has nothing left to do where no video could be read
                 if len(dataset.dropped) < len(there):
@@ -111,7 +127,7 @@ class Run:
         Raises:
             UserError: if the model scores pairs and has no embeddings to search.
         """
-        check_searchable(self.model)
+        check_searchable(self.model, INSTEAD)
         texts = [texts] if isinstance(texts, str) else list(texts)
         if cut := self.model.text_encoder.count_cut(texts):
             logger.warning(
@@ -143,7 +159,7 @@ def load_run(
         clip: a name or path as for ``--pretrained_clip_name``, or a loaded CLIP; None for where the training took it
             from. Other weights than the training's are refused.
         max_frames, max_words: None for the training's.
-        precision: as for ``--precision``; None for the training's, but for fp16 where this device has none.
+        precision: as for ``--precision``; None for the training's where this device has it.
         device: None for a GPU where there is one.
         pretrained_dir: where OpenAI's files are; None for where the training had them.
         trust_weights: as ``--trust_weights``; never taken from a checkpoint.
@@ -169,36 +185,13 @@ def load_run(
     clip, name = find_clip(clip, checkpoint, path, pretrained_dir, trust_weights)
     identity = {"method": method, "clip": clip_fingerprint(clip), **model_settings(settings)}  # before CLIP is changed
     max_frames, max_words = max_frames or defaults["max_frames"], max_words or defaults["max_words"]
-    model = build_model(method, settings, clip, max_frames, max_words, seed=0)
+    with torch.random.fork_rng():  # the caller's draws are none of ours
+        model = build_model(method, settings, clip, max_frames, max_words, seed=0)
     if path is not None:
         load_trained(model, checkpoint, path, {"identity": identity, "clip_name": name}, settings)
     compute = choose_compute(precision, trained.get("precision", "fp32"), device)
     model.to(compute.processes.device, compute.precision.dtype).eval()
-    return Run(model, clip, method, settings, max_frames, max_words, compute)
-
-
-def find_checkpoint(source: Path) -> Path:
-    """The checkpoint that a folder of a training holds, or the file given.
-
-    Raises:
-        UserError: if there is none.
-    """
-    if not source.is_dir():
-        return source
-    if (source / BEST).is_file():
-        return source / BEST
-    if splits := sorted(source.glob(f"split*/{BEST}")):
-        raise UserError(
-            f"{source} holds a training for each of {len(splits)} splits: give one, such as {splits[0].parent}"
-        )
-    raise UserError(f"{source} holds no {BEST}: give the --output_dir of a training, or a checkpoint")
-
-
-def settings_of(settings: type, trained: Mapping[str, Any]) -> Any:
-    """A settings object as a checkpoint has it; a setting that it lacks has the value from before there was one."""
-    values = {**former_settings(settings), **trained} if trained else {}
-    names = {field.name for field in dataclasses.fields(settings)}
-    return settings(**{name: value for name, value in values.items() if name in names})
+    return Run(model, clip, method, settings, max_frames, max_words, compute, defaults["decoder_errors"])
 
 
 def find_clip(
@@ -213,8 +206,8 @@ def find_clip(
     Raises:
         UserError: if it cannot be loaded.
     """
-    if isinstance(clip, LoadedCLIP):
-        return clip, "the CLIP given"
+    if isinstance(clip, LoadedCLIP):  # a copy: a method may change it, and the caller may use it for more than one run
+        return dataclasses.replace(clip, model=copy.deepcopy(clip.model)), "the CLIP given"
     recorded = checkpoint.get("clip_name")
     name = str(clip or recorded or CommonSettings.pretrained_clip_name)
     folder = pretrained_dir or checkpoint.get("pretrained_dir")
@@ -230,5 +223,6 @@ def choose_compute(precision: str | None, trained: str, device: str | torch.devi
     """This process alone, on a device, in a precision that it has."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if precision is None:
-        precision = "amp" if trained == "fp16" and device.type != "cuda" else trained
+        # amp is bf16 where there is bf16
+        precision = "amp" if trained == "bf16" or (trained == "fp16" and device.type != "cuda") else trained
     return Compute(Processes(0, 1, device), choose_precision(precision, device))

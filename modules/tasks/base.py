@@ -53,12 +53,13 @@ class Task(Protocol):
             UserError: saying what it cannot.
         """
 
-    def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor) -> tuple[Tensor, Tensor]:
         """Text and video embeddings of a batch; runs in the precision of the run.
 
         Args:
             batch: this rank's share, on the model's device.
-            keys: (b,) int64, what dropout is drawn from.
+            keys: (b,) int64, what dropout is drawn from, a key a sample.
+            step_key: (1,) int64, the same on every rank, for what is encoded beside the samples.
         """
 
     def loss(

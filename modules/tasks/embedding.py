@@ -29,6 +29,7 @@ def embed_items(
     batch_size: int,
     num_workers: int,
     compute: Compute,
+    remedy: str = LEAVE_OUT_BAD,
 ) -> np.ndarray:
     """Embed videos of a dataset.
 
@@ -38,6 +39,8 @@ def embed_items(
         model: in eval mode.
         items: which of the dataset's items, in the order wanted.
         batch_size: videos at a time, on each process. num_workers: decoding workers a process.
+        compute: where.
+        remedy: what the error about a bad video says to do.
 
     Returns:
         (len(items), E) or (len(items), T, E) float32, the same on every process; rows of dropped videos are zero.
@@ -56,7 +59,7 @@ def embed_items(
     ) as progress:
         for batch, bad in loader:
             if bad and not dataset.drop_bad:
-                bad[0].raise_error(LEAVE_OUT_BAD)
+                bad[0].raise_error(remedy)
             failed += [(dataset.sample_of(item.index).video_id, item.reason) for item in bad]
             if batch is not None:
                 batch = batch.to(processes.device)
@@ -95,8 +98,12 @@ def gather_strided(rows: list[Tensor], total: int, processes: Processes) -> np.n
     return joined
 
 
-def check_searchable(model: VideoTextModel) -> None:
+def check_searchable(model: VideoTextModel, remedy: str) -> None:
     """Refuse what needs embeddings that say something by themselves.
+
+    Args:
+        model: that made them.
+        remedy: what to do instead.
 
     Raises:
         UserError: if the model's head scores pairs.
@@ -104,7 +111,7 @@ def check_searchable(model: VideoTextModel) -> None:
     if not model.head.is_product:
         raise UserError(
             "this model scores each pair of a text and a video: it has no embeddings that could be saved and searched. "
-            "Leave --save_features out, or train with a head that compares embeddings (such as --sim_header meanP)"
+            f"{remedy} a head that compares embeddings, such as --sim_header meanP"
         )
 
 
@@ -120,15 +127,17 @@ def score_pairs(model: VideoTextModel, text: np.ndarray, video: np.ndarray, comp
         (N, M) float32, the same on every process.
     """
     processes = compute.processes
-    dtype = compute.precision.dtype
-    videos = torch.from_numpy(video).to(processes.device, dtype)
+    device, dtype = processes.device, compute.precision.dtype
     mine = torch.from_numpy(text[processes.rank :: processes.world_size])
-    size = max(1, PAIRS // len(video))
+    size = max(1, PAIRS // len(video))  # texts at a time
+    videos = torch.from_numpy(video).split(PAIRS)
     rows = []
     with Progress(
         -(-len(mine) // size), "scoring pairs", "block", "blocks", say=logger.info, shown=processes.is_main, leave=False
     ) as progress:
         for block in mine.split(size):
-            rows.append(model.similarity(block.to(processes.device, dtype), videos).float().cpu())
+            block = block.to(device, dtype)
+            parts = [model.similarity(block, part.to(device, dtype)).float().cpu() for part in videos]
+            rows.append(torch.cat(parts, dim=1))
             progress.update()
     return gather_strided(rows, len(text), processes)

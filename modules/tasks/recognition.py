@@ -20,6 +20,7 @@ from common.errors import UserError
 from common.files import csv_text
 from dataloaders.batches import Batch
 from dataloaders.items import EvaluationDataset, TrainingDataset
+from modules.model.dropout import fold_in
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
@@ -97,7 +98,7 @@ class Predictions:
 
 
 class RecognitionTask:
-    """Recognition on one training and one test set; a `modules.training.trainer.Task`."""
+    """Recognition on one training and one test set; a `modules.tasks.base.Task`."""
 
     selection_metric = "top1"
     legend = LEGEND
@@ -156,14 +157,19 @@ class RecognitionTask:
         in_views = f", {views} views of each" if views > 1 else ""
         return f"{len(self.evaluation_set.samples):,} videos of {len(self.classes)} classes{in_views}"
 
-    def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor) -> tuple[Tensor, Tensor]:
         """Class texts (C, E) and videos (b, E)."""
         video = model.encode_video(batch.frames, batch.num_frames, keys)["embedding"]
-        return self.class_embeddings(model), video
+        numbers = torch.arange(len(self.prompts), device=step_key.device)
+        return self.class_embeddings(model, fold_in(step_key, numbers)), video
 
-    def class_embeddings(self, model: VideoTextModel) -> Tensor:
-        """One embedding a class, the mean over its prompts made unit length: (C, E)."""
-        prompts = model.encode_text(self.prompts).unflatten(0, (len(self.classes), -1))  # (C, templates, E)
+    def class_embeddings(self, model: VideoTextModel, keys: Tensor | None = None) -> Tensor:
+        """One embedding a class, the mean over its prompts, made unit length if the head needs it: (C, E).
+
+        Args:
+            keys: (C · templates,) int64, what dropout is drawn from; in training only.
+        """
+        prompts = model.encode_text(self.prompts, keys).unflatten(0, (len(self.classes), -1))  # (C, templates, E)
         return model.mean_text(prompts)
 
     def loss(
@@ -181,7 +187,7 @@ class RecognitionTask:
             UserError: if the model's head scores pairs.
         """
         if self.save_features is not None:
-            check_searchable(model)
+            check_searchable(model, "Leave --save_features out, or train with")
 
     def evaluate(self, model: VideoTextModel, compute: Compute) -> dict[str, float]:
         """Top-1, top-5 and mean class accuracy."""

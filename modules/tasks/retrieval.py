@@ -50,7 +50,7 @@ class Embeddings:
 
 
 class RetrievalTask:
-    """Retrieval on one training and one evaluation set; a `modules.training.trainer.Task`."""
+    """Retrieval on one training and one evaluation set; a `modules.tasks.base.Task`."""
 
     selection_metric = "t2v_R1"
     legend = LEGEND
@@ -106,7 +106,7 @@ class RetrievalTask:
         samples = self.evaluation_set.samples
         return f"{len(samples):,} texts and {len({sample.video_id for sample in samples}):,} videos"
 
-    def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor) -> tuple[Tensor, Tensor]:
         """Captions and videos of a batch: (b, E) each."""
         video = model.encode_video(batch.frames, batch.num_frames, keys)["embedding"]
         return model.encode_text(batch.captions, keys), video
@@ -130,7 +130,7 @@ class RetrievalTask:
             UserError: if the model's head scores pairs.
         """
         if self.save_features is not None:
-            check_searchable(model)
+            check_searchable(model, "Leave --save_features out, or train with")
 
     def evaluate(self, model: VideoTextModel, compute: Compute) -> dict[str, float]:
         """R@1, R@5, R@10, median and mean rank in both directions."""

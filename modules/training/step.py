@@ -67,6 +67,7 @@ class Step:
         self.model = model
         self.task = task
         self.compute = compute
+        self.lr = lr
         self.max_grad_norm = max_grad_norm
         self.parameters = [p for _, p in model.trainable_parameters()]
         self.buffers = dict(model.trained_buffers())
@@ -77,8 +78,8 @@ class Step:
 
     @property
     def rate(self) -> float:
-        """The learning rate of the step to come."""
-        return self.scheduler.get_last_lr()[0]
+        """The learning rate of the step to come, for parameters whose factor is 1."""
+        return self.lr * self.scheduler.lr_lambdas[0](self.scheduler.last_epoch)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of the last finished step: a signal may come in the middle of one."""
@@ -97,13 +98,15 @@ class Step:
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
 
-    def differentiate(self, batch: Batch, keys: Tensor) -> Gradient:
+    def differentiate(self, batch: Batch, keys: Tensor, step_key: Tensor) -> Gradient:
         """Leave the gradient of the global batch's loss in the parameters, clipped.
 
         Args:
             batch: this rank's share, on the device.
-            keys: (b,) int64, what dropout is drawn from.
+            keys: (b,) int64, what dropout is drawn from, a key a sample.
+            step_key: (1,) int64, the same on every rank.
         """
+        keys = keys, step_key
         loss = self._loss(batch, keys, self.compute.precision.autocast())
         if not torch.isfinite(loss):
             return Gradient(loss.item(), math.nan, Outcome.LOSS_NOT_FINITE)
@@ -138,11 +141,11 @@ class Step:
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
             self.scheduler.step()
 
-    def _loss(self, batch: Batch, keys: Tensor, precision: contextlib.AbstractContextManager) -> Tensor:
+    def _loss(self, batch: Batch, keys: tuple[Tensor, Tensor], precision: contextlib.AbstractContextManager) -> Tensor:
         """The loss of the global batch, of which this is the rank's share; the encoders run within `precision`."""
         with precision:
-            text, video = self.task.encode(self.model, batch, keys)
-        return self.task.loss(self.model, text, video, batch, keys, self.compute.processes)
+            text, video = self.task.encode(self.model, batch, *keys)
+        return self.task.loss(self.model, text, video, batch, keys[0], self.compute.processes)
 
     def _clip_gradients(self) -> Tensor:
         """Scale the gradients down to the largest norm allowed, and return the norm they had; 0 allows any."""
@@ -153,7 +156,7 @@ class Step:
     def _gradient_norm(self) -> Tensor:
         return torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
 
-    def _is_finite_in_fp32(self, batch: Batch, keys: Tensor) -> bool:
+    def _is_finite_in_fp32(self, batch: Batch, keys: tuple[Tensor, Tensor]) -> bool:
         """Whether the gradient of a batch is finite where fp16 and the loss scale have no part in it.
 
         Leaves that gradient in the parameters; the scaler remembers that the step is to be left out.

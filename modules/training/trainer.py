@@ -366,7 +366,7 @@ class Trainer:
         Raises:
             FloatingPointError: if it or the loss is not finite and that is not to be left out.
         """
-        gradient = self.step.differentiate(batch.to(self.processes.device), self._dropout_keys(batch))
+        gradient = self.step.differentiate(batch.to(self.processes.device), *self._dropout_keys(batch))
         if gradient.outcome is Outcome.LOSS_NOT_FINITE:
             self._report_not_finite("loss", gradient.loss, batch)
         elif gradient.outcome is Outcome.GRADIENT_NOT_FINITE:
@@ -388,11 +388,12 @@ class Trainer:
         if self.processes.is_main:
             logger.warning("%s; the step is left out", message)
 
-    def _dropout_keys(self, batch: Batch) -> Tensor:
-        """One key a sample, a function of the seed, the step and the sample: (b,) int64."""
+    def _dropout_keys(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A key a sample, a function of the seed, the step and the sample, and one of the step: (b,), (1,) int64."""
         step = self.position.step
         keys = [derive_seed(self.settings.seed, "dropout", step, index) for index in batch.indices.tolist()]
-        return torch.tensor(keys, device=self.processes.device)
+        of_step = [derive_seed(self.settings.seed, "dropout of step", step)]
+        return torch.tensor(keys, device=self.processes.device), torch.tensor(of_step, device=self.processes.device)
 
     def _advance(self, seconds: float, outcome: Outcome, bad_videos: int) -> None:
         position = self.position

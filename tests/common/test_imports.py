@@ -136,3 +136,27 @@ def test_a_circle_is_found(tmp_path):
     assert circle[0] == circle[-1] and set(circle) == {"dataloaders", "dataloaders.video", "modules.model"}
     following = dict(pairwise(circle))
     assert following["dataloaders"] == "dataloaders.video"
+
+
+# each imports of those before it alone
+STACK = (
+    {"common", "modules.kernels"},
+    {"dataloaders.video"},
+    {"dataloaders"},
+    {"dataloaders.datasets", "modules.clip"},
+    {"modules.model", "modules.runtime"},
+    {"modules.methods", "modules.tasks"},
+    {"modules.training"},
+    {"modules.program"},
+    {"preprocess", "main programs"},
+    {"scripts"},
+)
+
+
+def test_folders_stand_on_those_below_them():
+    graph, below = folders_imported(), {"modules"}  # whose own __init__.py imports nothing
+    for level in STACK:
+        for folder in level:
+            assert graph[folder] <= below, f"{folder} imports {graph[folder] - below}"
+        below |= level
+    assert {folder for folder in graph if not folder.startswith("tests")} <= below

@@ -8,6 +8,11 @@ from helpers.tiny import make_tiny_clip, random_videos
 from modules.methods import METHODS
 from modules.methods.video.clip4clip import HEADERS, Clip4ClipSettings, TightTransformer
 from modules.program.build import build_model
+from modules.runtime.compute import Compute
+from modules.runtime.precision import Precision
+from modules.runtime.processes import Processes
+from modules.tasks import embedding
+from modules.training.step import Step
 
 T = 5
 IN_CLIP = 123_540_993 - 1  # without the scale of similarities
@@ -125,3 +130,21 @@ def test_the_trained_scale_does_not_grow_above_clips():
     assert model.head.scale.item() == pytest.approx(100)
     model.head.scale.backward()
     assert model.head.log_scale.grad > 0
+
+
+def test_pairs_are_scored_in_blocks_of_texts_and_of_videos(monkeypatch):
+    model = make("tightTransf").eval()
+    text, video = torch.randn(5, 16).numpy(), torch.randn(7, T, 16).numpy()
+    compute = Compute(Processes(0, 1, torch.device("cpu")), Precision("fp32", torch.device("cpu")))
+    expected = model.similarity(torch.from_numpy(text), torch.from_numpy(video)).detach()
+    sizes = []
+    monkeypatch.setattr(embedding, "PAIRS", 3)
+    model.head.register_forward_hook(lambda _, args, out: sizes.append(out.numel()))
+    torch.testing.assert_close(torch.from_numpy(embedding.score_pairs(model, text, video, compute)), expected)
+    assert max(sizes) == 3 and len(sizes) == 5 * 3
+
+
+def test_the_rate_that_is_logged_is_that_of_new_modules():
+    step = Step(make("seqTransf"), None, Compute(None, Precision("fp32", torch.device("cpu"))), 1e-4, 0.2, 1.0, 10, 0.5)
+    assert step.rate == pytest.approx(1e-4 / 5)
+    assert sorted(group["lr"] for group in step.optimizer.param_groups) == pytest.approx([2e-8, 2e-8, 2e-5, 2e-5])

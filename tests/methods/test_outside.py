@@ -48,11 +48,10 @@ METHODS["lora"] = Method("low-rank changes of all weights", LoraSettings, build,
 
 
 @pytest.fixture
-def lora(monkeypatch):
-    monkeypatch.setattr("modules.methods.METHODS", METHODS)
+def lora():
     exec(compile(LORA, "lora.py", "exec"), {"__name__": "lora_of_a_test"})
     yield
-    del METHODS["lora"]
+    METHODS.pop("lora", None)
 
 
 def test_lora_in_forty_lines_trains_and_is_evaluated(tiny_run, tmp_path, lora):

@@ -1,11 +1,14 @@
 """VoP(F+C): what trains, and that its prompts are what was added."""
 
+from dataclasses import replace
+
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 
 from common.errors import UserError
-from helpers.tiny import make_tiny_clip, random_videos
+from helpers.tiny import TINY_CONFIG, make_tiny_clip, random_videos
 from modules.methods.prompts.vop import VopSettings
 from modules.program.build import build_model
 
@@ -34,12 +37,54 @@ def test_padding_and_neighbours_change_nothing_and_order_does():
     other = videos.clone()
     other[1, 2:] = 7  # padding
     torch.testing.assert_close(model.encode_video(other, num_frames)["embedding"], together)
-    order = torch.tensor([2, 0, 1])
-    torch.testing.assert_close(model.encode_video(videos[order], num_frames[order])["embedding"], together[order])
+    for i in range(3):
+        alone = model.encode_video(videos[i : i + 1], num_frames[i : i + 1])["embedding"]
+        torch.testing.assert_close(alone[0], together[i])
     swapped = model.encode_video(videos[:, [1, 0, *range(2, T)]], num_frames)["embedding"]
     assert (swapped - together).abs().amax(1).min() > 1e-6
     with pytest.raises(UserError, match="expected 5, found 4"):
         model.encode_video(videos[:, :4], num_frames.clamp(max=4))
+
+
+def attend(block, tokens, extra):
+    """A block over tokens (N, D), with prompts (K, D) whose outputs are dropped."""
+    return block(torch.cat([tokens, extra])[None])[0, : len(tokens)]
+
+
+def test_the_image_tower_is_what_the_equations_say_frame_by_frame():
+    model = (
+        build_model("vop", VopSettings(**TINY | {"num_joint_layers": 2}), make_deep_clip(), T, 12, 0).double().eval()
+    )
+    prompting, tower = model.video_encoder.prompting, model.video_encoder.tower
+    with torch.no_grad():
+        for parameter in (prompting.learned, prompting.joint, prompting.positions):
+            parameter += torch.randn_like(parameter)
+        videos, num_frames = random_videos(2, T), torch.tensor([T, 3])
+        found = model.encode_video(videos, num_frames)["embedding"]
+        for video, n, got in zip(videos, num_frames, found, strict=True):
+            cls, patches = tower.embed(tower.normalize(video[:n]))
+            frames = [torch.cat([cls[None], patches[t]]) for t in range(n)]  # of (1 + P, D)
+            for layer in (0, 1):
+                made = prompting.context(torch.stack([f[0] for f in frames])[None], torch.ones(1, n, dtype=torch.bool))[
+                    0
+                ]
+                learned = prompting.learned[layer]
+                learned = tower.ln_pre(learned) if layer == 0 else learned
+                frames = [attend(tower.blocks[layer], f, torch.cat([learned, made[t]])) for t, f in enumerate(frames)]
+            frames = [f + prompting.positions[t] for t, f in enumerate(frames)]
+            tokens = torch.cat(frames)
+            for layer in (2, 3):
+                tokens = attend(tower.blocks[layer], tokens, prompting.joint[layer - 2])
+            of_frames = F.normalize(tower.project(tokens[:: 1 + tower.num_patches]), dim=-1)
+            torch.testing.assert_close(got, F.normalize(of_frames.mean(0), dim=-1))
+
+
+def make_deep_clip():
+    """A tiny CLIP of four layers."""
+    torch.manual_seed(0)
+    config = TINY_CONFIG | {"vision_cfg": TINY_CONFIG["vision_cfg"] | {"layers": 4}}
+    tiny = make_tiny_clip()
+    return replace(tiny, model=open_clip.CLIP(**config).eval())
 
 
 def test_a_frames_prompts_are_made_of_all_frames_class_tokens():

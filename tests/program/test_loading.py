@@ -1,17 +1,22 @@
 """A run that loads by itself: the model that was trained, and the embeddings that its program gives."""
 
 import logging
+import shutil
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
 from common.errors import UserError
+from common.settings import setting
 from dataloaders.video.decoding import BadVideoError
 from helpers.flags import path_of
 from helpers.paths import shared_data
 from helpers.runs import checkpoint, run
 from helpers.tiny import TINY_TRAINING, make_tiny_clip, save_clip_folder
+from modules.methods import METHODS
+from modules.methods.stop.stop import StopSettings
 from modules.program.loading import load_run
 
 
@@ -60,6 +65,8 @@ def test_bad_videos_are_named_and_skipped_only_where_asked(trained, videos, tmp_
     for bad in (broken, tmp_path / "none.mp4"):
         with pytest.raises(BadVideoError, match=bad.name):
             loaded.embed_videos([videos[0], bad], num_workers=0)
+    with pytest.raises(BadVideoError, match='give on_bad="skip"'):
+        loaded.embed_videos(broken, num_workers=0)
     logging.getLogger("stop").propagate = True
     with caplog.at_level(logging.WARNING):
         rows = loaded.embed_videos(paths, on_bad="skip", num_workers=0)
@@ -83,11 +90,55 @@ def test_a_clip_that_has_moved_is_given_and_another_is_refused(tiny_run, trained
         load_run(trained, clip=other)
 
 
-def test_a_checkpoint_without_a_setting_has_its_former_value(trained, tmp_path, monkeypatch):
-    content = checkpoint(trained, "best.pt")
-    del content["identity"]["epsilon"], content["pretrained_dir"]
-    torch.save(content, tmp_path / "best.pt")
-    assert load_run(tmp_path, clip=make_tiny_clip()).settings.epsilon == 0.005
+@dataclass(frozen=True)
+class LaterSettings(StopSettings):
+    """STOP's, and one that there was not when the checkpoint was made."""
+
+    later: str = setting("new", "what is done since", ("old", "new"), former="old")
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """STOP with a setting more; what it was when a model was built."""
+    built = []
+
+    def build(clip, settings, *sizes):
+        built.append(settings.later)
+        return METHODS["zero_shot_of_later"].build(clip, settings, *sizes)
+
+    monkeypatch.setitem(METHODS, "zero_shot_of_later", METHODS["stop"])
+    monkeypatch.setitem(METHODS, "stop", replace(METHODS["stop"], settings=LaterSettings, build=build))
+    return built
+
+
+def test_a_checkpoint_that_lacks_a_setting_is_read_with_its_former_value(tiny_run, trained, tmp_path, later, capsys):
+    assert load_run(trained).settings.later == "old"
+    flags = ["--do_eval", "--init_model", str(trained)]
+    assert run(tiny_run, tmp_path / "eval", *flags) == 0
+    assert later == ["old", "old"]
+    assert run(tiny_run, tmp_path / "eval", *flags, "--later", "new") == 1
+    assert "--later new, trained with old" in capsys.readouterr().err
+    # a training goes on as it was, and with the new default only if it is told so
+    copied = shutil.copytree(trained, tmp_path / "copy")
+    assert run(tiny_run, copied, *TINY_TRAINING, "--later", "old") == 0
+    assert run(tiny_run, copied, *TINY_TRAINING) == 1
+    assert "later: was old, is new" in capsys.readouterr().err
+
+
+def test_two_runs_on_one_clip_do_not_change_each_other(tiny_run, videos, tmp_path):
+    flags = ["--do_train", "--method", "clip4clip", "--lr", "0.1", "--coef_lr", "1", "--epochs", "1"]
+    flags += ["--batch_size", "6"]
+    assert run(tiny_run, tmp_path, *flags) == 0
+    clip = make_tiny_clip()
+    zero_shot = load_run(method="zero_shot", clip=clip, max_frames=4, max_words=12)
+    before = zero_shot.embed_videos(videos[:2], num_workers=0)
+    state = torch.random.get_rng_state()
+    runs = [load_run(tmp_path, clip=clip) for _ in range(2)]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    tuned = [loaded.embed_videos(videos[:2], num_workers=0) for loaded in runs]
+    np.testing.assert_array_equal(*tuned)
+    np.testing.assert_array_equal(zero_shot.embed_videos(videos[:2], num_workers=0), before)
+    assert np.abs(tuned[0] - before).max() > 1e-3
 
 
 def test_what_is_no_run_is_said(tmp_path, trained):

@@ -5,8 +5,10 @@ the first layers read each frame by itself; then a trained embedding tells frame
 video as one sequence. *Context*: of the prompts in the first layers half are made of the frames' class tokens, by a
 BiLSTM over time and one linear map, which all of these layers share.
 
-What the paper leaves open [inferred]: the gradient flows through the class tokens into the BiLSTM; the frames'
-embedding starts at zero; of the first layer's prompts the learned ones go through the image tower's first norm.
+It trains 14,269,440 parameters and the frames' embedding, which the paper does not count; it states 14.12 million, and
+the 1% between is not explained. What the paper leaves open [inferred]: the gradient flows through
+the class tokens into the BiLSTM; the frames' embedding starts at zero; of the first layer's prompts the learned ones go
+through the image tower's first norm.
 """
 
 from dataclasses import dataclass
@@ -124,7 +126,7 @@ class VopText(TextPrompting):
         """Embed captions, the words at the positions behind the prompts'."""
         return TextTokens(tower.embed(ids, first=self.positions_taken), tower.ends(ids))
 
-    def before(self, tower: ClipTextTower, layer: int) -> Tensor:
+    def before(self, tower: ClipTextTower, layer: int, keys: Tensor | None) -> Tensor:
         """The prompts of a block; the first block's with their positions, as they would be embedded."""
         prompts = self.learned[layer]
         return prompts + tower.positional_embedding[1 : 1 + len(prompts)] if layer == 0 else prompts
