@@ -22,10 +22,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from common.early import say_starting
+from common.early import leave_quietly_on_ctrl_c, say_starting
 
 if __name__ == "__main__":  # here, since what follows takes seconds
     say_starting()
+    leave_quietly_on_ctrl_c()
 
 import numpy as np
 
@@ -36,7 +37,7 @@ from common.settings import at_least, setting
 from dataloaders.annotations import read_all
 from dataloaders.batches import check_num_samples
 from dataloaders.datasets import RECOGNITION
-from dataloaders.datasets.recognition.splits import RecognitionSplit
+from dataloaders.datasets.recognition.splits import LISTS, RecognitionSplit
 from dataloaders.items import EvaluationDataset, TrainingDataset, Views
 from dataloaders.samples import Sample
 from modules.program.arguments import Arguments, parse_arguments, video_settings
@@ -102,9 +103,9 @@ def read_data(arguments: Arguments) -> RecognitionData:
     if task.horizontal_flip and dataset.left_right_matters:
         raise UserError(f"--horizontal_flip: left and right are part of the labels of {arguments.datatype}")
     common = arguments.common
-    # nothing is trained on in an evaluation
-    allowed = {"training": common.allow_missing or not common.do_train, "test": common.on_bad_eval_video == "drop"}
-    split = dataset.read(arguments.data, task.split, [name for name in allowed if allowed[name]])
+    allowed = {"training": common.allow_missing, "test": common.on_bad_eval_video == "drop"}
+    lists = LISTS if common.do_train else ["test"]  # nothing is trained on in an evaluation
+    split = dataset.read(arguments.data, task.split, [name for name in allowed if allowed[name]], lists)
     sided = [text for text in split.texts if {"left", "right"} & set(text.split())]
     if task.horizontal_flip and sided:
         raise UserError(f"--horizontal_flip: left and right are part of the class {sided[0]!r}")
@@ -206,7 +207,9 @@ def write_mean(arguments: Arguments, results: Mapping[str, Mapping[str, Any]], p
     summary = {
         **{name: first[name] for name in ("dataset", "method")},
         **means,
-        "trainable_parameters": first["trainable_parameters"],
+        **{name: first[name] for name in ("trainable_parameters", "clip", "max_frames", "max_words", "precision")},
+        "texts": first["texts"],
+        "videos": sum(result["videos"] for result in results.values()),
         "seconds": round(sum(result["seconds"] for result in results.values()), 1),
         "peak_memory_mb": max(result["peak_memory_mb"] for result in results.values()),
         "splits": results,

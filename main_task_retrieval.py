@@ -3,7 +3,7 @@
 On the CPU or one GPU:
   python main_task_retrieval.py --do_train --train_csv MSRVTT_train.9k.csv --val_csv MSRVTT_JSFUSION_test.csv \\
       --data_path MSRVTT_data.json --features_path videos --expand_msrvtt_sentences --output_dir runs/msrvtt
-On four GPUs of one machine (--batch_size is the global batch: the result is the same):
+On four GPUs of one machine (--batch_size is the global batch: the same computation, up to rounding):
   python -m modules.runtime.launch --processes 4 main_task_retrieval.py --do_train …
 On two machines of four GPUs, the same line on both:
   torchrun --nnodes=2 --nproc_per_node=4 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 main_task_retrieval.py …
@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from common.early import say_starting
+from common.early import leave_quietly_on_ctrl_c, say_starting
 from dataloaders.datasets import RETRIEVAL
 
 if __name__ == "__main__":  # here, since what follows takes seconds
     say_starting()
+    leave_quietly_on_ctrl_c()
 
 from common.settings import setting
 from dataloaders.annotations import read_all

@@ -1,8 +1,11 @@
-"""The first line of a program, before it imports what takes seconds: nothing slow may be imported here."""
+"""What a program does before it imports what takes seconds: nothing slow may be imported here."""
 
 import os
+import signal
 import sys
 import time
+
+INTERRUPTED = 75  # exit code: the same command does what this one did not
 
 
 def say_starting() -> None:
@@ -10,3 +13,9 @@ def say_starting() -> None:
     if os.environ.get("RANK", "0") == "0" and not {"-h", "--help"} & set(sys.argv[1:]):
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         print(f"{now} INFO {os.path.basename(sys.argv[0])} is starting: importing torch", file=sys.stderr, flush=True)
+
+
+def leave_quietly_on_ctrl_c() -> None:
+    """Until a program takes signals itself Ctrl-C ends it without a traceback of what it was importing."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody wants it ignored
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))

@@ -35,11 +35,13 @@ class Range:
     def __contains__(self, value: float) -> bool:
         above = value > self.low or (value == self.low and not self.low_open)
         below = value < self.high or (value == self.high and not self.high_open)
-        return math.isfinite(value) and above and below
+        return above and below and value not in (math.inf, -math.inf)  # NaN is neither above nor below
 
     def __str__(self) -> str:
         if math.isinf(self.high):
             return f"{'above' if self.low_open else 'at least'} {self.low}"
+        if self.low_open:
+            return f"above {self.low} and at most {self.high}"
         return f"at least {self.low} and below {self.high}" if self.high_open else f"{self.low} to {self.high}"
 
 
@@ -48,9 +50,9 @@ def at_least(low: float) -> Range:
     return Range(low)
 
 
-def above(low: float) -> Range:
-    """All above `low`."""
-    return Range(low, low_open=True)
+def above(low: float, high: float = math.inf) -> Range:
+    """All above `low`, up to `high`."""
+    return Range(low, high, low_open=True)
 
 
 def between(low: float, high: float, high_open: bool = False) -> Range:
@@ -154,9 +156,13 @@ def from_arguments(settings: type[T], args: argparse.Namespace, defaults: Mappin
 
 
 def range_problems(*parts: Any) -> list[str]:
-    """A line for every number in some settings objects that is out of its range."""
+    """A line for every number in some settings objects that is out of its range, and for what does not fit together.
+
+    The latter is what a settings class says itself, by a method `problems` that returns such lines.
+    """
     problems = []
     for part in parts:
+        problems += part.problems() if hasattr(part, "problems") else []
         for field in dataclasses.fields(part):
             within, value = field.metadata["within"], getattr(part, field.name)
             if within is not None and value is not None and value not in within:

@@ -226,13 +226,25 @@ def reason_of_broken_pool(job: Job) -> str:
 # --- Command line -----------------------------------------------------------------------------------------
 
 
+def to_rate(text: str) -> Fraction:
+    """A rate as it is given on the command line.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        return Fraction(text)
+    except ZeroDivisionError as error:
+        raise ValueError(f"{text} divides by zero") from error
+
+
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--input_root", type=Path, required=True, help="folder of the raw videos")
     parser.add_argument("--output_root", type=Path, required=True, help="folder of the compressed videos")
-    parser.add_argument("--fps", type=Fraction, default=Fraction(3), help="frames a second: 3, 0.5 or 30000/1001 (3)")
+    parser.add_argument("--fps", type=to_rate, default=Fraction(3), help="frames a second: 3, 0.5 or 30000/1001 (3)")
     parser.add_argument("--size", type=int, default=224, help="short side in pixels, even (224)")
     parser.add_argument("--crf", type=int, default=23, help="x264 quality: 0 best, 51 worst (23)")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes (one a core)")

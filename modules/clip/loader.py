@@ -200,6 +200,7 @@ def _download(model_name: str, tag: str, cache_dir: Path | None, file_name: str 
         cache = None if cache_dir is None else str(cache_dir)
         with _hub_offline() if unknown else contextlib.nullcontext():
             model = open_clip.create_model(model_name, tag, cache_dir=cache, weights_only=True)
+            tokenizer = open_clip.get_tokenizer(model_name)  # some come from the hub, too
     except Exception as error:  # whatever the network or the hub's client raises
         advice = f" Or put {file_name} in the folder given by --pretrained_dir." if file_name else ""
         nothing_kept = isinstance(error.__context__, FileNotFoundError)  # of the hub's client, by way of open_clip
@@ -207,7 +208,7 @@ def _download(model_name: str, tag: str, cache_dir: Path | None, file_name: str 
         raise WeightsError(
             f"open_clip could not fetch {model_name} ({tag}): {reason}. Is there a network connection?{advice}"
         ) from error
-    return LoadedCLIP(model, open_clip.get_tokenizer(model_name), *_normalisation(model))
+    return LoadedCLIP(model, tokenizer, *_normalisation(model))
 
 
 def unknown_host(url: str) -> str | None:

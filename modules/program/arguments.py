@@ -73,7 +73,7 @@ class CommonSettings:
         affects_results=False,
     )
     video_time_limit: float = setting(
-        60.0, "that decoding a video may take", affects_results=False, within=above(0), metavar="SECONDS"
+        60.0, "that decoding a video may take", affects_results=False, within=above(0, 86_400), metavar="SECONDS"
     )
     decoder_errors: str = setting(
         "reject",

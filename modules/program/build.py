@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError
-from common.settings import former_settings, model_settings
+from common.settings import former_settings, model_settings, range_problems
 from modules.clip.loader import LoadedCLIP
 from modules.methods import METHODS
 from modules.model.video_text import VideoTextModel
@@ -30,8 +30,10 @@ def build_model(
         seed: of what the method initialises.
 
     Raises:
-        UserError: if the settings do not fit this CLIP.
+        UserError: if the settings do not fit this CLIP, or are out of their ranges.
     """
+    if problems := range_problems(settings):
+        raise UserError("\n".join(problems))
     torch.manual_seed(seed)
     model = METHODS[method].build(clip, settings, num_frames, max_words)
     model.note_buffers_of_clip(clip.model)

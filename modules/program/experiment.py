@@ -305,8 +305,11 @@ def check_mode(arguments: Arguments, method: Method) -> bool:
         )
     if not method.trains and common.init_model is not None:
         raise UserError(f"--method {arguments.method} has no parameters that --init_model could set")
-    in_output = common.init_model is not None and common.init_model.resolve().parent == common.output_dir.resolve()
-    if common.do_train and in_output:
+    if common.do_train and common.init_model is not None:
+        folder = find_checkpoint(common.init_model).resolve().parent
+    else:
+        folder = None
+    if folder == common.output_dir.resolve():
         raise UserError(f"--init_model {common.init_model} lies in --output_dir, which the training writes to")
     return common.do_train
 

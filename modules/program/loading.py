@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from common.settings import model_settings
+from common.settings import model_settings, range_problems
 from dataloaders.items import EvaluationDataset, VideoSettings
 from dataloaders.samples import Sample
 from dataloaders.video.decoding import BadVideoError
@@ -184,7 +184,16 @@ def load_run(
     defaults = {field.name: field.default for field in dataclasses.fields(CommonSettings)} | recipe_of(method) | trained
     clip, name = find_clip(clip, checkpoint, path, pretrained_dir, trust_weights)
     identity = {"method": method, "clip": clip_fingerprint(clip), **model_settings(settings)}  # before CLIP is changed
-    max_frames, max_words = max_frames or defaults["max_frames"], max_words or defaults["max_words"]
+    given = {name: value for name, value in (("max_frames", max_frames), ("max_words", max_words)) if value is not None}
+    lengths = CommonSettings(**{name: defaults[name] for name in ("max_frames", "max_words")} | given)
+    if problems := range_problems(lengths):
+        raise UserError("\n".join(problems))
+    max_frames, max_words = lengths.max_frames, lengths.max_words
+    for name, value in given.items():
+        if trained and value != trained[name]:
+            logger.warning(
+                "%s %s, trained with %s, which may change the accuracy: %s", name, value, trained[name], path
+            )
     with torch.random.fork_rng():  # the caller's draws are none of ours
         model = build_model(method, settings, clip, max_frames, max_words, seed=0)
     if path is not None:

@@ -2,10 +2,10 @@
 
   python -m modules.runtime.launch --processes 4 main_task_retrieval.py --do_train …
 
-The result is that of one process: --batch_size is the global batch. For several machines there is ``torchrun``, which
-follows whatever ends a run, Ctrl-C too, with tracebacks of its own and hides the exit status of processes that it was
-told to stop. Here the processes' errors are shown when all of them have ended and their progress bars are gone, then a
-line about a process that a signal killed, which could not say so itself, and nothing more.
+The computation is that of one process, up to rounding: --batch_size is the global batch. For several machines there is
+``torchrun``, which follows whatever ends a run, Ctrl-C too, with tracebacks of its own and hides the exit status of
+processes that it was told to stop. Here the processes' errors are shown when all of them have ended and their progress
+bars are gone, then a line about a process that a signal killed, which could not say so itself, and nothing more.
 
 The exit status is 0, that of the process that failed first, 128 + n if signal n killed it, or, after SIGTERM or SIGINT,
 `modules.runtime.interruption.EXIT_CODE`: the same command continues.

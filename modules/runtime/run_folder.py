@@ -55,7 +55,7 @@ class RunFolder:
         self._board = None
         self._first_step: int | None = None  # of this process's part of the run; None for the whole
         if is_main:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path, "--output_dir")
 
     def start_logging(self) -> None:
         """Send the log to ``log.txt`` and the terminal; of other processes warnings to this and errors to both."""
@@ -307,6 +307,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"model", "method", "identity"} <= content.keys():
         raise UserError(f"{path} is not a checkpoint of this program: expected entries 'model', 'method', 'identity'")
     return content
+
+
+def make_folder(path: Path, flag: str) -> None:
+    """Make a folder that a flag names, if it is not there, where something can be written to.
+
+    Raises:
+        UserError: if it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(f"[Errno 13] Permission denied: '{path}'")
+    except OSError as error:
+        raise UserError(f"{flag} {path}: not a folder that can be written to ({error})") from error
 
 
 def git_commit() -> str | None:

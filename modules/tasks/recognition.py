@@ -24,7 +24,7 @@ from modules.model.dropout import fold_in
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
-from modules.runtime.run_folder import RunFolder
+from modules.runtime.run_folder import RunFolder, make_folder
 from modules.tasks.embedding import check_searchable, embed_items, score_pairs
 from modules.tasks.metrics import DECIMALS, percent
 
@@ -188,6 +188,7 @@ class RecognitionTask:
         """
         if self.save_features is not None:
             check_searchable(model, "Leave --save_features out, or train with")
+            make_folder(self.save_features, "--save_features")
 
     def evaluate(self, model: VideoTextModel, compute: Compute) -> dict[str, float]:
         """Top-1, top-5 and mean class accuracy."""

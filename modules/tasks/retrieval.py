@@ -14,7 +14,7 @@ from dataloaders.items import EvaluationDataset, TrainingDataset
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
-from modules.runtime.run_folder import RunFolder
+from modules.runtime.run_folder import RunFolder, make_folder
 from modules.tasks.embedding import check_searchable, embed_items, gather_strided, score_pairs
 from modules.tasks.losses import same_video_or_caption, symmetric_contrastive_loss
 from modules.tasks.metrics import LEGEND, retrieval_metrics, retrieval_metrics_of_embeddings
@@ -131,6 +131,7 @@ class RetrievalTask:
         """
         if self.save_features is not None:
             check_searchable(model, "Leave --save_features out, or train with")
+            make_folder(self.save_features, "--save_features")
 
     def evaluate(self, model: VideoTextModel, compute: Compute) -> dict[str, float]:
         """R@1, R@5, R@10, median and mean rank in both directions."""

@@ -99,6 +99,18 @@ def test_everything_out_of_range_is_in_one_message_and_nothing_has_started(tiny_
     assert not (tmp_path / "run").exists()
 
 
+def test_what_does_not_fit_together_is_in_the_same_message(tiny_run, tmp_path, capsys):
+    flags = ["--do_train", "--lr", "-1", "--temporal_width", "65", "--video_time_limit", "1e10"]
+    assert main_task_retrieval.main([*tiny_run, *flags, "--output_dir", str(tmp_path / "run")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert sorted(line.split()[0] for line in lines) == ["--lr", "--temporal_width", "--video_time_limit"]
+    assert "2 heads, found 65" in str(lines) and "above 0 and at most 86400" in str(lines)
+    assert not (tmp_path / "run").exists()
+    flags = ["--do_train", "--method", "vop", "--num_prompts", "2", "--num_context_prompts", "3"]
+    assert main_task_retrieval.main([*tiny_run, *flags, "--output_dir", str(tmp_path / "run")]) == 1
+    assert "--num_context_prompts 3 is more than --num_prompts 2" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flag", "value"), [*OUT_OF_RANGE.items(), ("--shots", "-1"), ("--num_clips", "0")], ids=lambda part: part
 )

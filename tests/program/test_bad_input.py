@@ -319,6 +319,7 @@ def test_frames_where_the_decoder_reports_errors_can_be_kept(own_videos, tmp_pat
     assert "--video_time_limit" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_bad_video_in_one_of_two_processes_is_recorded_once(own_videos, tmp_path):
     flags, folder = own_videos
     spoil(folder, train_ids(flags)[5])

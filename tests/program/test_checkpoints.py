@@ -218,3 +218,21 @@ def test_max_grad_norm_0_does_not_clip(tiny_run, tmp_path):
     first = checkpoint(tmp_path / "0")["optimizer"]["state"][0]["exp_avg"]
     clipped = checkpoint(tmp_path / "1e-3")["optimizer"]["state"][0]["exp_avg"]
     assert first.abs().max() > 10 * clipped.abs().max()
+
+
+def test_a_checkpoint_is_also_found_by_its_folder(tiny_run, tmp_path, capsys):
+    assert run(tiny_run, tmp_path / "train", *TINY_TRAINING) == 0
+    assert run(tiny_run, tmp_path / "eval", "--do_eval", "--init_model", str(tmp_path / "train")) == 0
+    again = ["--init_model", str(tmp_path / "train"), "--resume", "never"]
+    assert run(tiny_run, tmp_path / "train", *TINY_TRAINING, *again) == 1
+    assert "lies in --output_dir" in capsys.readouterr().err
+    assert (tmp_path / "train" / "best.pt").exists()
+
+
+def test_folders_that_cannot_be_written_to_are_said_before_anything_is_computed(tiny_run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run(tiny_run, tmp_path / "file", *TINY_TRAINING) == 1
+    assert "--output_dir" in capsys.readouterr().err
+    assert run(tiny_run, tmp_path / "run", *TINY_TRAINING, "--save_features", str(tmp_path / "file")) == 1
+    assert "--save_features" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "last.pt").exists()

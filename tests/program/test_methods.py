@@ -28,7 +28,14 @@ FLAGS = {
 }
 
 
-@pytest.fixture(scope="module", params=list(FLAGS))
+# each method takes some seconds: one of the frozen ones, and the one whose head scores pairs, stand for all
+FAST = ("vop", "tightTransf")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in FLAGS],
+)
 def name(request):
     return request.param
 

@@ -17,6 +17,7 @@ from dataloaders.items import EvaluationDataset, TrainingDataset, VideoSettings,
 from dataloaders.samples import Sample
 from dataloaders.video.preprocessing import resize_and_crop
 from dataloaders.video.sampling import sample_frame_indices
+from helpers.flags import path_of, with_value
 from helpers.launching import torchrun
 from helpers.runs import checkpoint, lines, rows_of
 from helpers.tiny import TINY_TRAINING
@@ -88,6 +89,7 @@ def test_the_log_says_what_is_evaluated_and_what_the_metrics_mean(tiny_recogniti
     assert "WARNING 2 of 2 class prompts were cut to 5 tokens" in log
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(tiny_recognition, trained, tmp_path):
     flags = [*TINY_TRAINING, "--save_features", str(tmp_path / "features")]
     result = torchrun(2, tiny_recognition, tmp_path, *flags, program="main_task_recognition.py")
@@ -149,6 +151,7 @@ def test_split_mean_runs_the_three_and_reports_their_mean(tiny_recognition, tmp_
     tested = [{row["video"] for row in rows_of(tmp_path / f"split{k}" / "predictions.csv")} for k in (1, 2, 3)]
     assert all(len(videos) == 6 for videos in tested) and len(set.union(*tested)) == 18
     assert (tmp_path / "features" / "split2" / "video.npy").exists()
+    assert (results["max_frames"], results["precision"], results["videos"]) == (4, "fp32", 18)
     assert results["seconds"] > 0 and "mean over splits 1, 2, 3" in (tmp_path / "log.txt").read_text()
     # the same command again finds all of it done; an evaluation of the three checkpoints gives the same
     assert run(tiny_recognition, tmp_path, *flags) == 0
@@ -328,3 +331,21 @@ def test_the_views_of_a_video_follow_each_other(tiny_files):
     assert len(dataset) == 4
     first, second, again = (dataset.read(i).frames for i in (0, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, second)
+
+
+def test_an_evaluation_needs_no_training_videos(tiny_recognition, tmp_path, capsys):
+    everything = path_of(tiny_recognition, "--features_path")
+    listed = {video.stem for video in everything.iterdir()}
+    trained = tmp_path / "trained"
+    assert run(tiny_recognition, trained, *TINY_TRAINING, "--epochs", "1") == 0
+    tested = {row["video"] for row in rows_of(trained / "predictions.csv")}
+    (tmp_path / "videos").mkdir()
+    for video in everything.iterdir():
+        if any(name.endswith(video.stem) for name in tested):
+            (tmp_path / "videos" / video.name).write_bytes(video.read_bytes())
+    flags = with_value(tiny_recognition, "--features_path", tmp_path / "videos")
+    assert len(list((tmp_path / "videos").iterdir())) < len(listed)
+    assert run(flags, tmp_path / "eval", "--do_eval", "--init_model", str(trained)) == 0
+    assert not (tmp_path / "eval" / "missing_videos.csv").exists()
+    assert run(flags, tmp_path / "train", *TINY_TRAINING) == 1
+    assert "no video file" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def test_kill_9_and_the_same_command_again_give_the_same_bits(tiny_run, long_run
     finish_and_compare(tiny_run, tmp_path, long_run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_leaves_with_a_code_of_its_own(tiny_run, long_run, tmp_path, number):
     process = start_training(tiny_run, tmp_path, *LONG, "--num_thread_reader", "2")
     wait_for(lambda: len(logged_steps(tmp_path)) >= 10, process)

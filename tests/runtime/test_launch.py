@@ -13,7 +13,7 @@ import torch
 
 from helpers.faults import failing, spoil
 from helpers.flags import path_of, train_ids, with_value
-from helpers.launching import ENVIRONMENT, start, wait_for
+from helpers.launching import ENVIRONMENT, start, start_training, wait_for
 from helpers.paths import ROOT
 from helpers.runs import lines, logged_steps, run
 from helpers.tiny import TINY_TRAINING
@@ -124,6 +124,15 @@ def test_ctrl_c_before_the_program_listens_is_quiet(tiny_run, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     status, screen = finished(process, 20)
     assert (status, screen) == (EXIT_CODE, [])
+
+
+def test_ctrl_c_while_a_program_is_starting_is_quiet(tiny_run, tmp_path):
+    process = start_training(tiny_run, tmp_path / "run", *TINY_TRAINING)
+    assert "is starting" in process.stdout.readline()
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[0] == ""
+    assert process.returncode == EXIT_CODE
 
 
 @pytest.mark.parametrize(

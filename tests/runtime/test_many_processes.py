@@ -99,6 +99,7 @@ def test_the_evaluation_counts_each_item_once(runs):
         assert metrics[0] == metrics[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", ["raise ValueError('only of this process')", "os.kill(os.getpid(), 9)"])
 def test_a_process_that_fails_ends_the_others_with_its_own_message(tiny_run, tmp_path, body):
     finished = torchrun(2, tiny_run, tmp_path / "run", *SHARED, PYTHONPATH=failing(tmp_path, body))

@@ -44,10 +44,12 @@ def test_a_dataset(tiny_run, tmp_path, monkeypatch, capsys):
         with (tmp_path / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["pair", "video_id", "text"], *rows])
     flags = without(tiny_run, "--val_csv", "--train_csv", "--data_path")
-    files = ["--train_pairs", str(tmp_path / "train.csv"), "--test_pairs", str(tmp_path / "test.csv")]
+    files = ["--training_pairs", str(tmp_path / "train.csv"), "--evaluation_pairs", str(tmp_path / "test.csv")]
     flags += ["--datatype", "pairs", "--method", "zero_shot", "--do_eval", *files]
     assert run(flags, tmp_path / "out") == 0
     assert results(tmp_path / "out")["texts"] == 6
-    (tmp_path / "test.csv").write_text("pair,video_id,text\n1,nowhere,\n")
+    with (tmp_path / "test.csv").open("a") as file:
+        file.write("one more,nowhere,\n")
     assert run(flags, tmp_path / "again") == 1
-    assert "empty text" in (message := capsys.readouterr().err) and "nowhere" in message
+    message = capsys.readouterr().err
+    assert "empty text" in message and "nowhere" in message and "--on_bad_eval_video drop" in message

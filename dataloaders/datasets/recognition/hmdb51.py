@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dataloaders.annotations import list_folder, raise_if_problems
 from dataloaders.datasets.recognition.splits import (
+    LISTS,
     ListedVideo,
     RecognitionSplit,
     build_split,
@@ -34,7 +35,11 @@ REMEDY = (
 
 
 def read_split(
-    split_dir: str | Path, features_path: str | Path | PackIndex, split: str, allow_missing: Collection[str] = ()
+    split_dir: str | Path,
+    features_path: str | Path | PackIndex,
+    split: str,
+    allow_missing: Collection[str] = (),
+    lists: Collection[str] = LISTS,
 ) -> RecognitionSplit:
     """Split "1", "2" or "3" of HMDB51; `sample_id` is `<class>/<file without suffix>`.
 
@@ -64,7 +69,9 @@ def read_split(
     if not problems:
         problems += [f"no video has mark {mark} in any file" for mark in (TRAIN, TEST) if not listed[mark]]
     videos = VideoFiles(features_path, classes, ignore_case=True)
-    result, split_problems, remedies = build_split(classes, texts, listed[TRAIN], listed[TEST], videos, allow_missing)
+    result, split_problems, remedies = build_split(
+        classes, texts, listed[TRAIN], listed[TEST], videos, allow_missing, lists
+    )
     problems += split_problems
     raise_if_problems(f"HMDB51 split {split} in {split_dir}", problems, REMEDY.format(flag=videos.flag), *remedies)
     return result

@@ -15,6 +15,8 @@ from dataloaders.samples import Sample, VideoLocation
 from dataloaders.video.pack_index import PackIndex
 from dataloaders.video_files import VIDEO_SUFFIXES, VideoFiles
 
+LISTS = ("training", "test")
+
 
 @dataclass(frozen=True)
 class RecognitionSplit:
@@ -40,7 +42,8 @@ class RecognitionDataset:
     settings: a frozen dataclass of `common.settings.setting` fields; each becomes a flag.
     splits: the names that --split takes.
     read: from the settings and a name of `splits`, that split; raises AnnotationError. A third argument, by name
-    `allow_missing`, holds "training", "test" or both: the lists whose videos without a file are left out.
+    `allow_missing`, holds "training", "test" or both: the lists whose videos without a file are left out; a fourth, by
+    name `lists`, those whose videos are looked for at all: an evaluation needs no training videos.
     left_right_matters: left and right are part of a class's meaning, so frames must not be mirrored.
     recipe: the dataset's own defaults of flags, by their names without dashes: what it is customarily trained with.
     """
@@ -65,18 +68,21 @@ class SplitSettings(VideoLocation):
 
 
 def make_dataset(
-    read_split: Callable[[Path, Path | PackIndex, str, Collection[str]], RecognitionSplit],
+    read_split: Callable[[Path, Path | PackIndex, str, Collection[str], Collection[str]], RecognitionSplit],
     splits: tuple[str, ...],
     left_right_matters: bool,
     recipe: Mapping[str, Any] | None = None,
 ) -> RecognitionDataset:
     """A dataset of a folder of split files and a folder or pack of videos.
 
-    read_split: from the two, a name of `splits` and the lists that may miss files, that split. recipe: None for none.
+    read_split: from the two, a name of `splits`, the lists that may miss files and those wanted, that split.
+    recipe: None for none.
     """
 
-    def read(settings: SplitSettings, split: str, allow_missing: Collection[str] = ()) -> RecognitionSplit:
-        return read_split(settings.split_dir, settings.videos, split, allow_missing)
+    def read(
+        settings: SplitSettings, split: str, allow_missing: Collection[str] = (), lists: Collection[str] = LISTS
+    ) -> RecognitionSplit:
+        return read_split(settings.split_dir, settings.videos, split, allow_missing, lists)
 
     return RecognitionDataset(SplitSettings, splits, read, left_right_matters, recipe or {})
 
@@ -101,6 +107,7 @@ def build_split(
     test: list[ListedVideo],
     videos: VideoFiles,
     allow_missing: Collection[str] = (),
+    lists: Collection[str] = LISTS,
 ) -> tuple[RecognitionSplit, list[str], list[str]]:
     """The samples of a split, the problems that no single line of its files shows, and a sentence against some of them.
 
@@ -108,7 +115,7 @@ def build_split(
     test video in its own training list. The split is of use only where neither this nor the reader found any.
 
     allow_missing: the lists, "training" and "test", whose videos without a file are left out; that all of a list
-    are without one is a problem still.
+    are without one is a problem still. lists: of these two, those whose videos are looked for; the other is empty.
     """
     problems = [f"class {name!r} has no text" for name, text in zip(classes, texts, strict=True) if is_blank(text)]
     problems += [f"class {name!r} is not written in UTF-8" for name in classes if UNUSABLE.search(name)]
@@ -123,6 +130,8 @@ def build_split(
     samples: dict[str, list[Sample]] = {"training": [], "test": []}
     missing: list[tuple[str, str]] = []
     for name, list_name, listed in (("training", "training", train), ("test", "evaluation", test)):
+        if name not in lists:
+            continue
         places: dict[str, str] = {}
         for video in listed:
             places.setdefault(video.video_id, video.where)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dataloaders.annotations import AnnotationError, raise_if_problems, read_json, show
 from dataloaders.datasets.recognition.splits import (
+    LISTS,
     ListedVideo,
     RecognitionSplit,
     build_split,
@@ -33,7 +34,11 @@ REMEDY = (
 
 
 def read_split(
-    split_dir: str | Path, features_path: str | Path | PackIndex, split: str = "1", allow_missing: Collection[str] = ()
+    split_dir: str | Path,
+    features_path: str | Path | PackIndex,
+    split: str = "1",
+    allow_missing: Collection[str] = (),
+    lists: Collection[str] = LISTS,
 ) -> RecognitionSplit:
     """The only split of Something-Something V2; `sample_id` is the video's id.
 
@@ -50,7 +55,7 @@ def read_split(
     test, test_problems = _read_list(_find_file(folder, "validation"), classes)
     texts = tuple(to_text(name) for name in classes)
     videos = VideoFiles(features_path, ignore_case=True)
-    result, split_problems, remedies = build_split(classes, texts, train, test, videos, allow_missing)
+    result, split_problems, remedies = build_split(classes, texts, train, test, videos, allow_missing, lists)
     problems += train_problems + test_problems + split_problems
     source = f"Something-Something V2 in {split_dir}"
     raise_if_problems(source, problems, REMEDY.format(flag=videos.flag), *remedies)

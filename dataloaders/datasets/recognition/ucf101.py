@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dataloaders.annotations import raise_if_problems
 from dataloaders.datasets.recognition.splits import (
+    LISTS,
     ListedVideo,
     RecognitionSplit,
     build_split,
@@ -35,7 +36,11 @@ REMEDY = (
 
 
 def read_split(
-    split_dir: str | Path, features_path: str | Path | PackIndex, split: str, allow_missing: Collection[str] = ()
+    split_dir: str | Path,
+    features_path: str | Path | PackIndex,
+    split: str,
+    allow_missing: Collection[str] = (),
+    lists: Collection[str] = LISTS,
 ) -> RecognitionSplit:
     """Split "1", "2" or "3" of UCF101; `sample_id` is `<Class>/<file without suffix>`.
 
@@ -50,7 +55,7 @@ def read_split(
     test, test_problems = _read_list(folder / f"testlist0{split}.txt", classes, labelled=False)
     texts = tuple(to_text(name) for name in classes)
     videos = VideoFiles(features_path, classes, ignore_case=True)
-    result, split_problems, remedies = build_split(classes, texts, train, test, videos, allow_missing)
+    result, split_problems, remedies = build_split(classes, texts, train, test, videos, allow_missing, lists)
     problems += train_problems + test_problems + split_problems
     raise_if_problems(f"UCF101 split {split} in {split_dir}", problems, REMEDY.format(flag=videos.flag), *remedies)
     return result

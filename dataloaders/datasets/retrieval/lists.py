@@ -157,6 +157,6 @@ def names_of_captions(rows: list[Row], captions: Collection[str], paths: Mapping
 def one_download(dataset: str, sources: str, videos: VideoFiles, example: str) -> str:
     """What to do about problems of a list: the dataset's name, its annotation files, its videos and the name of one."""
     return (
-        f"Check that {sources} and the videos ({videos.flag}, with files such as {example}, at any depth) are those of "
-        f"one {dataset} download, complete and unpacked."
+        f"Check that {sources} and the videos ({videos.flag}, for {dataset} files such as {example}, at any depth) "
+        f"belong together; if they are those of one {dataset} download, that it is complete and unpacked."
     )

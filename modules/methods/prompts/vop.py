@@ -46,6 +46,12 @@ class VopSettings:
         4, "last layers that read the video as one sequence; those before read it frame by frame", within=at_least(0)
     )
 
+    def problems(self) -> list[str]:
+        """What does not fit together; see `common.settings.range_problems`."""
+        if self.num_context_prompts > self.num_prompts:
+            return [f"--num_context_prompts {self.num_context_prompts} is more than --num_prompts {self.num_prompts}"]
+        return []
+
 
 class VopVideo(VideoPrompting):
     """Learned and contextual prompts in the frame layers, learned ones in the joint layers."""
@@ -61,11 +67,6 @@ class VopVideo(VideoPrompting):
         if not 0 <= joint < tower.num_layers:
             raise UserError(
                 f"--num_joint_layers must be below the {tower.num_layers} layers of this CLIP, found {joint}"
-            )
-        if settings.num_context_prompts > settings.num_prompts:
-            raise UserError(
-                f"--num_context_prompts {settings.num_context_prompts} is more than --num_prompts "
-                f"{settings.num_prompts}"
             )
         self.num_frame_layers = tower.num_layers - joint
         self.num_context = settings.num_context_prompts

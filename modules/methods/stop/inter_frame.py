@@ -36,6 +36,11 @@ class InterFrameOutput:
     num_temporal_prompts: Tensor
 
 
+def num_heads(width: int) -> int:
+    """Heads of the attention in a gap: one for each 32 channels, at least one."""
+    return max(1, width // HEAD_WIDTH)
+
+
 class WithinGapAttention(nn.Module):
     """Pre-norm self-attention among the P patches of one gap, with residual.
 
@@ -44,9 +49,9 @@ class WithinGapAttention(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.num_heads = max(1, width // HEAD_WIDTH)
+        self.num_heads = num_heads(width)
         if width % self.num_heads:
-            raise UserError(f"temporal_width must be a multiple of {HEAD_WIDTH}, or less than it; found {width}")
+            raise UserError(f"--temporal_width must be a multiple of its {self.num_heads} heads, found {width}")
         self.norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width, bias=False)

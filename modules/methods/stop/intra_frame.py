@@ -116,7 +116,7 @@ class IntraFramePrompting(nn.Module):
         """
         super().__init__()
         if not 1 <= num_regions <= grid**2:
-            raise UserError(f"num_regions (N_s) must be 1 to the {grid**2} patches of a frame, found {num_regions}")
+            raise UserError(f"--num_regions (N_s) must be 1 to the {grid**2} patches of a frame, found {num_regions}")
         if not 0.0 <= alpha <= 1.0:
             raise UserError(f"alpha (α) must be in [0, 1], found {alpha}")
         self.grid = grid

@@ -15,7 +15,7 @@ from common.settings import above, at_least, between, setting
 from modules.clip.loader import LoadedCLIP
 from modules.clip.vision import ClipVisionTower
 from modules.methods.base import Method
-from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter
+from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter, num_heads
 from modules.methods.stop.intra_frame import IntraFramePrompting, SpatialPrompter
 from modules.model.dropout import fold_in
 from modules.model.heads import CosineHead
@@ -61,7 +61,9 @@ class StopSettings:
     )
     spatial_width: int = setting(64, "channels of the convolutions in P^s", within=at_least(1), metavar="WIDTH")
     spatial_hidden: int = setting(256, "width between the Linears of P^s", within=at_least(1), metavar="WIDTH")
-    temporal_width: int = setting(96, "bottleneck width of P^t", within=at_least(1), metavar="WIDTH")
+    temporal_width: int = setting(
+        96, "bottleneck width of P^t, a multiple of its heads, one for each 32", within=at_least(1), metavar="WIDTH"
+    )
     prompt_dropout: float = setting(
         0.1,
         "dropout at the end of P^s and P^t",
@@ -69,6 +71,13 @@ class StopSettings:
         within=between(0, 1, high_open=True),
         metavar="SHARE",
     )
+
+    def problems(self) -> list[str]:
+        """What does not fit together; see `common.settings.range_problems`."""
+        heads = num_heads(self.temporal_width)
+        if self.temporal_width % heads:
+            return [f"--temporal_width must be a multiple of its {heads} heads, found {self.temporal_width}"]
+        return []
 
 
 class TimeEmbedding(nn.Module):
