@@ -54,8 +54,11 @@ RUNS = ("zero_shot", "stop", "stop_shuffled")
 
 
 def toy_files(checkout):
-    """When each file of the toy world was written; an archive's end is written again whenever packing ends."""
-    files = [path for path in (checkout / "runs" / "toy").rglob("*.*") if path.suffix not in (".tar", ".csv")]
+    """When each file of the toy world was written.
+
+    But for locks, and archives, whose end is written again whenever packing ends.
+    """
+    files = [path for path in (checkout / "runs" / "toy").rglob("[!.]*.*") if path.suffix not in (".tar", ".csv")]
     return {path: path.stat().st_mtime_ns for path in files}
 
 

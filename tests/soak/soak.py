@@ -24,6 +24,7 @@ from typing import Any
 if __package__ in (None, ""):  # run as a script
     sys.path[:0] = [str(Path(__file__).resolve().parents[number]) for number in (2, 1)]  # the repository, its tests
 
+import av  # noqa: F401  # before decord, as in tests/helpers/__init__.py
 import torch
 
 from dataloaders.bad_videos import SKIPPED
