@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from dataloaders.items import EvaluationDataset
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
+from modules.runtime.run_folder import make_folder
 
 logger = logging.getLogger("stop")
 
@@ -113,6 +115,16 @@ def check_searchable(model: VideoTextModel, remedy: str) -> None:
             "this model scores each pair of a text and a video: it has no embeddings that could be saved and searched. "
             f"{remedy} a head that compares embeddings, such as --sim_header meanP"
         )
+
+
+def prepare_to_save(model: VideoTextModel, folder: Path) -> None:
+    """Make the folder that ``--save_features`` names, before anything is computed.
+
+    Raises:
+        UserError: if it cannot be made, or the model has no embeddings to save.
+    """
+    check_searchable(model, "Leave --save_features out, or train with")
+    make_folder(folder, "--save_features")
 
 
 @torch.no_grad()

@@ -24,8 +24,8 @@ from modules.model.dropout import fold_in
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
-from modules.runtime.run_folder import RunFolder, make_folder
-from modules.tasks.embedding import check_searchable, embed_items, score_pairs
+from modules.runtime.run_folder import RunFolder
+from modules.tasks.embedding import embed_items, prepare_to_save, score_pairs
 from modules.tasks.metrics import DECIMALS, percent
 
 logger = logging.getLogger("stop")
@@ -184,11 +184,10 @@ class RecognitionTask:
         """Refuse to save embeddings that cannot be searched, before anything is computed.
 
         Raises:
-            UserError: if the model's head scores pairs.
+            UserError: if the model's head scores pairs, or the folder cannot be made.
         """
         if self.save_features is not None:
-            check_searchable(model, "Leave --save_features out, or train with")
-            make_folder(self.save_features, "--save_features")
+            prepare_to_save(model, self.save_features)
 
     def evaluate(self, model: VideoTextModel, compute: Compute) -> dict[str, float]:
         """Top-1, top-5 and mean class accuracy."""

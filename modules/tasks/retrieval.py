@@ -14,8 +14,8 @@ from dataloaders.items import EvaluationDataset, TrainingDataset
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
-from modules.runtime.run_folder import RunFolder, make_folder
-from modules.tasks.embedding import check_searchable, embed_items, gather_strided, score_pairs
+from modules.runtime.run_folder import RunFolder
+from modules.tasks.embedding import embed_items, gather_strided, prepare_to_save, score_pairs
 from modules.tasks.losses import same_video_or_caption, symmetric_contrastive_loss
 from modules.tasks.metrics import LEGEND, retrieval_metrics, retrieval_metrics_of_embeddings
 
@@ -127,11 +127,10 @@ class RetrievalTask:
         """Refuse to save embeddings that cannot be searched, before anything is computed.
 
         Raises:
-            UserError: if the model's head scores pairs.
+            UserError: if the model's head scores pairs, or the folder cannot be made.
         """
         if self.save_features is not None:
-            check_searchable(model, "Leave --save_features out, or train with")
-            make_folder(self.save_features, "--save_features")
+            prepare_to_save(model, self.save_features)
 
     def evaluate(self, model: VideoTextModel, compute: Compute) -> dict[str, float]:
         """R@1, R@5, R@10, median and mean rank in both directions."""

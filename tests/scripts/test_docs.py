@@ -1,6 +1,7 @@
 """What the documentation points at exists: files, sections, flags."""
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -11,6 +12,7 @@ from helpers.registry import DATASETS, PROGRAMS
 from modules.methods import METHODS
 from modules.program.arguments import CommonSettings
 from modules.training.trainer import TrainSettings
+from scripts.demo_table import COLUMNS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LAUNCHER = {"--nproc_per_node", "--standalone", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--processes"}
@@ -84,3 +86,16 @@ def test_a_flag_that_does_not_exist_is_found(tmp_path):
     page.write_text("```bash\npython main_task_retrieval.py --do_eval --no_such \\\n  --nor_this\n```\n")
     with pytest.raises(AssertionError, match="--no_such"):
         test_flags_in_commands_exist(page)
+
+
+def test_the_readmes_demo_is_what_was_measured():
+    readme = (ROOT / "README.md").read_text()
+    measured = {
+        task: json.loads((ROOT / "docs" / "results" / f"demo_{task}.json").read_text())
+        for task in ("retrieval", "recognition")
+    }
+    for name, run in measured["retrieval"].items():
+        cells = [f"{run['results'][key]:.1f}" for _, key in COLUMNS["retrieval"]]
+        assert f"| {name} | {' | '.join(cells)} | {run['results']['trainable_parameters']:,} |" in readme
+    zero_shot, stop, shuffled = (f"{run['results']['top1']:.1f}" for run in measured["recognition"].values())
+    assert f"top-1 {zero_shot} for zero-shot, {stop} for STOP, {shuffled} with shuffled frames" in readme
