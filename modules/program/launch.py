@@ -114,7 +114,10 @@ def _trace(error: BaseException) -> str:
 def _say(message: str, processes: Processes | None) -> None:
     """Show an error, once where all processes have met the same; ``log.txt`` has it of each."""
     if processes is None or processes.world_size == 1:
-        logger.error("%s", message)
+        if logger.handlers:
+            logger.error("%s", message)
+        else:  # the log has no folder yet
+            print(message, file=sys.stderr)
         return
     processes.report_failure()
     text = f"process {processes.rank} of {processes.world_size}: {message}"
