@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 
-INTERRUPTED = 75  # exit code: the same command does what this one did not
+EXIT_CODE = 75  # of a program that was told to stop; EX_TEMPFAIL of sysexits.h: try again
 
 
 def say_starting() -> None:
@@ -18,4 +18,4 @@ def say_starting() -> None:
 def leave_quietly_on_ctrl_c() -> None:
     """Until a program takes signals itself Ctrl-C ends it without a traceback of what it was importing."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody wants it ignored
-        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+        signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_CODE))

@@ -39,7 +39,9 @@ def losses(toy: Path, folder: Path, processes: int, precision: str, seed: int) -
     command = [sys.executable, *launcher, "main_task_retrieval.py", *map(str, files), *FLAGS]
     command += ["--precision", precision, "--seed", str(seed)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL)
+    finished = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    if finished.returncode:
+        sys.exit(finished.stderr)
     entries = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return [entry["loss"] for entry in entries if entry["kind"] == "train"]
 

@@ -60,6 +60,7 @@ class Experiment:
         precision = choose_precision(arguments.train.precision, session.processes.device)
         self.compute = Compute(session.processes, precision)
         self.identity: dict[str, Any] = {}
+        self._started_from: dict[str, Any] | None = None  # what --init_model holds, from `identify` to `build_model`
         self._origin: dict[str, Any] = {}  # which checkpoint the results are of
         self._start = time.perf_counter()
 
@@ -79,7 +80,8 @@ class Experiment:
         lists = [data.samples for data in sets.values() if data is not None]
         started_from = None
         if init_model is not None:
-            started_from = tensors_fingerprint(load_checkpoint(find_checkpoint(init_model))["model"])
+            self._started_from = load_checkpoint(find_checkpoint(init_model))
+            started_from = tensors_fingerprint(self._started_from["model"])
         self.identity = {
             "method": arguments.method,
             "datatype": arguments.datatype,
@@ -114,8 +116,8 @@ class Experiment:
             *(arguments.method, model.num_trainable(), compute.precision.name, compute.processes.device),
             compute.processes.world_size,
         )
-        if common.init_model is not None:
-            checkpoint = load_checkpoint(find_checkpoint(common.init_model))
+        if self._started_from is not None:
+            checkpoint, self._started_from = self._started_from, None  # it may be as large as CLIP
             now = {"identity": self.identity, "clip_name": common.pretrained_clip_name}
             load_trained(model, checkpoint, common.init_model, now, arguments.method_settings)
             if compute.processes.is_main:

@@ -13,7 +13,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
+from common.early import EXIT_CODE
+
 PATIENCE = 5.0  # seconds for a step to finish
 LOCK_PATIENCE = 2.0  # seconds for a change of the state to finish
 LAST_RESORT = 4.0  # seconds for all that is done then

@@ -21,6 +21,7 @@ import torch
 
 from common.errors import UserError
 from common.files import write_whole
+from modules.runtime.run_folder import cpu_name, git_commit
 from scripts.benchmark import data, model
 from scripts.benchmark.model import FLOOR, ONCE, PER_LAYER, SUBJECTS, Setup
 
@@ -117,7 +118,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
 
 def machine(setup: Setup) -> dict[str, str | int | bool]:
     """Where and with what this is measured."""
-    name = torch.cuda.get_device_name() if setup.device == "cuda" else _cpu_name()
+    name = torch.cuda.get_device_name() if setup.device == "cuda" else cpu_name()
     return {
         "device": setup.device,
         "device_name": name,
@@ -129,13 +130,8 @@ def machine(setup: Setup) -> dict[str, str | int | bool]:
         "batch_size": setup.batch_size,
         "num_frames": setup.num_frames,
         "compiled": setup.compiled,
+        "git_commit": git_commit() or "unknown",
     }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
