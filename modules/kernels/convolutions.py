@@ -10,7 +10,13 @@ class DepthwiseConv3d(nn.Conv3d):
     """The 3D convolution of N^s and N^t: depthwise, 3×3×3, no bias, N(0, 1/27).
 
     Without bias, nothing in gives nothing out: where nothing changes, N^t finds no variation.
+
+    Attributes:
+        undecayed: its kernel has no weight decay: W^s and W^t do not depend on the kernel's scale, so that nothing but
+            the gradient's noise would work against a decay, and nothing is gained by one.
     """
+
+    undecayed = frozenset({"weight"})
 
     def __init__(self, width: int, time_padding: int):
         """width: C. time_padding: 1 keeps the number of frames, 0 takes off the first and the last."""

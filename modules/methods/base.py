@@ -18,6 +18,7 @@ class Method:
         build: from CLIP, the settings, the frames a video T and the words a caption, the model.
         trains: whether it has something to train; if so it cannot be evaluated without a checkpoint.
         recipe: its own defaults of flags, by name (``{"lr": 1e-4}``); a dataset's count before these.
+        changed: what this code does otherwise than the one that trained a checkpoint, in words; None for nothing.
     """
 
     summary: str
@@ -25,3 +26,4 @@ class Method:
     build: Callable[[LoadedCLIP, Any, int, int], VideoTextModel]
     trains: bool
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    changed: Callable[[Mapping[str, Any]], str | None] = lambda checkpoint: None

@@ -24,7 +24,7 @@ class VideoTokens:
         real: (B, T) bool, which frames are real and which padding.
         carried: (G, K, D), tokens that stand behind the patches in each of the scope's G sequences, as left there by a
             prompting; None for none.
-        carried_mask: (G, K) bool, which of them exist; None for all.
+        carried_mask: (G, K), which of them exist, bool, or what a scope adds to their logits as keys; None for all.
         joined: (G, N, D), the sequences of which the tensors above are views, so that a scope need not join them again;
             None once one was replaced.
     """

@@ -35,9 +35,18 @@ class JointScope:
 
     CLIP has no positions over time, so the tokens' order in the sequence makes no difference; extra tokens stand behind
     the patches, where they need no rearranging. There may be one class token, or one a frame.
+
+    In a sequence of T frames a token sees T times as many patches as in one of CLIP's pictures, and what belongs to the
+    video alone, its class token first of all, weighs the less. With `mean_of_frames` everything that belongs to a frame
+    or a gap has −log(number of real frames) added to its logit as a key, so that all frames weigh as much as one
+    picture: a still video's embedding is exactly the picture's [ours].
     """
 
     name = "joint"
+
+    def __init__(self, mean_of_frames: bool = False):
+        """mean_of_frames: see above; else the plain softmax."""
+        self.mean_of_frames = mean_of_frames
 
     def class_tokens(self, cls: Tensor, batch: int, frames: int) -> Tensor:
         """The class tokens of a batch: (D,) → (B, 1, D)."""
@@ -49,7 +58,13 @@ class JointScope:
         classes, (frames, patches) = tokens.cls.shape[1], tokens.patches.shape[1:3]
         # a padded frame's class token is masked, a video's own never
         real_cls = tokens.real if classes > 1 else torch.ones_like(tokens.real[:, :1])
-        mask = torch.cat([real_cls, tokens.real.repeat_interleave(patches, dim=1)], dim=1)
+        mask = torch.cat(
+            [
+                self.as_keys(real_cls, tokens, of_frames=classes > 1),
+                self.as_keys(tokens.real.repeat_interleave(patches, dim=1), tokens, of_frames=True),
+            ],
+            dim=1,
+        )
         if tokens.joined is None:
             own = [tokens.cls, tokens.patches.flatten(1, 2)]
             sequences = torch.cat(own if tokens.carried is None else [*own, tokens.carried], dim=1)
@@ -57,9 +72,12 @@ class JointScope:
             sequences = tokens.joined
         extra, carried_mask = None, _mask_of(tokens)
         if carried_mask is not None:
+            if tokens.carried_mask is None:
+                carried_mask = self.as_keys(carried_mask, tokens, of_frames=False)
             mask = torch.cat([mask, carried_mask], dim=1)
         if prompted.extra is not None:
             extra, extra_mask = self.arrange(prompted.extra, tokens.real)
+            extra_mask = self.as_keys(extra_mask, tokens, of_frames=prompted.extra.place != "video")
             mask = torch.cat([mask, extra_mask], dim=1)
             if prompted.carry:
                 behind = [extra_mask] if carried_mask is None else [carried_mask, extra_mask]
@@ -76,6 +94,24 @@ class JointScope:
             carried_mask,
             out,
         )
+
+    def as_keys(self, exist: Tensor, tokens: VideoTokens, of_frames: bool) -> Tensor:
+        """What the attention to some tokens is masked with: which of them exist, or what is added to their logits.
+
+        Args:
+            exist: (B, K) bool.
+            tokens: of the same videos.
+            of_frames: whether they belong to frames or gaps, or to the videos.
+
+        Returns:
+            (B, K), bool, or float with `mean_of_frames`.
+        """
+        if not self.mean_of_frames:
+            return exist
+        weight = torch.zeros(exist.shape, dtype=tokens.patches.dtype, device=exist.device)
+        if of_frames:
+            weight = weight - tokens.real.sum(1, keepdim=True).to(weight.dtype).log()
+        return weight.masked_fill(~exist, -torch.inf)
 
     def arrange(self, extra: Extra, real: Tensor) -> tuple[Tensor, Tensor]:
         """Extra tokens as each video sees them: (B, K, D) and (B, K) bool; those of padded frames are masked out."""
@@ -176,6 +212,3 @@ def _beside_each_frame(gaps: Tensor, time_axis_padding: tuple[int, ...]) -> Tens
     """Gaps −1 … T − 1, then the pair before and behind each frame: (B, T − 1, N, …) → (B·T, 2·N, …)."""
     extended = F.pad(gaps, time_axis_padding)
     return torch.cat([extended[:, :-1], extended[:, 1:]], dim=2).flatten(0, 1)
-
-
-SCOPES = {"joint": JointScope, "frame": FrameScope}

@@ -1,6 +1,7 @@
 """A model of videos and texts: what every method builds and what the trainer trains."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,20 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from modules.model.heads import Head
+
+
+class Trained(NamedTuple):
+    """How a parameter trains.
+
+    Attributes:
+        parameter: which.
+        rate: factor of the learning rate.
+        decays: whether weight decay acts on it.
+    """
+
+    parameter: nn.Parameter
+    rate: float
+    decays: bool
 
 
 class VideoTextModel(nn.Module):
@@ -66,10 +81,22 @@ class VideoTextModel(nn.Module):
         """Names and parameters of all that trains."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
-    def rate_factors(self) -> Iterator[tuple[nn.Parameter, float]]:
-        """The parameters that train, each with the factor of its learning rate."""
+    def how_parameters_train(self) -> Iterator[Trained]:
+        """The parameters that train, each with its rate and decay.
+
+        Biases and the weights of normalisations, which are those of one dimension, do not decay, nor does what a module
+        names in an attribute ``undecayed``, a set of names of its own parameters.
+        """
         factors = {id(parameter): factor for module, factor in self.rates for parameter in module.parameters()}
-        return ((parameter, factors.get(id(parameter), 1.0)) for _, parameter in self.trainable_parameters())
+        undecayed = {
+            id(parameter)
+            for module in self.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if name in getattr(module, "undecayed", ())
+        }
+        for _, parameter in self.trainable_parameters():
+            decays = parameter.ndim > 1 and id(parameter) not in undecayed
+            yield Trained(parameter, factors.get(id(parameter), 1.0), decays)
 
     def num_trainable(self) -> int:
         """How many numbers train."""

@@ -42,7 +42,7 @@ def build_model(
 
 def load_trained(
     model: VideoTextModel, checkpoint: Mapping[str, Any], path: Path, now: Mapping[str, Any], settings: Any
-) -> None:
+) -> str | None:
     """Set a model, built like the one that a checkpoint was trained in, to what was trained.
 
     Args:
@@ -50,6 +50,9 @@ def load_trained(
         checkpoint: what `path` holds.
         now: the ``identity`` of this model (at least ``method``, ``clip`` and the method's settings) and ``clip_name``.
         settings: the method's.
+
+    Returns:
+        What is computed otherwise than when it was trained, for the log; None for nothing.
 
     Raises:
         UserError: if the checkpoint is of another method, method settings or CLIP; the message lists the differences.
@@ -59,6 +62,8 @@ def load_trained(
         listed = "\n  ".join(differences)
         raise UserError(f"{path} was trained in another model; give the same settings:\n  {listed}")
     model.load_trained_state(checkpoint["model"])
+    changed = METHODS[now["identity"]["method"]].changed(checkpoint)
+    return None if changed is None else f"{path} is from before a change: {changed}"
 
 
 def find_checkpoint(source: Path) -> Path:

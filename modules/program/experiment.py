@@ -119,8 +119,10 @@ class Experiment:
         if self._started_from is not None:
             checkpoint, self._started_from = self._started_from, None  # it may be as large as CLIP
             now = {"identity": self.identity, "clip_name": common.pretrained_clip_name}
-            load_trained(model, checkpoint, common.init_model, now, arguments.method_settings)
+            changed = load_trained(model, checkpoint, common.init_model, now, arguments.method_settings)
             if compute.processes.is_main:
+                if changed is not None:
+                    logger.warning("%s", changed)
                 warn_of_other_lengths(checkpoint["identity"], self.identity, common.init_model)
         if compute.processes.is_main:
             report_cut_captions(model, task)

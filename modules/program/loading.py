@@ -197,7 +197,9 @@ def load_run(
     with torch.random.fork_rng():  # the caller's draws are none of ours
         model = build_model(method, settings, clip, max_frames, max_words, seed=0)
     if path is not None:
-        load_trained(model, checkpoint, path, {"identity": identity, "clip_name": name}, settings)
+        changed = load_trained(model, checkpoint, path, {"identity": identity, "clip_name": name}, settings)
+        if changed is not None:
+            logger.warning("%s", changed)
     compute = choose_compute(precision, trained.get("precision", "fp32"), device)
     model.to(compute.processes.device, compute.precision.dtype).eval()
     return Run(model, clip, method, settings, max_frames, max_words, compute, defaults["decoder_errors"])

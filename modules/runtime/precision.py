@@ -49,8 +49,9 @@ def choose_precision(name: str, device: torch.device) -> Precision:
             name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         else:
             name = "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
-    if name == "fp32":
-        torch.backends.cudnn.allow_tf32 = False  # its convolutions round to ten bits otherwise
+    # cuDNN's convolutions in fp32 round to ten bits otherwise; in every precision some are in fp32, such as those that
+    # regions and numbers of tokens are chosen by
+    torch.backends.cudnn.allow_tf32 = False
     return Precision(name, device)
 
 

@@ -6,27 +6,26 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from modules.model.video_text import Trained
+
 BETAS = (0.9, 0.98)
 EPS = 1e-6
 
 
-def build_optimizer(
-    parameters: Iterable[tuple[nn.Parameter, float]], lr: float, weight_decay: float
-) -> torch.optim.AdamW:
-    """AdamW over exactly the parameters given, without decay on biases and normalisations.
+def build_optimizer(parameters: Iterable[Trained], lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over exactly the parameters given.
 
     Args:
-        parameters: what trains, each with the factor of its learning rate. Those of one dimension are the biases and
-            normalisation weights.
+        parameters: what trains, and how.
         lr: peak learning rate of factor 1.
-        weight_decay: for the parameters of more than one dimension.
+        weight_decay: for the parameters that decay.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for parameter, factor in parameters:
-        groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+    for parameter, rate, decays in parameters:
+        groups.setdefault((rate, decays), []).append(parameter)
     settings = [
-        {"params": members, "lr": lr * factor, "weight_decay": weight_decay if decays else 0.0}
-        for (factor, decays), members in groups.items()
+        {"params": members, "lr": lr * rate, "weight_decay": weight_decay if decays else 0.0}
+        for (rate, decays), members in groups.items()
     ]
     return torch.optim.AdamW(settings, betas=BETAS, eps=EPS)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from dataloaders.batches import Batch
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
@@ -71,7 +72,7 @@ class Step:
         self.max_grad_norm = max_grad_norm
         self.parameters = [p for _, p in model.trainable_parameters()]
         self.buffers = dict(model.trained_buffers())
-        self.optimizer = build_optimizer(model.rate_factors(), lr, weight_decay)
+        self.optimizer = build_optimizer(model.how_parameters_train(), lr, weight_decay)
         self.scheduler = build_scheduler(self.optimizer, total_steps, warmup_proportion)
         self.scaler = compute.precision.scaler()
         self._kept_buffers = _copies(self.buffers)  # after the last finished step; a forward pass changes them
@@ -91,10 +92,20 @@ class Step:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave; other entries do not matter."""
+        """Go on from what `state` gave; other entries do not matter.
+
+        Raises:
+            UserError: if its parameters were trained in other groups, by an earlier version of this code.
+        """
         self.model.load_trained_state(state["model"])
         self._kept_buffers = _copies(self.buffers)
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise UserError(
+                "the checkpoint is of an earlier version of this code, which gave weight decay to other parameters: it "
+                "can be evaluated, and another training begin from it (--init_model), but this one not go on"
+            ) from error
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
 

@@ -160,7 +160,7 @@ def make_stop(clip: LoadedCLIP, setup: Setup, prompting: str) -> Subject:
     text = F.normalize(torch.randn(setup.batch_size, width, generator=generator), dim=-1).to(setup.device)
     parameters = [p for _, p in model.trainable_parameters()]
     # so small a rate that the slots stay filled
-    optimizer = build_optimizer([(p, 1.0) for p in parameters], lr=1e-8, weight_decay=0.2)
+    optimizer = build_optimizer(model.how_parameters_train(), lr=1e-8, weight_decay=0.2)
     if setup.compiled:
         model.video_encoder.compile(dynamic=False)
 

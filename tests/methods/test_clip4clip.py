@@ -46,7 +46,7 @@ def test_as_many_parameters_train_as_in_the_original(vit_b_32, header):
 @pytest.mark.parametrize("header", HEADERS)
 def test_what_was_in_clip_trains_at_a_smaller_rate(header):
     model = make(header)
-    factors = {id(parameter): factor for parameter, factor in model.rate_factors()}
+    factors = {id(parameter): rate for parameter, rate, _ in model.how_parameters_train()}
     for name, parameter in model.trainable_parameters():
         in_clip = ".tower." in name or name == "head.log_scale"
         assert factors[id(parameter)] == (1e-3 if in_clip else 1.0), name

@@ -613,9 +613,11 @@ def feed_forward_as_written(block, tokens):
 
 @pytest.mark.parametrize("prompting", ["per_layer", "once"])
 def test_fifty_steps_are_those_of_the_equations_as_written(prompting):
+    """In fp64: a rounding of fp32 may choose another region, and then both ways part."""
+
     def train():
         clip = make_tiny_clip()
-        model = make_stop(clip, prompting=prompting, prompt_dropout=0.0).train()
+        model = make_stop(clip, prompting=prompting, prompt_dropout=0.0).double().train()
         optimizer = torch.optim.AdamW([p for _, p in model.trainable_parameters()], lr=1e-3)
         text = model.encode_text(["a b", "c d", "e f", "g h"])
         losses = []
@@ -626,7 +628,7 @@ def test_fifty_steps_are_those_of_the_equations_as_written(prompting):
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        return torch.tensor(losses)
+        return torch.tensor(losses, dtype=torch.float64)
 
     found = train()
     with pytest.MonkeyPatch.context() as patch:
@@ -635,4 +637,4 @@ def test_fifty_steps_are_those_of_the_equations_as_written(prompting):
         patch.setattr(Block, "feed_forward_branch", feed_forward_as_written)
         expected = train()
     assert expected[-5:].mean() < expected[:5].mean() - 0.1  # it learnt something
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

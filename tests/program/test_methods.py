@@ -24,6 +24,21 @@ FLAGS = {
         name: ["--method", "clip4clip", "--sim_header", name]
         for name in ("meanP", "seqLSTM", "seqTransf", "tightTransf")
     },
+    "stop": [
+        *(
+            "--method",
+            "stop",
+            "--num_regions",
+            "3",
+            "--prompters",
+            "own",
+            "--text_prompts",
+            "2",
+            "--side_adapters",
+            "4",
+        ),
+        *("--spatial_reduce", "6", "--spatial_width", "8", "--spatial_hidden", "12", "--temporal_width", "8"),
+    ],
     "vop": ["--method", "vop", "--num_prompts", "4", "--num_context_prompts", "2", "--num_joint_layers", "1"],
 }
 
@@ -43,7 +58,7 @@ def name(request):
 @pytest.fixture(scope="module")
 def flags(name):
     # a rate at which CLIP changes visibly, too
-    return [*TRAINING, *FLAGS[name], "--lr", "0.01", *(["--coef_lr", "0.1"] if name != "vop" else [])]
+    return [*TRAINING, *FLAGS[name], "--lr", "0.01", *(["--coef_lr", "0.1"] if "clip4clip" in FLAGS[name] else [])]
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ import torch.distributed as dist
 
 from common.errors import UserError
 from dataloaders.batches import GlobalBatches, check_batch_size
+from modules.model.heads import CosineHead
+from modules.model.video_text import VideoTextModel
 from modules.runtime.processes import Processes
 from modules.tasks.losses import symmetric_contrastive_loss
 from modules.training.optimization import build_optimizer, warmup_cosine
@@ -106,9 +108,10 @@ def test_the_rate_rises_over_the_warm_up_then_falls_as_a_cosine_to_zero():
 
 def test_biases_and_normalisations_do_not_decay_and_factors_scale_the_rate():
     linear, norm = torch.nn.Linear(2, 3), torch.nn.LayerNorm(3)
-    parameters = [(linear.weight, 1.0), (linear.bias, 1.0), (norm.weight, 0.01), (norm.bias, 0.01)]
-    optimizer = build_optimizer(parameters, lr=0.5, weight_decay=0.2)
+    model = VideoTextModel(linear, torch.nn.Sequential(norm), CosineHead(1.0), rates=[(norm, 0.01)])
+    parameters = [linear.weight, linear.bias, norm.weight, norm.bias]
+    optimizer = build_optimizer(model.how_parameters_train(), lr=0.5, weight_decay=0.2)
     found = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     expected = [(0.5, 0.2), (0.5, 0.0), (0.005, 0.0), (0.005, 0.0)]
-    assert [found[id(p)] for p, _ in parameters] == expected
+    assert [found[id(p)] for p in parameters] == expected
     assert all(g["betas"] == (0.9, 0.98) and g["eps"] == 1e-6 for g in optimizer.param_groups)

@@ -20,18 +20,16 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from common.errors import UserError
 from common.settings import at_least, setting
 from modules.clip.loader import LoadedCLIP
-from modules.clip.text import ClipTextTower
 from modules.clip.vision import ClipVisionTower
 from modules.methods.base import Method
+from modules.model.deep_prompts import DeepTextPrompts, deep_prompts
 from modules.model.heads import CosineHead
-from modules.model.prompting import Extra, Prompted, TextPrompting, TextTokens, VideoPrompting, VideoTokens
+from modules.model.prompting import Extra, Prompted, VideoPrompting, VideoTokens
 from modules.model.readouts import Mean
 from modules.model.scopes import FrameScope, JointScope
 from modules.model.text_encoder import TextEncoder
 from modules.model.video_encoder import VideoEncoder
 from modules.model.video_text import VideoTextModel
-
-STD = 0.02  # of a prompt's first values
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,8 @@ class VopVideo(VideoPrompting):
         self.num_frame_layers = tower.num_layers - joint
         self.num_context = settings.num_context_prompts
         learned = settings.num_prompts - settings.num_context_prompts
-        self.learned = _prompts(self.num_frame_layers, learned, width)
-        self.joint = _prompts(joint, settings.num_prompts, width)
+        self.learned = deep_prompts(self.num_frame_layers, learned, width)
+        self.joint = deep_prompts(joint, settings.num_prompts, width)
         self.positions = nn.Parameter(torch.zeros(num_frames, width))
         self.lstm = nn.LSTM(width, width, batch_first=True, bidirectional=True)
         self.to_prompts = nn.Linear(2 * width, self.num_context * width)
@@ -114,36 +112,13 @@ class VopVideo(VideoPrompting):
             return self.to_prompts(read).unflatten(-1, (self.num_context, -1))
 
 
-class VopText(TextPrompting):
-    """Learned prompts behind the start token in every layer; they take positions of the context."""
-
-    def __init__(self, tower: ClipTextTower, num_prompts: int):
-        """tower: whose layers are prompted."""
-        super().__init__()
-        self.positions_taken = num_prompts
-        self.learned = _prompts(tower.num_layers, num_prompts, tower.width)
-
-    def begin(self, tower: ClipTextTower, ids: Tensor) -> TextTokens:
-        """Embed captions, the words at the positions behind the prompts'."""
-        return TextTokens(tower.embed(ids, first=self.positions_taken), tower.ends(ids))
-
-    def before(self, tower: ClipTextTower, layer: int, keys: Tensor | None) -> Tensor:
-        """The prompts of a block; the first block's with their positions, as they would be embedded."""
-        prompts = self.learned[layer]
-        return prompts + tower.positional_embedding[1 : 1 + len(prompts)] if layer == 0 else prompts
-
-
-def _prompts(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(*shape) * STD)
-
-
 def build(clip: LoadedCLIP, settings: VopSettings, num_frames: int, max_words: int) -> VideoTextModel:
     """VoP around a frozen CLIP."""
     vision, text = clip.vision_tower(), clip.text_tower()
     prompting = VopVideo(vision, settings, num_frames)
     scopes = [FrameScope()] * prompting.num_frame_layers + [JointScope()] * settings.num_joint_layers
     return VideoTextModel(
-        TextEncoder(text, clip.tokenizer, max_words, VopText(text, settings.num_prompts)),
+        TextEncoder(text, clip.tokenizer, max_words, DeepTextPrompts(text, settings.num_prompts, take_positions=True)),
         VideoEncoder(vision, scopes, Mean(), prompting),
         CosineHead(clip.logit_scale),
     )

@@ -155,10 +155,12 @@ class InterFramePrompting(nn.Module):
     def frame_variation(self, read: Tensor, differences: Tensor, regions: Tensor, real: Tensor) -> Tensor:
         """W^t (paper, equation 3 of inter-frame prompting), normalised within the video, in fp32.
 
-        The paper's sum is divided by max(its largest value over the video's gaps, ε · mean square of the tokens read),
-        so that it lies in [0, 1] and depends on this video only [ours]. A gap whose sum is below that floor counts as
-        still and gets 0: since the number of tokens is rounded *up*, any other small value would give a merely noisy
-        clip a token in every gap, which the floor is there to prevent.
+        The paper's sum is divided by max(its largest value over the video's gaps, floor), so that it lies in [0, 1] and
+        depends on this video only [ours]. A gap whose sum is below the floor counts as still and gets 0: since the
+        number of tokens is rounded *up*, any other small value would give a merely noisy clip a token in every gap,
+        which the floor is there to prevent. The floor is ε · mean square of the tokens read · 27 · mean square of N^t's
+        kernel, so that W^t does not depend on the kernel's scale, and ε means at any scale what it means at the start
+        of training, where the last two factors are 1 together.
 
         How ε = 0.005 was chosen: on seven real clips (12 frames; a random ViT-B/32 and the toy CLIP; untrained N^t) the
         largest gap of a clip, as a share of the mean square, lies between 0.06 and 1.4 in every layer. Their first
@@ -180,7 +182,8 @@ class InterFramePrompting(nn.Module):
             weighted = ((1 + self.beta * regions[:, 1:]) * changes).mean(-1) * real[:, 1:]  # (B, T − 1)
             power = read.to(dtype).square().mean((-1, -2))  # (B, T)
             power = (power * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
-            floor = self.epsilon * power  # (B, 1)
+            kernel = self.dynamics.weight.detach()
+            floor = self.epsilon * power * kernel[0].numel() * kernel.square().mean()  # (B, 1)
             scale = torch.maximum(weighted.amax(1, keepdim=True), floor)
             return torch.where(weighted < floor, torch.zeros_like(weighted), weighted / scale)
 

@@ -53,14 +53,25 @@ class SpatialPrompter(nn.Module):
     """P^s: the prompt of a patch from its frame and the two beside it (paper, Figure 2(b)).
 
     Conv3d → ReLU → Conv3d → Linear → ReLU → Linear → Dropout. The first kernel is 3×3×3 and the second 1×3×3, so that
-    exactly h_{i−1}, h_i and h_{i+1} are seen. The last Linear starts at zero: P^s starts without effect [ours].
+    exactly h_{i−1}, h_i and h_{i+1} are seen. The last Linear starts at zero: P^s starts without effect [ours]. The
+    first convolution, from D channels, is most of its parameters and arithmetic; a Linear to fewer channels may stand
+    before it [ours].
     """
 
-    def __init__(self, width: int, grid: int, bottleneck: int, hidden: int, dropout: float):
-        """width: D; grid: G; bottleneck: channels of the convolutions; hidden: width between the Linears."""
+    def __init__(self, width: int, grid: int, bottleneck: int, hidden: int, dropout: float, reduced: int = 0):
+        """Prepare P^s.
+
+        Args:
+            width: D. grid: G.
+            bottleneck: channels of the convolutions.
+            hidden: width between the Linears.
+            dropout: the share that is dropped.
+            reduced: channels that a Linear leaves to the first convolution; 0 for no such Linear.
+        """
         super().__init__()
         self.grid = grid
-        self.conv_in = nn.Conv3d(width, bottleneck, 3, padding=(0, 1, 1))
+        self.reduce = nn.Linear(width, reduced) if reduced else nn.Identity()
+        self.conv_in = nn.Conv3d(reduced or width, bottleneck, 3, padding=(0, 1, 1))
         self.conv_out = nn.Conv3d(bottleneck, bottleneck, (1, 3, 3), padding=(0, 1, 1))
         self.linear_in = nn.Linear(bottleneck, hidden)
         self.linear_out = nn.Linear(hidden, width)
@@ -70,7 +81,7 @@ class SpatialPrompter(nn.Module):
 
     def features(self, extended: Tensor) -> Tensor:
         """The convolutions: (B, T + 2, P, D), extended in time → (B, T, P, bottleneck)."""
-        x = grid_conv3d(self.conv_in, extended, self.grid).relu()
+        x = grid_conv3d(self.conv_in, self.reduce(extended), self.grid).relu()
         return grid_conv3d(self.conv_out, x, self.grid)
 
     def prompts(self, features: Tensor, keys: Tensor | None, positions: Tensor | None = None) -> Tensor:

@@ -1,11 +1,14 @@
 """``--method stop``: STOP, integrated spatial-temporal dynamic prompting (Liu et al., CVPR 2025).
 
 At a prompted layer the intra-frame prompter adds prompts to the discriminative regions of each frame, then the
-inter-frame prompter inserts tokens between frames where much changes. One pair of prompters serves all layers. What the
-paper leaves open and was decided here is marked [ours] where it is built.
+inter-frame prompter inserts tokens between frames where much changes. One pair of prompters serves all layers, or each
+layer has its own. Learned prompts in the text tower and adapters in both are what the equations do not have and the
+public release does. What the paper leaves open and was decided here is marked [ours] where it is built.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +20,32 @@ from modules.clip.vision import ClipVisionTower
 from modules.methods.base import Method
 from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter, num_heads
 from modules.methods.stop.intra_frame import IntraFramePrompting, SpatialPrompter
+from modules.model.adapters import add_side_adapters
+from modules.model.deep_prompts import DeepTextPrompts
 from modules.model.dropout import fold_in
 from modules.model.heads import CosineHead
 from modules.model.prompting import Extra, Prompted, VideoPrompting, VideoTokens
 from modules.model.readouts import ClassToken, Mean
-from modules.model.scopes import SCOPES
+from modules.model.scopes import FrameScope, JointScope
 from modules.model.text_encoder import TextEncoder
 from modules.model.video_encoder import VideoEncoder
 from modules.model.video_text import VideoTextModel
 
 INTRA, INTER = 0, 1  # what the two prompters' dropout keys are told apart by
+
+# what the prompters' widths are where none is given: each layer's own are narrower, so that all together stay below the
+# paper's 7.53 million parameters
+WIDTHS = {
+    "shared": {"spatial_reduce": 0, "spatial_width": 64, "spatial_hidden": 256, "temporal_width": 96},
+    "own": {"spatial_reduce": 64, "spatial_width": 32, "spatial_hidden": 256, "temporal_width": 64},
+}
+
+
+def _width(name: str, help: str, low: int, former: int) -> int | None:
+    """A setting of `WIDTHS`."""
+    shared, own = WIDTHS["shared"][name], WIDTHS["own"][name]
+    help += f"; by default {shared}, or {own} with --prompters own"
+    return setting(None, help, within=at_least(low), metavar="WIDTH", former=former)
 
 
 @dataclass(frozen=True)
@@ -34,7 +53,23 @@ class StopSettings:
     """Everything that can be set about STOP."""
 
     attention_scope: str = setting("joint", "one sequence a video, or one a frame [ours]", ("joint", "frame"))
+    frame_weight: str = setting(
+        "mean",
+        "in one sequence, what frames weigh as keys: together as much as a picture, or each of them [ours]",
+        ("mean", "sum"),
+        former="sum",
+    )
     prompting: str = setting("per_layer", "prompt before every block, or once", ("per_layer", "once"))
+    prompters: str = setting("shared", "one pair of prompters for all layers, or a pair a layer", ("shared", "own"))
+    text_prompts: int = setting(
+        0, "learned prompts in each layer of the text tower; 0 for none", within=at_least(0), metavar="TOKENS"
+    )
+    side_adapters: int = setting(
+        0,
+        "channels of an adapter beside the MLP of each block of both towers; 0 for none",
+        within=at_least(0),
+        metavar="WIDTH",
+    )
     num_regions: int = setting(
         6, "N_s, patches prompted in each frame; 0 for no intra-frame prompts", within=at_least(0), metavar="PATCHES"
     )
@@ -59,10 +94,16 @@ class StopSettings:
     time_embedding: bool = setting(
         False, "add a learned embedding a frame and gap; ties the model to its T, and still videos may get tokens"
     )
-    spatial_width: int = setting(64, "channels of the convolutions in P^s", within=at_least(1), metavar="WIDTH")
-    spatial_hidden: int = setting(256, "width between the Linears of P^s", within=at_least(1), metavar="WIDTH")
-    temporal_width: int = setting(
-        96, "bottleneck width of P^t, a multiple of its heads, one for each 32", within=at_least(1), metavar="WIDTH"
+    spatial_reduce: int | None = _width(
+        "spatial_reduce",
+        "channels that a Linear leaves to the first convolution in P^s, 0 for no Linear",
+        low=0,
+        former=0,
+    )
+    spatial_width: int | None = _width("spatial_width", "channels of the convolutions in P^s", low=1, former=64)
+    spatial_hidden: int | None = _width("spatial_hidden", "width between the Linears of P^s", low=1, former=256)
+    temporal_width: int | None = _width(
+        "temporal_width", "bottleneck width of P^t, a multiple of its heads, one for each 32", low=1, former=96
     )
     prompt_dropout: float = setting(
         0.1,
@@ -72,12 +113,23 @@ class StopSettings:
         metavar="SHARE",
     )
 
+    def __post_init__(self) -> None:
+        """Widths that are not given are those of `WIDTHS`; from here on they are numbers."""
+        for name, width in WIDTHS.get(self.prompters, {}).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, width)
+
     def problems(self) -> list[str]:
         """What does not fit together; see `common.settings.range_problems`."""
+        problems = []
         heads = num_heads(self.temporal_width)
         if self.temporal_width % heads:
-            return [f"--temporal_width must be a multiple of its {heads} heads, found {self.temporal_width}"]
-        return []
+            problems.append(f"--temporal_width must be a multiple of its {heads} heads, found {self.temporal_width}")
+        if self.prompters == "own" and self.prompting == "once":
+            problems.append(
+                "--prompters own has a pair for each layer, of which --prompting once uses the first's only"
+            )
+        return problems
 
 
 class TimeEmbedding(nn.Module):
@@ -106,16 +158,16 @@ class StopPrompting(VideoPrompting):
 
     def __init__(
         self,
-        intra_frame: IntraFramePrompting | None,
-        inter_frame: InterFramePrompting | None,
+        intra_frame: IntraFramePrompting | nn.ModuleList | None,
+        inter_frame: InterFramePrompting | nn.ModuleList | None,
         time_embedding: TimeEmbedding | None,
         per_layer: bool = True,
     ):
         """Put the prompters together.
 
         Args:
-            intra_frame: None with N_s = 0.
-            inter_frame: None with η = 0.
+            intra_frame: one, or a list of one a layer; None with N_s = 0.
+            inter_frame: likewise; None with η = 0.
             time_embedding: None if not wanted.
             per_layer: prompt before every block, the temporal tokens serving that block as keys and values only; else
                 prompt once, before the first, and carry the temporal tokens through.
@@ -138,12 +190,13 @@ class StopPrompting(VideoPrompting):
         if layer > 0 and not self.per_layer:
             return Prompted(tokens)
         block, patches, real = tower.blocks[layer], tokens.patches, tokens.real
+        intra_frame, inter_frame = _of_layer(self.intra_frame, layer), _of_layer(self.inter_frame, layer)
         regions = torch.zeros(patches.shape[:3], dtype=patches.dtype, device=patches.device)
         details = {}
-        if self.intra_frame is not None:
+        if intra_frame is not None:
             read = block.read(patches)
             attention_map = block.class_attention(block.read(tokens.cls), read)
-            intra = self.intra_frame(patches, read, attention_map, real, _keys(keys, INTRA))
+            intra = intra_frame(patches, read, attention_map, real, _keys(keys, INTRA))
             patches, regions = intra.patches, intra.region_weights
             details.update(
                 attention_map=attention_map,
@@ -151,9 +204,9 @@ class StopPrompting(VideoPrompting):
                 region_scores=intra.region_scores,
                 discriminative_regions=regions,
             )
-        if self.inter_frame is None or patches.shape[1] < 2:
+        if inter_frame is None or patches.shape[1] < 2:
             return Prompted(tokens.change(patches=patches), details=details)
-        inter = self.inter_frame(block.read(patches), regions, real, _keys(keys, INTER))
+        inter = inter_frame(block.read(patches), regions, real, _keys(keys, INTER))
         temporal = inter.tokens
         if self.time_embedding is not None:
             temporal = temporal + self.time_embedding.gaps[:, None]
@@ -164,6 +217,10 @@ class StopPrompting(VideoPrompting):
         )
         extra = Extra.of_gaps(temporal, mask=inter.mask)
         return Prompted(tokens.change(patches=patches), extra, carry=not self.per_layer, details=details)
+
+
+def _of_layer(prompters: nn.Module | None, layer: int) -> nn.Module | None:
+    return prompters[layer] if isinstance(prompters, nn.ModuleList) else prompters
 
 
 def _keys(keys: Tensor | None, use: int) -> Tensor | None:
@@ -181,47 +238,104 @@ def build_prompting(tower: ClipVisionTower, settings: StopSettings, num_frames: 
     Raises:
         UserError: naming a setting that is out of range.
     """
-    width, grid = tower.width, tower.grid
-    intra_frame = inter_frame = None
-    if settings.num_regions != 0:
-        intra_frame = IntraFramePrompting(
-            width,
-            grid,
-            settings.num_regions,
-            settings.alpha,
-            normalize_dynamics=settings.dynamics_norm == "frame",
-            straight_through=settings.selection_gradient == "straight_through",
-            prompter=SpatialPrompter(
-                width, grid, settings.spatial_width, settings.spatial_hidden, settings.prompt_dropout
-            ),
-        )
-    if settings.eta != 0:
-        inter_frame = InterFramePrompting(
-            width,
-            grid,
-            settings.eta,
-            settings.beta,
-            settings.epsilon,
-            prompter=TemporalPrompter(
-                width,
-                grid,
-                InterFramePrompting.max_tokens(settings.eta),
-                settings.temporal_width,
-                settings.prompt_dropout,
-            ),
-        )
-    time_embedding = TimeEmbedding(num_frames, width) if settings.time_embedding else None
-    return StopPrompting(intra_frame, inter_frame, time_embedding, settings.prompting == "per_layer")
+
+    def prompters(build: Callable[[ClipVisionTower, StopSettings], nn.Module]) -> nn.Module:
+        if settings.prompters == "shared":
+            return build(tower, settings)
+        return nn.ModuleList(build(tower, settings) for _ in range(tower.num_layers))
+
+    return StopPrompting(
+        None if settings.num_regions == 0 else prompters(_intra_frame),
+        None if settings.eta == 0 else prompters(_inter_frame),
+        TimeEmbedding(num_frames, tower.width) if settings.time_embedding else None,
+        settings.prompting == "per_layer",
+    )
+
+
+def _intra_frame(tower: ClipVisionTower, settings: StopSettings) -> IntraFramePrompting:
+    return IntraFramePrompting(
+        tower.width,
+        tower.grid,
+        settings.num_regions,
+        settings.alpha,
+        normalize_dynamics=settings.dynamics_norm == "frame",
+        straight_through=settings.selection_gradient == "straight_through",
+        prompter=SpatialPrompter(
+            tower.width,
+            tower.grid,
+            settings.spatial_width,
+            settings.spatial_hidden,
+            settings.prompt_dropout,
+            settings.spatial_reduce,
+        ),
+    )
+
+
+def _inter_frame(tower: ClipVisionTower, settings: StopSettings) -> InterFramePrompting:
+    return InterFramePrompting(
+        tower.width,
+        tower.grid,
+        settings.eta,
+        settings.beta,
+        settings.epsilon,
+        prompter=TemporalPrompter(
+            tower.width,
+            tower.grid,
+            InterFramePrompting.max_tokens(settings.eta),
+            settings.temporal_width,
+            settings.prompt_dropout,
+        ),
+    )
 
 
 def build(clip: LoadedCLIP, settings: StopSettings, num_frames: int, max_words: int) -> VideoTextModel:
     """STOP around a frozen CLIP."""
     tower = clip.vision_tower()
-    scope = SCOPES[settings.attention_scope]()
-    readout = ClassToken() if settings.attention_scope == "joint" else Mean()
+    if settings.attention_scope == "joint":
+        scope, readout = JointScope(mean_of_frames=settings.frame_weight == "mean"), ClassToken()
+    else:
+        scope, readout = FrameScope(), Mean()
     encoder = VideoEncoder(tower, scope, readout, build_prompting(tower, settings, num_frames))
-    text_encoder = TextEncoder(clip.frozen_text_tower(), clip.tokenizer, max_words)
-    return VideoTextModel(text_encoder, encoder, CosineHead(clip.logit_scale))
+    if settings.side_adapters:  # drawn behind the prompters, whose first values are the same without them
+        add_side_adapters(tower, settings.side_adapters)
+    return VideoTextModel(build_text_encoder(clip, settings, max_words), encoder, CosineHead(clip.logit_scale))
 
 
-METHOD = Method("intra-frame spatial and inter-frame temporal prompts (CVPR 2025)", StopSettings, build, trains=True)
+def build_text_encoder(clip: LoadedCLIP, settings: StopSettings, max_words: int) -> TextEncoder:
+    """CLIP's text side, with what the settings put into it.
+
+    K text prompts stand at no positions, so that captions keep all of `max_words` and the first layer's are learned
+    vectors as they are [ours].
+    """
+    if not settings.text_prompts and not settings.side_adapters:
+        return TextEncoder(clip.frozen_text_tower(), clip.tokenizer, max_words)
+    text = clip.text_tower()
+    if settings.side_adapters:
+        add_side_adapters(text, settings.side_adapters)
+    prompts = DeepTextPrompts(text, settings.text_prompts, take_positions=False) if settings.text_prompts else None
+    return TextEncoder(text, clip.tokenizer, max_words, prompts)
+
+
+def changed(checkpoint: Mapping[str, Any]) -> str | None:
+    """What this code does otherwise than the one that trained a checkpoint; see `Method`.
+
+    Until there was ``--frame_weight``, weight decay acted on N^s and N^t, and the floor of W^t did not follow the scale
+    of N^t's kernel.
+    """
+    kernel = checkpoint["model"].get("video_encoder.prompting.inter_frame.dynamics.weight")
+    if kernel is None or "frame_weight" in checkpoint["identity"]:
+        return None
+    power = kernel[0].numel() * kernel.square().mean().item()
+    return (
+        f"the floor below which a gap counts as still follows the scale of N^t's kernel now, which weight decay no "
+        f"longer acts on; with this kernel it is {power:.2f} times what it was in training"
+    )
+
+
+METHOD = Method(
+    "intra-frame spatial and inter-frame temporal prompts (CVPR 2025)",
+    StopSettings,
+    build,
+    trains=True,
+    changed=changed,
+)

@@ -1,0 +1,267 @@
+"""STOP's choices beside the equations: what frames weigh, what decays, the text side, adapters, widths."""
+
+import pytest
+import torch
+
+from common.errors import UserError
+from common.settings import range_problems
+from helpers.runs import checkpoint, run
+from helpers.tiny import TINY_TRAINING, make_tiny_clip, random_videos
+from modules.kernels.convolutions import DepthwiseConv3d
+from modules.methods import METHODS
+from modules.methods.stop.stop import WIDTHS, StopSettings, build_prompting
+from modules.model.adapters import BottleneckAdapter
+from modules.program.build import build_model
+from modules.program.loading import load_run
+from modules.runtime.precision import PRECISIONS, choose_precision
+from modules.training.optimization import build_optimizer
+
+T, D, P = 5, 32, 9
+SMALL = {"num_regions": 3, "spatial_width": 8, "spatial_hidden": 12, "temporal_width": 8}
+CAPTIONS = ["a red circle", "a", "blue square moving left and right"]
+
+
+def make(clip=None, **settings):
+    return build_model("stop", StopSettings(**SMALL | settings), clip or make_tiny_clip(), T, 12, 0).eval()
+
+
+def alive(model):
+    """The model with prompters that have an effect from the start, as after training."""
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.trainable_parameters():
+        if not parameter.any():
+            with torch.no_grad():
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+            assert parameter.any(), name
+    return model
+
+
+# what frames weigh
+
+
+@pytest.mark.parametrize("num_frames", [T, 3, 1])
+def test_a_still_videos_embedding_is_the_pictures_where_frames_weigh_as_their_mean(num_frames):
+    pictures = random_videos(2, 1)
+    videos = pictures.expand(-1, T, -1, -1, -1).clone()
+    videos[:, num_frames:] = 7  # padding
+    lengths = torch.full((2,), num_frames)
+    zero_shot = build_model("zero_shot", METHODS["zero_shot"].settings(), make_tiny_clip(), T, 12, 0).eval()
+    picture = zero_shot.encode_video(pictures, torch.ones(2, dtype=torch.long))["embedding"]
+    for weight, same in (("mean", True), ("sum", num_frames == 1)):
+        embedding = make(frame_weight=weight).encode_video(videos, lengths)["embedding"]
+        assert ((embedding - picture).abs().max() < 1e-6) == same, weight
+
+
+@pytest.mark.parametrize("prompting", ["per_layer", "once"])
+@pytest.mark.parametrize("num_frames", [T, 3])
+def test_frames_that_are_repeated_weigh_no_more(prompting, num_frames):
+    """Prompts that the model adds are the same for the same frames; only what they weigh could differ."""
+    model = alive(make(prompting=prompting, num_regions=P, eta=0.0)).double()
+    frames = random_videos(2, 1).expand(-1, num_frames, -1, -1, -1)
+    one = model.encode_video(frames[:, :1], torch.ones(2, dtype=torch.long))["embedding"]
+    several = model.encode_video(frames, torch.full((2,), num_frames))["embedding"]
+    torch.testing.assert_close(several, one)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompting", ["per_layer", "once"])
+def test_temporal_tokens_keep_their_share_beside_the_patches(prompting):
+    """In the first block, whose keys are those of both ways: each patch and token weighs 1/T of what it did."""
+    tokens, masks = {}, {}
+    for weight in ("mean", "sum"):
+        model = alive(make(frame_weight=weight, prompting=prompting)).double()
+        block = model.video_encoder.tower.blocks[0]
+
+        def attention(context, num_queries, mask, weight=weight, block=block):
+            masks.setdefault(weight, mask)
+            return type(block)._attention(block, context, num_queries, mask)
+
+        block._attention = attention
+        tokens[weight] = model.encode_video(random_videos(2, T), torch.tensor([T, 3]), return_details=True)
+    shown, weights = masks["sum"][:, 0, 0], masks["mean"][:, 0, 0].exp()
+    assert shown[:, 1 + T * P :].any()  # there are temporal tokens
+    torch.testing.assert_close(weights[:, 0], torch.ones(2).double())
+    expected = shown[:, 1:] / torch.tensor([T, 3]).double()[:, None]
+    torch.testing.assert_close(weights[:, 1:], expected)
+
+
+# what decays
+
+
+def test_n_s_and_n_t_do_not_decay_and_other_weights_do():
+    model = make(text_prompts=2, side_adapters=4, time_embedding=True)
+    optimizer = build_optimizer(model.how_parameters_train(), lr=0.1, weight_decay=0.2)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    kernels = {id(module.weight) for module in model.modules() if isinstance(module, DepthwiseConv3d)}
+    assert len(kernels) == 2 and len(decay) == sum(1 for _ in model.trainable_parameters())
+    for name, parameter in model.trainable_parameters():
+        expected = 0.0 if parameter.ndim == 1 or id(parameter) in kernels else 0.2
+        assert decay[id(parameter)] == expected, name
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_frame_variation_does_not_depend_on_the_scale_of_n_t(scale):
+    model = make().double()
+    noise = torch.randint(-3, 4, (2, T, 3, 24, 24), generator=torch.Generator().manual_seed(1))
+    still = random_videos(2, 1).expand(-1, T, -1, -1, -1)
+    videos = torch.cat([random_videos(2, T), (still.long() + noise).clamp(0, 255).to(torch.uint8)])
+
+    def variation():
+        layers = model.encode_video(videos, torch.full((4,), T), return_details=True)["layers"]
+        return torch.stack([layer["frame_variation"] for layer in layers])
+
+    before = variation()
+    with torch.no_grad():
+        model.video_encoder.prompting.inter_frame.dynamics.weight *= scale
+    after = variation()
+    assert before[:, :2].max() == 1
+    assert ((before == 0) == (after == 0)).all()
+    torch.testing.assert_close(after, before)
+
+
+def test_an_older_checkpoint_says_what_changed_and_can_be_evaluated_but_not_continued(tiny_run, tmp_path, capsys):
+    assert run(tiny_run, tmp_path / "run", *TINY_TRAINING, "--epochs", "1", "--frame_weight", "sum") == 0
+    for name in ("last.pt", "best.pt"):
+        content = checkpoint(tmp_path / "run", name)
+        for setting in ("frame_weight", "text_prompts", "side_adapters", "prompters", "spatial_reduce"):
+            del content["identity"][setting]
+        content["model"]["video_encoder.prompting.inter_frame.dynamics.weight"].fill_(0.1)  # 27·0.01
+        groups = content["optimizer"]["param_groups"]
+        undecayed = next(group for group in groups if group["weight_decay"] == 0)
+        groups[-1]["params"].append(undecayed["params"].pop(0))
+        torch.save(content, tmp_path / "run" / name)
+    said = "it is 0.27 times what it was"
+    assert run(tiny_run, tmp_path / "eval", "--do_eval", "--init_model", str(tmp_path / "run")) == 0
+    assert said in (tmp_path / "eval" / "log.txt").read_text()
+    assert load_run(tmp_path / "run").settings.frame_weight == "sum"
+    capsys.readouterr()
+    assert run(tiny_run, tmp_path / "run", *TINY_TRAINING, "--epochs", "1", "--frame_weight", "sum") == 1
+    assert "of an earlier version" in capsys.readouterr().err
+
+
+# the text side
+
+
+def test_text_prompts_are_seen_by_all_but_the_start_token_at_no_position():
+    model = make(text_prompts=3).double()
+    encoder = model.text_encoder
+    assert encoder.context_length == 16 and encoder.prompting.learned.shape == (1, 3, 16)
+    assert 0.01 < encoder.prompting.learned.std() < 0.03
+    with torch.no_grad():
+        encoder.prompting.learned.normal_()
+    found = model.encode_text(CAPTIONS)
+    tower, ids = encoder.tower, encoder.tokenize(CAPTIONS)
+    tokens = tower.embed(ids)
+    layer = tower.blocks[0].layer
+    read = layer.ln_1(torch.cat([tokens, encoder.prompting.learned[0].expand(3, -1, -1)], dim=1))
+    mask = torch.full((12, 15), -torch.inf).double().triu(1)
+    mask[:, 12:] = 0
+    mask[0, 12:] = -torch.inf
+    attended = layer.attn(read[:, :12], read, read, attn_mask=mask, need_weights=False)[0]
+    tokens = tokens + attended
+    tokens = tokens + layer.mlp(layer.ln_2(tokens))
+    expected = tower.project(tokens, ids.argmax(-1))
+    torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=-1))
+
+
+def test_captions_are_embedded_anew_where_the_text_side_trains_and_kept_where_it_does_not():
+    for settings, trains in (({}, False), ({"text_prompts": 2}, True), ({"side_adapters": 2}, True)):
+        model = make(**settings).train()
+        assert model.encode_text(CAPTIONS).requires_grad == trains
+        before = model.encode_text(CAPTIONS).detach()
+        alive(model)
+        with torch.no_grad():
+            for name, parameter in model.trainable_parameters():
+                if name.startswith("text_encoder"):
+                    parameter += torch.randn_like(parameter)
+        assert bool((model.encode_text(CAPTIONS) - before).abs().max() > 1e-4) == trains
+
+
+def test_side_adapters_start_without_effect_and_stand_in_both_towers(vit_b_32):
+    plain, adapted = make(), make(side_adapters=4)
+    videos, lengths = random_videos(2, T), torch.tensor([T, 3])
+    assert torch.equal(
+        plain.encode_video(videos, lengths)["embedding"], adapted.encode_video(videos, lengths)["embedding"]
+    )
+    torch.testing.assert_close(plain.encode_text(CAPTIONS), adapted.encode_text(CAPTIONS))
+    alive(adapted)
+    for encode in (lambda model: model.encode_video(videos, lengths)["embedding"], lambda m: m.encode_text(CAPTIONS)):
+        assert (encode(plain) - encode(adapted)).abs().max() > 1e-3
+    added = build_model("stop", StopSettings(side_adapters=32), vit_b_32, 12, 32, 0).num_trainable()
+    assert added - build_model("stop", StopSettings(), vit_b_32, 12, 32, 0).num_trainable() == 999_168
+    for module in vit_b_32.model.modules():  # they stand beside CLIP's layers, not in them
+        assert not isinstance(module, BottleneckAdapter)
+
+
+def test_every_added_parameter_gets_a_gradient_and_a_videos_embedding_is_its_own():
+    model = alive(make(text_prompts=2, side_adapters=4, prompters="own", spatial_reduce=6)).double().train()
+    videos, lengths = random_videos(3, T), torch.tensor([T, T, 4])
+    keys = torch.arange(3)
+    video = model.encode_video(videos, lengths, keys)["embedding"]
+    weights = torch.randn(video.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ((video + model.encode_text(CAPTIONS, keys)) * weights).sum().backward()
+    for name, parameter in model.trainable_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 1e-9, name
+    model.eval()
+    together = model.encode_video(videos, lengths)["embedding"]
+    alone = model.encode_video(videos[2:, :4], lengths[2:])["embedding"]
+    torch.testing.assert_close(alone[0], together[2])
+
+
+# widths
+
+
+def count(tower_width=768, layers=12, **settings):
+    class Tower:
+        width, grid, num_layers = tower_width, 7, layers
+
+    return sum(p.numel() for p in build_prompting(Tower, StopSettings(**settings), num_frames=12).parameters())
+
+
+def test_each_layers_own_prompters_keep_to_the_papers_number_of_parameters():
+    assert count(prompters="own") <= 7_530_000
+    assert count(prompters="own") == 12 * count(**WIDTHS["own"])
+    assert count(prompters="own") + 12 * 8 * 512 <= 7_530_000  # with the text prompts
+
+
+def test_a_layers_own_prompters_prompt_that_layer():
+    model = alive(make(prompters="own"))
+    videos, lengths = random_videos(2, T), torch.tensor([T, 3])
+
+    def layers():
+        return model.encode_video(videos, lengths, return_details=True)["layers"]
+
+    before = layers()
+    with torch.no_grad():
+        model.video_encoder.prompting.inter_frame[1].prompter.variation_weight += 1
+    changed = [
+        not torch.equal(a["temporal_prompts"], b["temporal_prompts"]) for a, b in zip(before, layers(), strict=True)
+    ]
+    assert changed[:2] == [False, True]
+
+
+def test_widths_follow_the_prompters_unless_they_are_given():
+    assert StopSettings().temporal_width == WIDTHS["shared"]["temporal_width"]
+    own = StopSettings(prompters="own", temporal_width=32)
+    assert own.temporal_width == 32 and own.spatial_width == WIDTHS["own"]["spatial_width"]
+    assert not range_problems(own)
+    with pytest.raises(UserError, match="--prompters own"):
+        make(prompters="own", prompting="once")
+
+
+def test_a_linear_before_the_first_convolution_leaves_it_as_many_channels():
+    with_linear = make(spatial_reduce=6).video_encoder.prompting.intra_frame.prompter
+    assert with_linear.reduce.weight.shape == (6, D) and with_linear.conv_in.in_channels == 6
+    assert count(spatial_reduce=64) < count() - 1_000_000
+    state = make().video_encoder.prompting.intra_frame.prompter.state_dict()
+    assert not [name for name in state if name.startswith("reduce")]  # an older checkpoint's names
+
+
+# precision
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_regions_and_counts_are_never_chosen_in_tf32(name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    choose_precision(name, torch.device("cpu"))
+    assert not torch.backends.cudnn.allow_tf32
