@@ -5,6 +5,7 @@ inter-frame prompter inserts tokens between frames where much changes. One pair 
 paper leaves open and was decided here is marked [ours] where it is built.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompt
 from modules.methods.stop.intra_frame import IntraFramePrompting, SpatialPrompter
 from modules.model.dropout import fold_in
 from modules.model.heads import CosineHead
+from modules.model.measures import Measures, total
 from modules.model.prompting import Extra, Prompted, VideoPrompting, VideoTokens
 from modules.model.readouts import ClassToken, Mean
 from modules.model.scopes import SCOPES
@@ -164,6 +166,25 @@ class StopPrompting(VideoPrompting):
         )
         extra = Extra.of_gaps(temporal, mask=inter.mask)
         return Prompted(tokens.change(patches=patches), extra, carry=not self.per_layer, details=details)
+
+    def measures(self, layers: Sequence[Mapping[str, Tensor]], real: Tensor) -> Measures:
+        """Over the gaps between real frames, in all prompted layers: by them a gate that closes is seen.
+
+        Returns:
+            ``tokens_per_gap`` (N^t), ``gaps_without_tokens`` (N^t = 0) and ``frame_variation`` (W^t); nothing with
+            η = 0 or videos of one frame.
+        """
+        gated = [layer for layer in layers if "frame_variation" in layer]
+        if not gated:
+            return {}
+        tokens = torch.stack([layer["num_temporal_prompts"] for layer in gated])  # (layers, B, T − 1)
+        variation = torch.stack([layer["frame_variation"] for layer in gated])
+        gaps = real[:, 1:]
+        return {
+            "tokens_per_gap": total(tokens, gaps),
+            "gaps_without_tokens": total(tokens == 0, gaps),
+            "frame_variation": total(variation, gaps),
+        }
 
 
 def _keys(keys: Tensor | None, use: int) -> Tensor | None:
