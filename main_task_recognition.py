@@ -40,6 +40,7 @@ from dataloaders.datasets import RECOGNITION
 from dataloaders.datasets.recognition.splits import LISTS, RecognitionSplit
 from dataloaders.items import EvaluationDataset, TrainingDataset, Views
 from dataloaders.samples import Sample
+from modules.model.measures import WORDS, explain
 from modules.program.arguments import Arguments, parse_arguments, video_settings
 from modules.program.experiment import mark_when_interrupted, open_run
 from modules.program.launch import Session, run_program
@@ -203,7 +204,9 @@ def write_mean(arguments: Arguments, results: Mapping[str, Mapping[str, Any]], p
     folder.start_logging()
     folder.suffix = "_eval" if not arguments.common.do_train and folder.has(RESULTS) else ""
     first = next(iter(results.values()))
-    means = rounded({name: fmean(result[name] for result in results.values()) for name in METRICS})
+    # what is measured depends on the method; a split whose videos have one frame lacks what is of gaps
+    names = [*METRICS, *(name for name in WORDS if all(name in result for result in results.values()))]
+    means = rounded({name: fmean(result[name] for result in results.values()) for name in names})
     summary = {
         **{name: first[name] for name in ("dataset", "method")},
         **means,
@@ -216,7 +219,7 @@ def write_mean(arguments: Arguments, results: Mapping[str, Mapping[str, Any]], p
     }
     folder.write_json(RESULTS, summary)
     shown = " ".join(f"{name} {value:.2f}" for name, value in means.items())
-    logger.info("%s", LEGEND)
+    logger.info("%s", explain(LEGEND, means))
     logger.info("mean over splits %s: %s", ", ".join(results), shown)
 
 

@@ -4,7 +4,7 @@ A prompting is a module that owns what it trains and stands before the blocks of
 nothing, so that a method writes down only what it changes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from modules.clip.text import ClipTextTower
 from modules.clip.vision import ClipVisionTower
+from modules.model.measures import Measures
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,17 @@ class VideoPrompting(nn.Module):
             keys: (B,) int64, what dropout in this layer is drawn from; in training only.
         """
         return Prompted(tokens)
+
+    def measures(self, layers: Sequence[Mapping[str, Tensor]], real: Tensor) -> Measures:
+        """What of a batch belongs into the log, by name; see `modules.model.measures`.
+
+        Asked once a batch, in training and evaluation: it must not wait for the device.
+
+        Args:
+            layers: the details of each layer that has any.
+            real: (B, T) bool, which frames are real; what belongs to padding does not count.
+        """
+        return {}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from modules.clip.vision import ClipVisionTower
 from modules.model.dropout import fold_in
+from modules.model.measures import Measures
 from modules.model.prompting import VideoPrompting, VideoTokens
 from modules.model.readouts import Readout
 from modules.model.scopes import Scope
@@ -53,7 +54,7 @@ class VideoEncoder(nn.Module):
         num_frames: Tensor,
         sample_keys: Tensor | None = None,
         return_details: bool = False,
-    ) -> dict[str, Tensor | list[Details]]:
+    ) -> dict[str, Tensor | Measures | list[Details]]:
         """Encode a batch of videos. Each embedding depends on its own video alone, not on padding or neighbours.
 
         Args:
@@ -63,9 +64,10 @@ class VideoEncoder(nn.Module):
             return_details: also return what figures are made of.
 
         Returns:
-            ``embedding``: what the read-out makes, (B, E) of unit length or (B, T, E). With `return_details` also
-            ``layers``: for each prompted layer a mapping of names (``attention_map``, ``discriminative_regions``,
-            ``frame_variation``, …) to tensors.
+            ``embedding``: what the read-out makes, (B, E) of unit length or (B, T, E). ``measures``: totals over the
+            batch of what the prompting has for the log, (2,) each; empty where it has nothing. With `return_details`
+            also ``layers``: for each prompted layer a mapping of names (``attention_map``,
+            ``discriminative_regions``, ``frame_variation``, …) to tensors.
 
         Raises:
             ValueError: if the frames' size is not CLIP's.
@@ -96,7 +98,8 @@ class VideoEncoder(nn.Module):
                 tokens, layer_details = self._layer(layer, tokens, sample_keys)
             if layer_details is not None:
                 details.append(layer_details)
-        output = {"embedding": self.readout(self.tower, tokens)}
+        measures = self.prompting.measures(details, tokens.real)
+        output = {"embedding": self.readout(self.tower, tokens), "measures": measures}
         return output | {"layers": details} if return_details else output
 
     def _layer(self, layer: int, tokens: VideoTokens, keys: Tensor | None) -> tuple[VideoTokens, Details | None]:

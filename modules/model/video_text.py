@@ -65,7 +65,9 @@ class VideoTextModel(nn.Module):
         sample_keys: Tensor | None = None,
         return_details: bool = False,
     ) -> dict:
-        """Videos (B, T, 3, H, W) uint8 → a dictionary with ``embedding`` (B, …); see `VideoEncoder.forward`."""
+        """Videos (B, T, 3, H, W) uint8 → a dictionary with ``embedding`` (B, …) and, of an encoder that has
+        them, ``measures``; see `VideoEncoder.forward`.
+        """
         return self.video_encoder(frames, num_frames, sample_keys, return_details)
 
     def similarity(self, text: Tensor, video: Tensor, keys: Tensor | None = None) -> Tensor:

@@ -16,6 +16,7 @@ from dataloaders.batches import check_batch_size
 from modules.clip.loader import LoadedCLIP, known_context_length, load_clip
 from modules.methods import METHODS
 from modules.methods.base import Method
+from modules.model.measures import explain
 from modules.model.text_encoder import check_max_words
 from modules.model.video_text import VideoTextModel
 from modules.program.arguments import Arguments
@@ -200,7 +201,7 @@ class Experiment:
             "peak_memory_mb": round(peak_memory_mb(self.compute.processes.device), 1),
         }
         folder.write_json(RESULTS, results)
-        logger.info("%s", task.legend)
+        logger.info("%s", explain(task.legend, metrics))
         logger.info("%s", " ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
         return results
 

@@ -104,7 +104,7 @@ class Run:
             settings = VideoSettings(self.max_frames, self.clip.image_size, seed=0, decoding=decoding)
             dataset = EvaluationDataset(there, settings, drop_bad=on_bad == "skip")
             try:
-                embedded = embed_items(
+                embedded, _ = embed_items(
                     self.model, dataset, range(len(there)), batch_size, num_workers, self.compute, SKIP_BAD
                 )
                 rows[[int(sample.video_id) for sample in there]] = embedded

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dataloaders.batches import Batch
 from dataloaders.items import EvaluationDataset, TrainingDataset
+from modules.model.measures import Measures
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
@@ -53,8 +54,10 @@ class Task(Protocol):
             UserError: saying what it cannot.
         """
 
-    def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor) -> tuple[Tensor, Tensor]:
-        """Text and video embeddings of a batch; runs in the precision of the run.
+    def encode(
+        self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor
+    ) -> tuple[Tensor, Tensor, Measures]:
+        """Text and video embeddings of a batch, and what its videos' encoder measured; in the precision of the run.
 
         Args:
             batch: this rank's share, on the model's device.
@@ -68,7 +71,7 @@ class Task(Protocol):
         """The loss of the global batch, the same on every rank; see `modules.runtime.processes` about its gradient."""
 
     def evaluate(self, model: VideoTextModel, compute: Compute) -> dict[str, float]:
-        """Metrics on the evaluation set, the same on every rank."""
+        """Metrics on the evaluation set, with the means of what was measured, the same on every rank."""
 
     def report(self, model: VideoTextModel, compute: Compute, folder: RunFolder) -> dict[str, float]:
         """Evaluate the chosen checkpoint and write the files that the task leaves; metrics, the same on every rank."""

@@ -13,6 +13,7 @@ from common.progress import Progress
 from dataloaders.bad_videos import LEAVE_OUT_BAD
 from dataloaders.batches import evaluation_loader
 from dataloaders.items import EvaluationDataset
+from modules.model.measures import add_up, means, numbers
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
@@ -32,7 +33,7 @@ def embed_items(
     num_workers: int,
     compute: Compute,
     remedy: str = LEAVE_OUT_BAD,
-) -> np.ndarray:
+) -> tuple[np.ndarray, dict[str, float]]:
     """Embed videos of a dataset.
 
     A video that cannot be read is an error, or with the dataset's `drop_bad` among its `dropped` from then on.
@@ -45,7 +46,8 @@ def embed_items(
         remedy: what the error about a bad video says to do.
 
     Returns:
-        (len(items), E) or (len(items), T, E) float32, the same on every process; rows of dropped videos are zero.
+        (len(items), E) or (len(items), T, E) float32, rows of dropped videos are zero; and the means of what was
+        measured, over all items that could be read, by name. The same on every process.
 
     Raises:
         BadVideoError: if a video cannot be decoded; leaving it out would change a metric.
@@ -55,7 +57,7 @@ def embed_items(
     mine = items[processes.rank :: processes.world_size]
     places = {item: place for place, item in enumerate(mine)}
     loader = evaluation_loader(dataset, mine, batch_size, num_workers, pin=processes.device.type == "cuda")
-    rows, failed = None, []
+    rows, measures, failed = None, {}, []
     with Progress(
         len(loader), "evaluation", "batch", "batches", say=logger.info, shown=processes.is_main, leave=False
     ) as progress:
@@ -66,13 +68,16 @@ def embed_items(
             if batch is not None:
                 batch = batch.to(processes.device)
                 with compute.precision.autocast():
-                    embedded = model.encode_video(batch.frames, batch.num_frames)["embedding"].float().cpu()
+                    output = model.encode_video(batch.frames, batch.num_frames)
+                embedded = output["embedding"].float().cpu()
+                measures = add_up(measures, output.get("measures", {}))
                 if rows is None:
                     rows = torch.zeros(len(mine), *embedded.shape[1:])
                 rows[[places[item] for item in batch.indices.tolist()]] = embedded
             progress.update()
     dataset.drop(dict(processes.gather_list(failed)))
-    return gather_strided([] if rows is None else [rows], len(items), processes)
+    embeddings = gather_strided([] if rows is None else [rows], len(items), processes)
+    return embeddings, means(processes.gather_objects(numbers(measures)))
 
 
 def gather_strided(rows: list[Tensor], total: int, processes: Processes) -> np.ndarray:

@@ -21,6 +21,7 @@ from common.files import csv_text
 from dataloaders.batches import Batch
 from dataloaders.items import EvaluationDataset, TrainingDataset
 from modules.model.dropout import fold_in
+from modules.model.measures import Measures
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
@@ -157,11 +158,14 @@ class RecognitionTask:
         in_views = f", {views} views of each" if views > 1 else ""
         return f"{len(self.evaluation_set.samples):,} videos of {len(self.classes)} classes{in_views}"
 
-    def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor) -> tuple[Tensor, Tensor]:
-        """Class texts (C, E) and videos (b, E)."""
-        video = model.encode_video(batch.frames, batch.num_frames, keys)["embedding"]
+    def encode(
+        self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor
+    ) -> tuple[Tensor, Tensor, Measures]:
+        """Class texts (C, E), videos (b, E), and what was measured."""
+        video = model.encode_video(batch.frames, batch.num_frames, keys)
         numbers = torch.arange(len(self.prompts), device=step_key.device)
-        return self.class_embeddings(model, fold_in(step_key, numbers)), video
+        text = self.class_embeddings(model, fold_in(step_key, numbers))
+        return text, video["embedding"], video.get("measures", {})
 
     def class_embeddings(self, model: VideoTextModel, keys: Tensor | None = None) -> Tensor:
         """One embedding a class, the mean over its prompts, made unit length if the head needs it: (C, E).
@@ -191,11 +195,12 @@ class RecognitionTask:
 
     def evaluate(self, model: VideoTextModel, compute: Compute) -> dict[str, float]:
         """Top-1, top-5 and mean class accuracy."""
-        return self.predict(model, *self._embed(model, compute), compute).metrics()
+        text, video, measured = self._embed(model, compute)
+        return {**self.predict(model, text, video, compute).metrics(), **measured}
 
     def report(self, model: VideoTextModel, compute: Compute, folder: RunFolder) -> dict[str, float]:
         """Evaluate, and write predictions, per-class accuracy, confusion matrix and, if wanted, the embeddings."""
-        text, video = self._embed(model, compute)
+        text, video, measured = self._embed(model, compute)
         predictions = self.predict(model, text, video, compute)
         if compute.processes.is_main:
             folder.write_text("predictions.csv", self._prediction_table(predictions))
@@ -206,19 +211,19 @@ class RecognitionTask:
             folder.write_bytes("confusion.png", draw_confusion(confusion, self.classes))
             if self.save_features is not None:
                 self._save_features(text, video)
-        return predictions.metrics()
+        return {**predictions.metrics(), **measured}
 
     @torch.no_grad()
-    def _embed(self, model: VideoTextModel, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
-        """Class texts (C, E) and test videos that are not dropped (N, views, …), float32."""
+    def _embed(self, model: VideoTextModel, compute: Compute) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+        """Class texts (C, E) and test videos that are not dropped (N, views, …), float32; means of all views."""
         model.eval()
         with compute.precision.autocast():
             text = self.class_embeddings(model).float().cpu().numpy()
         items = range(len(self.evaluation_set))
-        video = embed_items(model, self.evaluation_set, items, self.batch_size, self.num_workers, compute)
+        video, measured = embed_items(model, self.evaluation_set, items, self.batch_size, self.num_workers, compute)
         views = video.reshape(len(self.evaluation_set.samples), -1, *video.shape[1:])
         kept = [sample.video_id not in self.evaluation_set.dropped for sample in self.evaluation_set.samples]
-        return text, views[kept]
+        return text, views[kept], measured
 
     def predict(self, model: VideoTextModel, text: np.ndarray, video: np.ndarray, compute: Compute) -> Predictions:
         """Class probabilities from embeddings.

@@ -1,8 +1,8 @@
 """Text–video retrieval: the loss, the evaluation and the embeddings it can leave."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dataloaders.batches import Batch
 from dataloaders.items import EvaluationDataset, TrainingDataset
+from modules.model.measures import Measures
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
@@ -30,6 +31,7 @@ class Embeddings:
         text: (N, E). video: (M, E), or (M, T, E) with a row a frame.
         text_to_video: (N,) int, the row of each caption's video.
         text_ids, captions: N strings each. video_ids: M strings.
+        measured: means over the videos, by name; see `modules.model.measures`.
     """
 
     text: np.ndarray
@@ -38,6 +40,7 @@ class Embeddings:
     text_ids: list[str]
     captions: list[str]
     video_ids: list[str]
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write ``text.npy``, ``video.npy``, ``text_ids.txt``, ``video_ids.txt`` and ``captions.txt``, a row a line."""
@@ -106,10 +109,12 @@ class RetrievalTask:
         samples = self.evaluation_set.samples
         return f"{len(samples):,} texts and {len({sample.video_id for sample in samples}):,} videos"
 
-    def encode(self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor) -> tuple[Tensor, Tensor]:
-        """Captions and videos of a batch: (b, E) each."""
-        video = model.encode_video(batch.frames, batch.num_frames, keys)["embedding"]
-        return model.encode_text(batch.captions, keys), video
+    def encode(
+        self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor
+    ) -> tuple[Tensor, Tensor, Measures]:
+        """Captions and videos of a batch, (b, E) each, and what was measured."""
+        video = model.encode_video(batch.frames, batch.num_frames, keys)
+        return model.encode_text(batch.captions, keys), video["embedding"], video.get("measures", {})
 
     def loss(
         self, model: VideoTextModel, text: Tensor, video: Tensor, batch: Batch, keys: Tensor, processes: Processes
@@ -134,7 +139,8 @@ class RetrievalTask:
 
     def evaluate(self, model: VideoTextModel, compute: Compute) -> dict[str, float]:
         """R@1, R@5, R@10, median and mean rank in both directions."""
-        return self.metrics(model, self.embed(model, compute), compute)
+        embeddings = self.embed(model, compute)
+        return {**self.metrics(model, embeddings, compute), **embeddings.measured}
 
     def report(self, model: VideoTextModel, compute: Compute, folder: RunFolder) -> dict[str, float]:
         """Evaluate, and write the embeddings if wanted."""
@@ -142,7 +148,7 @@ class RetrievalTask:
         if self.save_features is not None and compute.processes.is_main:
             embeddings.save(self.save_features)
             logger.info("embeddings are in %s", self.save_features)
-        return self.metrics(model, embeddings, compute)
+        return {**self.metrics(model, embeddings, compute), **embeddings.measured}
 
     @staticmethod
     def metrics(model: VideoTextModel, embeddings: Embeddings, compute: Compute) -> dict[str, float]:
@@ -163,7 +169,7 @@ class RetrievalTask:
         first_rows: dict[str, int] = {}
         for row, sample in enumerate(self.evaluation_set.samples):
             first_rows.setdefault(sample.video_id, row)
-        video = embed_items(
+        video, measured = embed_items(
             model,
             self.evaluation_set,
             list(first_rows.values()),
@@ -183,6 +189,7 @@ class RetrievalTask:
             text_ids=[sample.sample_id for sample in samples],
             captions=captions,
             video_ids=video_ids,
+            measured=measured,
         )
 
     def _embed_texts(self, model: VideoTextModel, captions: Sequence[str], compute: Compute) -> np.ndarray:

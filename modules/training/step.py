@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from dataloaders.batches import Batch
+from modules.model.measures import Measures
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.tasks.base import Task
@@ -33,11 +34,15 @@ class Gradient(NamedTuple):
     Attributes:
         loss: of the global batch. norm: of the gradient before clipping, NaN where there is none.
         outcome: what becomes of the step.
+        measures: of this rank's share, as the task's encoders made them; none where the loss is not finite.
+        clipped: whether it was longer than allowed and is used.
     """
 
     loss: float
     norm: float
     outcome: Outcome
+    measures: Measures
+    clipped: bool = False
 
 
 class Step:
@@ -118,18 +123,21 @@ class Step:
             step_key: (1,) int64, the same on every rank.
         """
         keys = keys, step_key
-        loss = self._loss(batch, keys, self.compute.precision.autocast())
+        loss, measures = self._loss(batch, keys, self.compute.precision.autocast())
         if not torch.isfinite(loss):
-            return Gradient(loss.item(), math.nan, Outcome.LOSS_NOT_FINITE)
+            return Gradient(loss.item(), math.nan, Outcome.LOSS_NOT_FINITE, {})
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.compute.processes.average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = self._clip_gradients()
         if torch.isfinite(norm):
-            return Gradient(loss.item(), norm.item(), Outcome.DONE)
+            length = norm.item()
+            clipped = 0 < self.max_grad_norm < length
+            return Gradient(loss.item(), length, Outcome.DONE, measures, clipped)
         overflow = self.scaler.is_enabled() and self._is_finite_in_fp32(batch, keys)
-        return Gradient(loss.item(), norm.item(), Outcome.OVERFLOW if overflow else Outcome.GRADIENT_NOT_FINITE)
+        outcome = Outcome.OVERFLOW if overflow else Outcome.GRADIENT_NOT_FINITE
+        return Gradient(loss.item(), norm.item(), outcome, measures)
 
     def update(self, outcome: Outcome) -> None:
         """Change the parameters by the gradient they hold, unless it is not to be used; the schedule goes on.
@@ -152,11 +160,13 @@ class Step:
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
             self.scheduler.step()
 
-    def _loss(self, batch: Batch, keys: tuple[Tensor, Tensor], precision: contextlib.AbstractContextManager) -> Tensor:
-        """The loss of the global batch, of which this is the rank's share; the encoders run within `precision`."""
+    def _loss(
+        self, batch: Batch, keys: tuple[Tensor, Tensor], precision: contextlib.AbstractContextManager
+    ) -> tuple[Tensor, Measures]:
+        """The loss of the global batch, and measures of the rank's share of it; the encoders run within `precision`."""
         with precision:
-            text, video = self.task.encode(self.model, batch, *keys)
-        return self.task.loss(self.model, text, video, batch, keys[0], self.compute.processes)
+            text, video, measures = self.task.encode(self.model, batch, *keys)
+        return self.task.loss(self.model, text, video, batch, keys[0], self.compute.processes), measures
 
     def _clip_gradients(self) -> Tensor:
         """Scale the gradients down to the largest norm allowed, and return the norm they had; 0 allows any."""
@@ -173,7 +183,8 @@ class Step:
         Leaves that gradient in the parameters; the scaler remembers that the step is to be left out.
         """
         self.optimizer.zero_grad()
-        self._loss(batch, keys, contextlib.nullcontext()).backward()
+        loss, _ = self._loss(batch, keys, contextlib.nullcontext())
+        loss.backward()
         self.compute.processes.average_gradients(self.parameters)
         return bool(torch.isfinite(self._gradient_norm()))
 

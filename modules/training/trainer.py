@@ -25,6 +25,7 @@ from common.seeds import derive_seed
 from common.settings import above, at_least, between, setting
 from dataloaders.bad_videos import SKIPPED
 from dataloaders.batches import Batch, GlobalBatches, read_batches, training_loader
+from modules.model.measures import explain, means, numbers
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.identity import list_differences
@@ -118,6 +119,8 @@ class Position:
         bad_videos: videos that could not be read at least once, in whose stead others were; each counts once.
         nonfinite_steps: left out because the loss or the gradient was not finite.
         overflow_steps: left out because the scaled gradient was too large for fp16, which lowers the scale.
+        since_line, since_evaluation: since the last logged step and the last evaluation, the steps that were not left
+            out, and how many of them had their gradient clipped.
         best, last: metrics of the best and of the last evaluation, with their ``epoch``; empty before the first.
     """
 
@@ -127,6 +130,8 @@ class Position:
     bad_videos: int = 0
     nonfinite_steps: int = 0
     overflow_steps: int = 0
+    since_line: tuple[int, int] = (0, 0)
+    since_evaluation: tuple[int, int] = (0, 0)
     best: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
 
@@ -305,21 +310,24 @@ class Trainer:
             for batch, seconds in _timed(read_batches(loader)):
                 bad_videos = self._agree_to_go_on(batch)
                 rate = self.step.rate
-                loss, norm, outcome = self._compute(batch)
+                gradient = self._compute(batch)
+                logged = (self.position.step + 1) % self.settings.n_display == 0
+                measured = self._measured(gradient) if logged else {}
                 with self.interruption.changing_state():
-                    self.step.update(outcome)
-                    self._advance(seconds(), outcome, bad_videos)
+                    self.step.update(gradient.outcome)
+                    self._advance(seconds(), gradient, bad_videos)
                     self._time_left.add_step(seconds())
-                    if self.position.step % self.settings.n_display == 0:
-                        self._log_step(epoch + 1, loss, norm, rate, seconds())
-                        self._say_step(epoch + 1, loss, norm, rate)
+                    if logged:
+                        measured |= share_clipped(self.position.since_line)
+                        self._log_step(epoch + 1, gradient, rate, measured, seconds())
+                        self._say_step(epoch + 1, gradient, rate, measured)
                     elif time.monotonic() - self._last_said >= INTERVAL:
-                        self._say_step(epoch + 1, loss, norm, rate)  # the clock decides about the log alone
+                        self._say_step(epoch + 1, gradient, rate, {})  # the clock decides about the log alone
                     if self.position.step % self.settings.save_steps == 0:
                         self._save(LAST)
                 bar.update()
                 bar.set_postfix(
-                    loss=f"{loss:.4f}", samples_s=f"{self.settings.batch_size / seconds():.1f}", refresh=False
+                    loss=f"{gradient.loss:.4f}", samples_s=f"{self.settings.batch_size / seconds():.1f}", refresh=False
                 )
         with self.interruption.changing_state():
             self._save(LAST)
@@ -395,8 +403,13 @@ class Trainer:
         of_step = [derive_seed(self.settings.seed, "dropout of step", step)]
         return torch.tensor(keys, device=self.processes.device), torch.tensor(of_step, device=self.processes.device)
 
-    def _advance(self, seconds: float, outcome: Outcome, bad_videos: int) -> None:
-        position = self.position
+    def _measured(self, gradient: Gradient) -> dict[str, float]:
+        """The means of what was measured in the global batch; all ranks have to ask."""
+        return means(self.processes.gather_objects(numbers(gradient.measures)))
+
+    def _advance(self, seconds: float, gradient: Gradient, bad_videos: int) -> None:
+        position, outcome = self.position, gradient.outcome
+        done = int(outcome is Outcome.DONE), int(gradient.clipped)
         not_finite = outcome in (Outcome.LOSS_NOT_FINITE, Outcome.GRADIENT_NOT_FINITE)
         self.position = replace(
             position,
@@ -405,26 +418,28 @@ class Trainer:
             bad_videos=bad_videos,
             nonfinite_steps=position.nonfinite_steps + not_finite,
             overflow_steps=position.overflow_steps + (outcome is Outcome.OVERFLOW),
+            since_line=_sums(position.since_line, done),
+            since_evaluation=_sums(position.since_evaluation, done),
         )
 
-    def _log_step(self, epoch: int, loss: float, norm: float, rate: float, seconds: float) -> None:
+    def _log_step(
+        self, epoch: int, gradient: Gradient, rate: float, measured: Mapping[str, float], seconds: float
+    ) -> None:
         step = self.position.step
+        values = {"loss": gradient.loss, "grad_norm": gradient.norm, "lr": rate, **measured}
         # of a step that was left out; JSON has only numbers
-        values = {
-            "epoch": epoch,
-            "loss": loss if math.isfinite(loss) else None,
-            "grad_norm": norm if math.isfinite(norm) else None,
-            "lr": rate,
-        }
-        self.folder.log_metrics("train", step, values)
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.folder.log_metrics("train", step, {"epoch": epoch, **finite})
         self.folder.log_speed(step, self.settings.batch_size / seconds)
+        self.position = replace(self.position, since_line=(0, 0))
 
-    def _say_step(self, epoch: int, loss: float, norm: float, rate: float) -> None:
+    def _say_step(self, epoch: int, gradient: Gradient, rate: float, measured: Mapping[str, float]) -> None:
         """A line of the log, with what the clock says, which no other file may depend on."""
         step, epochs = self.position.step, self.settings.epochs
         logger.info(
-            "epoch %d/%d step %d/%d loss %.4f gradient %.3f rate %.3g, %s",
-            *(epoch, epochs, step, self.total_steps, loss, norm, rate),
+            "epoch %d/%d step %d/%d loss %.4f gradient %.3f rate %.3g, %s%s",
+            *(epoch, epochs, step, self.total_steps, gradient.loss, gradient.norm, rate),
+            " ".join(f"{name} {value:.2f}" for name, value in measured.items()) + ", " if measured else "",
             self._time_left.say(self.total_steps - step, epochs - self.position.epochs_evaluated),
         )
         self._last_said = time.monotonic()
@@ -433,7 +448,7 @@ class Trainer:
         """Evaluate, and keep the checkpoint if it is the best so far."""
         start = time.perf_counter()
         logger.info("epoch %d/%d: evaluating", epoch, self.settings.epochs)
-        metrics = self.task.evaluate(self.model, self.compute)
+        metrics = self.task.evaluate(self.model, self.compute) | share_clipped(self.position.since_evaluation)
         self._time_left.add_evaluation(time.perf_counter() - start)
         with self.interruption.changing_state():
             if dropped := self.task.evaluation_set.dropped:
@@ -443,7 +458,7 @@ class Trainer:
             best = self.position.best
             is_best = not best or metrics[name] >= best[name]  # of equals the later, which has seen more
             if not self._legend_said:
-                logger.info("%s", self.task.legend)
+                logger.info("%s", explain(self.task.legend, metrics))
                 self._legend_said = True
             shown = " ".join(f"{k} {v:.2f}" for k, v in metrics.items())
             logger.info("epoch %d/%d: %s", epoch, self.settings.epochs, shown)
@@ -452,6 +467,7 @@ class Trainer:
                 self.position,
                 epochs_evaluated=epoch,
                 seconds=self.position.seconds + time.perf_counter() - start,
+                since_evaluation=(0, 0),
                 best=last if is_best else best,
                 last=last,
             )
@@ -485,6 +501,20 @@ def peak_memory_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 2**10  # getrusage counts bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def share_clipped(counts: tuple[int, int]) -> dict[str, float]:
+    """``clipped_steps``, the share of steps whose gradient was clipped; empty where all were left out.
+
+    Args:
+        counts: of a `Position`, the steps and how many of them were clipped.
+    """
+    steps, clipped = counts
+    return {"clipped_steps": clipped / steps} if steps else {}
+
+
+def _sums(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return one[0] + other[0], one[1] + other[1]
 
 
 def _timed(batches) -> Iterator[tuple[Batch, Any]]:

@@ -21,6 +21,7 @@ from modules.methods import METHODS, zero_shot
 from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter
 from modules.methods.stop.intra_frame import IntraFrameOutput, IntraFramePrompting, SpatialPrompter, select_regions
 from modules.methods.stop.stop import StopSettings, build, build_prompting
+from modules.model.measures import add_up, means, numbers
 from modules.model.prompting import Extra, Prompted, VideoTokens
 from modules.model.scopes import FrameScope, JointScope
 from modules.model.tokens import extend_in_time, grid_conv3d, real_frames
@@ -471,6 +472,67 @@ def test_details_carry_the_papers_terms(tiny_clip):
     }
 
 
+@pytest.mark.parametrize(("scope", "prompting"), VARIANTS)
+@pytest.mark.parametrize("way", ["evaluation", "training", "checkpointed"])
+def test_what_is_measured_are_means_of_the_details_over_real_gaps(tiny_clip, scope, prompting, way):
+    model = make_stop(tiny_clip, attention_scope=scope, prompting=prompting, eta=3.5).train(way != "evaluation")
+    model.video_encoder.checkpoint_activations = way == "checkpointed"
+    videos, num_frames = random_videos(4, T), torch.tensor([T, 3, 1, 2])
+    videos[0, 3:] = videos[0, 2]  # a gap without tokens
+    out = model.encode_video(videos, num_frames, torch.arange(4), return_details=True)
+    counts, variations = [], []
+    for layer in out["layers"]:
+        for b, n in enumerate(num_frames.tolist()):
+            counts += layer["num_temporal_prompts"][b, : n - 1].tolist()
+            variations += layer["frame_variation"][b, : n - 1].tolist()
+    assert len(counts) == (4 + 2 + 0 + 1) * (3 if prompting == "per_layer" else 1) and 0 in counts
+    measured = means([numbers(out["measures"])])
+    expected = {
+        "tokens_per_gap": sum(counts) / len(counts),
+        "gaps_without_tokens": counts.count(0) / len(counts),
+        "frame_variation": sum(variations) / len(variations),
+    }
+    assert list(measured) == list(expected) and measured == pytest.approx(expected, abs=1e-12)
+    assert not any(value.requires_grad for value in out["measures"].values())
+
+
+@pytest.mark.parametrize(("scope", "prompting"), VARIANTS)
+def test_what_is_measured_does_not_depend_on_how_videos_are_shared_out(tiny_clip, scope, prompting):
+    model = make_stop(tiny_clip, attention_scope=scope, prompting=prompting, eta=3.5)
+    videos, num_frames = random_videos(6, T), torch.tensor([T, 3, 1, 4, T, 2])
+    whole = means([numbers(model.encode_video(videos, num_frames)["measures"])])
+    for sizes, processes in (([2, 4], 1), ([2, 4], 2), ([1, 2, 3], 3), ([5, 1], 2)):
+        shares = [{} for _ in range(processes + 1)]  # the last process has no video
+        parts = zip(videos.split(sizes), num_frames.split(sizes), strict=True)
+        for number, (part, frames) in enumerate(parts):
+            length = int(frames.max())  # with no more padding than it needs
+            measures = model.encode_video(part[:, :length], frames)["measures"]
+            shares[number % processes] = add_up(shares[number % processes], measures)
+        assert means([numbers(share) for share in shares]) == pytest.approx(whole, abs=1e-6)
+
+
+def test_a_gate_that_is_closed_is_seen(tiny_clip):
+    open_gate, closed = (make_stop(tiny_clip, epsilon=epsilon) for epsilon in (1e-6, 1e9))
+    batch = random_videos(2, T), torch.tensor([T, 3])
+    measured = means([numbers(closed.encode_video(*batch)["measures"])])
+    assert measured == {"tokens_per_gap": 0.0, "gaps_without_tokens": 1.0, "frame_variation": 0.0}
+    measured = means([numbers(open_gate.encode_video(*batch)["measures"])])
+    assert measured["tokens_per_gap"] > 1 and measured["gaps_without_tokens"] == 0
+
+
+@pytest.mark.parametrize(("settings", "num_frames"), [({"eta": 0.0}, [T, 3]), ({}, [1, 1])])
+@pytest.mark.parametrize("length", [1, T])
+def test_nothing_is_measured_where_there_is_no_gap(tiny_clip, settings, num_frames, length):
+    num_frames = torch.tensor(num_frames).clamp(max=length)
+    out = make_stop(tiny_clip, **settings).encode_video(random_videos(2, length), num_frames)
+    assert means([numbers(out["measures"])]) == {}
+
+
+def test_nothing_is_measured_by_a_method_without_a_gate(tiny_clip):
+    model = METHODS["zero_shot"].build(tiny_clip, None, T, 12)
+    assert model.encode_video(random_videos(2, T), torch.tensor([T, 3]))["measures"] == {}
+
+
 # the frozen CLIP
 
 
@@ -546,8 +608,10 @@ def test_a_compiled_encoder_is_one_graph_and_computes_the_same(scope, prompting)
     for compiled in (False, True):
         if compiled:  # without a C++ compiler, which not every machine has
             model.video_encoder.compile(dynamic=False, fullgraph=True, backend="aot_eager")
-        embedding = model.encode_video(frames, num_frames, keys)["embedding"]
-        results.append((embedding, *torch.autograd.grad(embedding[:, 0].sum(), parameters)))
+        out = model.encode_video(frames, num_frames, keys)
+        gradients = torch.autograd.grad(out["embedding"][:, 0].sum(), parameters)
+        assert len(out["measures"]) == 3
+        results.append((out["embedding"], *out["measures"].values(), *gradients))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
 

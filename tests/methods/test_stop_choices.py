@@ -9,8 +9,8 @@ from helpers.runs import checkpoint, run
 from helpers.tiny import TINY_TRAINING, make_tiny_clip, random_videos
 from modules.kernels.convolutions import DepthwiseConv3d
 from modules.methods import METHODS
+from modules.methods.adapters.bottleneck import BottleneckAdapter
 from modules.methods.stop.stop import WIDTHS, StopSettings, build_prompting
-from modules.model.adapters import BottleneckAdapter
 from modules.program.build import build_model
 from modules.program.loading import load_run
 from modules.runtime.precision import PRECISIONS, choose_precision

@@ -203,6 +203,10 @@ def test_splits_are_evaluated_as_they_were_trained(tiny_recognition, tmp_path):
     evaluated += ["--init_model", str(tmp_path / "train"), "--output_dir", str(tmp_path / "eval")]
     assert main_task_recognition.main(evaluated) == 0
     assert results(tmp_path / "eval")["top1"] == results(tmp_path / "train")["top1"]
+    for name in ("tokens_per_gap", "gaps_without_tokens", "frame_variation"):
+        of_splits = [split[name] for split in results(tmp_path / "train")["splits"].values()]
+        assert len(of_splits) == 3
+        assert results(tmp_path / "eval")[name] == pytest.approx(sum(of_splits) / 3, abs=1e-4)
     one = json.loads((tmp_path / "eval" / "split1" / "results.json").read_text())
     assert (one["max_frames"], one["texts"]) == (4, 2) and one["videos"] > 0
 
@@ -215,6 +219,9 @@ def test_max_grad_norm_0_does_not_clip(tiny_run, tmp_path):
     assert same(states["0"], states["1e30"]) == []
     norms = {norm: [entry["grad_norm"] for entry in lines(tmp_path / norm, "train")] for norm in ("0", "1e-3")}
     assert norms["0"][0] == norms["1e-3"][0] > 0
+    for norm, share in (("0", 0.0), ("1e30", 0.0), ("1e-3", 1.0)):
+        for kind in ("train", "eval"):
+            assert {entry["clipped_steps"] for entry in lines(tmp_path / norm, kind)} == {share}
     first = checkpoint(tmp_path / "0")["optimizer"]["state"][0]["exp_avg"]
     clipped = checkpoint(tmp_path / "1e-3")["optimizer"]["state"][0]["exp_avg"]
     assert first.abs().max() > 10 * clipped.abs().max()

@@ -13,6 +13,7 @@ from helpers.faults import Killed
 from helpers.launching import torchrun
 from helpers.runs import assert_equal, lines, results, run, state_of
 from modules.methods import METHODS
+from modules.model.measures import WORDS
 from modules.program.arguments import CommonSettings, parse_arguments
 from modules.runtime.run_folder import RunFolder
 from modules.tasks.metrics import retrieval_metrics_of_embeddings, rounded
@@ -87,6 +88,13 @@ def test_it_trains_and_is_evaluated_without_flags(tiny_run, name, trained, tmp_p
         text, video = (np.load(tmp_path / "features" / f"{of}.npy") for of in ("text", "video"))
         np.testing.assert_allclose(np.linalg.norm(video, axis=1), 1, atol=1e-5)
         assert rounded(retrieval_metrics_of_embeddings(text, video)) == metrics_of(results(tmp_path))
+
+
+def test_it_has_no_gate_to_see(trained):
+    for entry in (*lines(trained, "train"), *lines(trained, "eval")):
+        assert WORDS.keys() & entry.keys() == {"clipped_steps"}
+    assert not WORDS.keys() & results(trained).keys()
+    assert "tokens_per_gap" not in (trained / "log.txt").read_text()
 
 
 def test_it_goes_on_to_the_same_bits(tiny_run, flags, trained, tmp_path, monkeypatch):

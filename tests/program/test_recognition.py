@@ -23,6 +23,7 @@ from helpers.runs import checkpoint, lines, rows_of
 from helpers.tiny import TINY_TRAINING
 from main_task_recognition import draw_shots
 from modules.model.heads import CosineHead
+from modules.model.measures import WORDS
 from modules.model.video_text import VideoTextModel
 from modules.tasks.recognition import Predictions, RecognitionTask, read_templates
 
@@ -45,6 +46,9 @@ def test_a_run_leaves_what_retrieval_leaves_and_its_own_tables(trained):
     assert {"config.json", "log.txt", "metrics.jsonl", "tensorboard", "last.pt", "best.pt", "results.json"} <= names
     results = json.loads((trained / "results.json").read_text())
     assert set(METRICS) < set(results) and results["dataset"] == "hmdb51"
+    assert WORDS.keys() - results.keys() == {"clipped_steps"} and WORDS.keys() <= results["last_epoch"].keys()
+    for entry in (*lines(trained, "train"), *lines(trained, "eval")):
+        assert WORDS.keys() < entry.keys() and 1 < entry["tokens_per_gap"] <= 4
     predictions = rows_of(trained / "predictions.csv")
     assert list(predictions[0]) == ["video", "label", "prediction", "top5", "probability"]
     right = [row["label"] == row["prediction"] for row in predictions]

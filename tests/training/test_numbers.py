@@ -68,6 +68,9 @@ def test_a_step_that_is_left_out_changes_nothing_and_is_counted(
     skipped = [entry["step"] for entry in entries if entry["grad_norm"] is None]
     assert skipped == [2, 3]
     assert (entries[1]["loss"] is None) == ("loss" in words)
+    # measured is what the forward pass made; a gradient that is not used is not clipped
+    assert [entry["step"] for entry in entries if "clipped_steps" not in entry] == skipped
+    assert [entry["step"] for entry in entries if "tokens_per_gap" not in entry] == (skipped if "loss" in words else [])
     # a poisoned first pass leaves the weights as they were made
     with monkeypatch.context() as patch:
         poison(patch, lambda call: True)

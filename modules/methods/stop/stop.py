@@ -6,7 +6,7 @@ layer has its own. Learned prompts in the text tower and adapters in both are wh
 public release does. What the paper leaves open and was decided here is marked [ours] where it is built.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,14 @@ from common.errors import UserError
 from common.settings import above, at_least, between, setting
 from modules.clip.loader import LoadedCLIP
 from modules.clip.vision import ClipVisionTower
+from modules.methods.adapters.bottleneck import add_side_adapters
 from modules.methods.base import Method
 from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter, num_heads
 from modules.methods.stop.intra_frame import IntraFramePrompting, SpatialPrompter
-from modules.model.adapters import add_side_adapters
 from modules.model.deep_prompts import DeepTextPrompts
 from modules.model.dropout import fold_in
 from modules.model.heads import CosineHead
+from modules.model.measures import Measures, total
 from modules.model.prompting import Extra, Prompted, VideoPrompting, VideoTokens
 from modules.model.readouts import ClassToken, Mean
 from modules.model.scopes import FrameScope, JointScope
@@ -217,6 +218,25 @@ class StopPrompting(VideoPrompting):
         )
         extra = Extra.of_gaps(temporal, mask=inter.mask)
         return Prompted(tokens.change(patches=patches), extra, carry=not self.per_layer, details=details)
+
+    def measures(self, layers: Sequence[Mapping[str, Tensor]], real: Tensor) -> Measures:
+        """Over the gaps between real frames, in all prompted layers: by them a gate that closes is seen.
+
+        Returns:
+            ``tokens_per_gap`` (N^t), ``gaps_without_tokens`` (N^t = 0) and ``frame_variation`` (W^t); nothing with
+            η = 0 or videos of one frame.
+        """
+        gated = [layer for layer in layers if "frame_variation" in layer]
+        if not gated:
+            return {}
+        tokens = torch.stack([layer["num_temporal_prompts"] for layer in gated])  # (layers, B, T − 1)
+        variation = torch.stack([layer["frame_variation"] for layer in gated])
+        gaps = real[:, 1:]
+        return {
+            "tokens_per_gap": total(tokens, gaps),
+            "gaps_without_tokens": total(tokens == 0, gaps),
+            "frame_variation": total(variation, gaps),
+        }
 
 
 def _of_layer(prompters: nn.Module | None, layer: int) -> nn.Module | None:
