@@ -1,0 +1,326 @@
+"""Studies on the toy testbed: each of STOP's open choices against its alternative, and accuracy over frames.
+
+  bash scripts/study_toy.sh                    # everything; continues where it stopped
+  python scripts/study_toy.py --table          # prints the tables of docs/method.md from docs/results/study_toy.json
+
+Every training is one process of one thread, two at a time. It reports its last epoch, so that nothing is chosen on a
+test set: its last checkpoint is evaluated on the four test sets. What is measured is written to the record after each
+training, with the flags that were given, the seed, the commit and the machine.
+"""
+
+import argparse
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.files import write_atomically
+from modules.runtime.run_folder import describe_machine, git_commit
+from scripts.demo_table import add_motion_accuracy
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / "docs" / "results" / "study_toy.json"
+LEVELS = ("motions", "events")
+SEEDS = (1, 2, 3)
+FRAMES = 8  # of the choices; the curve has others
+CURVE = (3, 4, 6, 8, 12)
+STOP = (
+    *("--method", "stop", "--spatial_width", "32", "--spatial_hidden", "64", "--temporal_width", "32"),
+    *("--prompt_dropout", "0", "--lr", "3e-3"),
+)
+SEQ_TRANSF = ("--method", "clip4clip", "--sim_header", "seqTransf", "--lr", "1e-3")
+BUDGET = ("--epochs", "5", "--batch_size", "36", "--n_display", "1", "--mask_same_video")
+# what each choice adds to STOP at its defaults, which is the first
+CHOICES = {
+    "defaults": (),
+    "sum": ("--frame_weight", "sum"),
+    "text prompts 8": ("--text_prompts", "8"),
+    "side adapters 8": ("--side_adapters", "8"),
+    "spatial reduce 16": ("--spatial_reduce", "16"),
+    "own, equal width": ("--prompters", "own", "--spatial_reduce", "0"),
+    "own, equal total": (
+        *("--prompters", "own", "--spatial_reduce", "0"),
+        *("--spatial_width", "8", "--spatial_hidden", "16", "--temporal_width", "16"),
+    ),
+    "bf16": ("--precision", "bf16"),
+    "fp16": ("--precision", "fp16"),
+    "frame scope": ("--attention_scope", "frame"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study.
+
+    Attributes:
+        level: of the toy dataset.
+        name: of the choice or the method.
+        frames: of a video.
+        seed: of the training.
+        flags: of the main program; without ``--do_train`` it only evaluates.
+    """
+
+    level: str
+    name: str
+    frames: int
+    seed: int
+    flags: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """What it is called in the record, and its folder."""
+        return f"{self.level}/{self.name.replace(', ', '_').replace(' ', '_')}/frames{self.frames}/seed{self.seed}"
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is something to train."""
+        return "--do_train" in self.flags
+
+
+def all_runs() -> Iterator[Run]:
+    """Every run: all choices of a seed before those of the next, so that an interrupted study can be compared."""
+    for seed in SEEDS:
+        for level in reversed(LEVELS):
+            for name, flags in CHOICES.items():
+                precision = () if "--precision" in flags else ("--precision", "fp32")
+                yield Run(level, name, FRAMES, seed, ("--do_train", *STOP, *BUDGET, *precision, *flags))
+        for frames in CURVE:
+            fp32 = ("--precision", "fp32")
+            if frames != FRAMES:
+                yield Run("events", "defaults", frames, seed, ("--do_train", *STOP, *BUDGET, *fp32))
+            yield Run("events", "seqTransf", frames, seed, ("--do_train", *SEQ_TRANSF, *BUDGET, *fp32))
+            if seed == SEEDS[0]:
+                yield Run("events", "zero-shot", frames, seed, ("--do_eval", "--method", "zero_shot", *fp32))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a study reads and writes.
+
+    Attributes:
+        toy: CLIP, dataset and pack of each level, made where they are missing.
+        runs: what the trainings leave.
+        record: JSON.
+        make: flags of the programs that make the files, by program.
+    """
+
+    toy: Path
+    runs: Path
+    record: Path
+    make: dict[str, tuple[str, ...]]
+
+    def of(self, level: str) -> Path:
+        """The folder of a level's files; the easy one's are the demo's."""
+        return self.toy if level == "motions" else self.toy / level
+
+
+def make_files(level: str, places: Places) -> None:
+    """CLIP, videos and a pack of their frames, each kept while its settings are the same."""
+    folder = places.of(level)
+    of_level = ("--level", level, "--overwrite")
+    programs = (
+        ("pretrain_toy_clip", ("--output_dir", folder / "clip", *of_level)),
+        ("make_toy_dataset", ("--output_dir", folder / "dataset", *of_level)),
+        (
+            "pack_frames",
+            *[("--input_root", folder / "dataset" / "videos", "--output_root", folder / "frames", "--fps", "8")],
+        ),
+    )
+    for name, flags in programs:
+        more = places.make.get(name, ("--format", "raw", "--overwrite") if name == "pack_frames" else ())
+        call([f"preprocess/{name}.py", *map(str, flags), *more])
+
+
+def call(arguments: Sequence[str], log: Path | None = None) -> None:
+    """Run a program of the project, its output to a file if one is given.
+
+    Raises:
+        RuntimeError: if it fails, with the end of what it wrote.
+    """
+    command = [sys.executable, *arguments]
+    if log is None:
+        subprocess.run(command, cwd=ROOT, check=True)
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
+    if status:
+        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
+        raise RuntimeError(f"{' '.join(arguments)} failed with {status}; the end of {log}:\n{tail}")
+
+
+def execute(run: Run, places: Places, more: Sequence[str] = ()) -> dict[str, Any]:
+    """Train if there is something to train, evaluate the last checkpoint, and return what was measured."""
+    toy, folder = places.of(run.level), places.runs / run.key
+    data = [
+        *("--pretrained_clip_name", toy / "clip", "--packed", toy / "frames"),
+        *("--val_csv", toy / "dataset" / "test.csv", "--data_path", toy / "dataset" / "MSRVTT_data.json"),
+        *("--max_frames", run.frames, "--max_words", "20", "--num_thread_reader", "0"),
+    ]
+    program = ["main_task_retrieval.py", *map(str, data)]
+    test = folder / "test"
+    last = ["--output_dir", str(test), "--save_features", str(test / "features"), "--seed", str(run.seed)]
+    if run.trains:
+        lists = ["--train_csv", str(toy / "dataset" / "train.csv")]
+        flags = [*run.flags, "--seed", str(run.seed), "--output_dir", str(folder / "training")]
+        call([*program, *lists, *flags, *more], folder / "training.log")
+        precision = run.flags[run.flags.index("--precision") :][:2]
+        trained = ["--do_eval", *precision, "--init_model", str(folder / "training" / "last.pt")]
+        call([*program, *trained, *last], folder / "test.log")
+    else:
+        call([*program, *run.flags, *last], folder / "test.log")
+    results = add_motion_accuracy(test)
+    metrics = {
+        name: value
+        for name, value in results.items()
+        if name.startswith(("t2v", "v2t", "motion", "tokens_", "gaps_", "frame_variation", "trainable"))
+    }
+    found = {
+        "level": run.level,
+        "name": run.name,
+        "frames": run.frames,
+        "seed": run.seed,
+        "flags": [*run.flags, *more],
+        "metrics": metrics,
+        "git_commit": git_commit(),
+        "machine": describe_machine(),
+    }
+    return found | (of_training(folder / "training") if run.trains else {})
+
+
+def of_training(folder: Path) -> dict[str, Any]:
+    """Seconds a step, and the gate at the start and at the end of a training: means over a tenth of its steps."""
+    entries = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    steps = [entry for entry in entries if entry["kind"] == "train"]
+    tenth = max(1, len(steps) // 10)
+    found: dict[str, Any] = {"steps": len(steps), "seconds_per_step": round(seconds_per_step(folder), 4)}
+    if "tokens_per_gap" in steps[0]:
+        for name, part in (("start", steps[:tenth]), ("end", steps[-tenth:])):
+            found[f"tokens_per_gap_at_the_{name}"] = round(fmean(step["tokens_per_gap"] for step in part), 3)
+    return found
+
+
+def seconds_per_step(folder: Path) -> float:
+    """The median over the steps of a training, all of which were logged."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    speeds = [event.value for event in events.Scalars("train/samples_per_second")]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config["settings"]["batch_size"] / median(speeds)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The runs that are done, by key; none where there is no record."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def study(places: Places, only: str = "", jobs: int = 2, more: Sequence[str] = ()) -> bool:
+    """Do what the record does not hold, some runs at a time; whether all of it could be done."""
+    done = read_record(places.record)
+    missing = [run for run in all_runs() if run.key not in done and only in run.key]
+    print(f"{len(done)} runs are in {places.record}, {len(missing)} are to be done", flush=True)
+    for level in dict.fromkeys(run.level for run in missing):
+        make_files(level, places)
+    failed = 0
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(execute, run, places, more): run for run in missing}
+        for future in as_completed(futures):
+            run = futures[future]
+            try:
+                done[run.key] = future.result()
+            except (RuntimeError, OSError, ValueError) as error:
+                failed += 1
+                print(f"{run.key}: {error}", file=sys.stderr, flush=True)
+                continue
+            text = json.dumps(dict(sorted(done.items())), indent=1, ensure_ascii=False)
+            write_atomically(places.record, text + "\n")
+            metrics = done[run.key]["metrics"]
+            print(f"{run.key}: R@1 {metrics['t2v_R1']:.1f}, motion {metrics['motion_accuracy']:.1f}", flush=True)
+    return failed == 0
+
+
+# tables
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean ± standard deviation, the latter where there are several."""
+    if not values:
+        return ""
+    mean = f"{fmean(values):.{digits}f}"
+    return f"{mean} ± {stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def of(record: dict[str, Any], level: str, name: str, frames: int) -> list[dict[str, Any]]:
+    """The runs of one row, a seed each."""
+    return [
+        run for run in record.values() if (run["level"], run["name"], run["frames"]) == (level, name, frames)
+    ]
+
+
+def choices_table(record: dict[str, Any], level: str) -> str:
+    """A row a choice."""
+    lines = [
+        f"| {level} | seeds | R@1 | motion | s a step | tokens a gap | trained |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in CHOICES:
+        runs = of(record, level, name, FRAMES)
+        if not runs:
+            continue
+        at = [
+            fmean(run[f"tokens_per_gap_at_the_{when}"] for run in runs) for when in ("start", "end")
+        ]
+        cells = [
+            name,
+            str(len(runs)),
+            spread([run["metrics"]["t2v_R1"] for run in runs]),
+            spread([run["metrics"]["motion_accuracy"] for run in runs]),
+            f"{fmean(run['seconds_per_step'] for run in runs):.2f}",
+            f"{at[0]:.2f} → {at[1]:.2f}",
+            f"{runs[0]['metrics']['trainable_parameters']:,}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def curve_table(record: dict[str, Any]) -> str:
+    """A row a method, a column a number of frames."""
+    lines = [
+        "| events, R@1 (motion) | " + " | ".join(f"{frames} frames" for frames in CURVE) + " |",
+        "|---" * (1 + len(CURVE)) + "|",
+    ]
+    for name, title in (("zero-shot", "zero-shot"), ("defaults", "STOP"), ("seqTransf", "clip4clip seqTransf")):
+        cells = []
+        for frames in CURVE:
+            runs = of(record, "events", name, frames)
+            values = [spread([run["metrics"][key] for run in runs]) for key in ("t2v_R1", "motion_accuracy")]
+            cells.append(f"{values[0]} ({values[1]})" if runs else "")
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def tables(record: dict[str, Any]) -> str:
+    """All tables, as docs/method.md has them."""
+    return "\n\n".join([*(choices_table(record, level) for level in LEVELS), curve_table(record)])
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="TEXT", help="runs whose key (LEVEL/CHOICE/…) holds this")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
+    parser.add_argument("--table", action="store_true", help="print the tables of what is done, and stop")
+    parser.add_argument("--record", type=Path, default=RECORD, metavar="FILE", help="what is done (default: docs/results)")
+    parser.add_argument("--quick", action="store_true", help="two steps of each on a few videos, under runs/study_quick")
+    return parser.parse_args(argv)
