@@ -5,7 +5,8 @@
 
 ε is the share below which a gap counts as still (`InterFramePrompting.frame_variation`): the gap's sum, W^t before it
 is normalised, over the mean square of the tokens read · 27 · the mean square of N^t's kernel. It must lie below the
-largest gap of every clip in which something moves, in every layer, and above every gap of a still picture.
+largest gap of every real clip, in every layer, and above every gap of a still picture. Clips of fewer frames than are
+read, moments of a tenth of a second, are measured and decide nothing, nor do their pictures.
 
 Measured are, of every video in a folder, 12 frames as an evaluation reads them, and the first of these as a still
 picture of 12 frames: encoded anew as H.264 at two qualities, the same with Gaussian noise of four grey levels added to
@@ -156,16 +157,17 @@ def measure(encoder: VideoEncoder, frames: Tensor, num_frames: Tensor) -> Tensor
 
 
 def summarize(shares: Tensor) -> dict[str, float]:
-    """Of (layers · seeds, clips, gaps): all gaps, and the largest one in a clip, layer and seed."""
+    """Of (layers · seeds, clips, gaps): all gaps, and the largest one in a clip, layer and seed; to four digits."""
     every = shares[~shares.isnan()]
     largest = shares.nan_to_num(nan=-1).amax(-1).flatten()
-    return {
-        "smallest": float(every.min()),
+    values = {
+        "smallest": every.min(),
         "median": median(every.tolist()),
-        "largest": float(every.max()),
-        "largest_gap_at_least": float(largest.min()),
+        "largest": every.max(),
+        "largest_gap_at_least": largest.min(),
         "largest_gap_median": median(largest.tolist()),
     }
+    return {name: float(f"{float(value):.3e}") for name, value in values.items()}
 
 
 # --- Clips ------------------------------------------------------------------------------------------------
@@ -252,7 +254,12 @@ def measure_all(videos: Path, clip_folder: Path | None, plan: Plan) -> dict:
             except BadVideoError as error:
                 left_out[name] = error.reason
             progress.update()
-    separations = [separation(rows, *which) for which in encoders]
+    deciding = [row for row in rows if row["num_frames"] == plan.num_frames]
+    if not deciding:
+        sys.exit(
+            f"{videos} holds no video of {plan.num_frames} frames that can be read: there is nothing to choose from"
+        )
+    separations = [separation(deciding, *which) for which in encoders]
     return {
         "settings": asdict(plan),
         "left_out": left_out,
@@ -279,17 +286,20 @@ def measure_video(
                 kind: summarize(shares[:, [place for place, (is_of, _) in enumerate(clips) if is_of == kind]])
                 for kind in KINDS
             }
-            rows.append({"clip": clip, "scope": scope, "video": name, **kinds})
+            num_frames = int(of_size[size][1][0])  # the video itself comes first
+            rows.append({"clip": clip, "scope": scope, "video": name, "num_frames": num_frames, **kinds})
     return rows
 
 
 def separation(rows: Sequence[dict], clip: str, scope: str) -> dict:
     """What ε must lie between in a CLIP and a scope, with the videos that say so."""
     rows = [row for row in rows if (row["clip"], row["scope"]) == (clip, scope)]
-    if not rows:
-        sys.exit("none of the videos can be read: there is nothing to choose from")
     least = min(rows, key=lambda row: row[REAL]["largest_gap_at_least"])
-    found = {"clip": clip, "scope": scope, REAL: {"video": least["video"], "share": least[REAL]["largest_gap_at_least"]}}
+    found = {
+        "clip": clip,
+        "scope": scope,
+        REAL: {"video": least["video"], "share": least[REAL]["largest_gap_at_least"]},
+    }
     for kind in (STILL, NOISY, KEYFRAMES):
         most = max(rows, key=lambda row: row[kind]["largest"])
         found[kind] = {"video": most["video"], "share": most[kind]["largest"]}
@@ -307,31 +317,31 @@ def propose(separations: Sequence[dict]) -> float | None:
 
 
 def make_table(content: dict) -> str:
-    """What `docs/method.md` says, in Markdown."""
-    lines = [
-        "| CLIP, scope | a real clip's largest gap, at least | a still picture, at most | a noisy one, at most "
-        "| one with keyframes, at most |",
-        "|---|---|---|---|---|",
-    ]
+    """What `docs/method.md` says, in Markdown: what ε lies between, then each video in the joint scope."""
+    of_stills = "a still picture | a noisy one | one with keyframes"
+    lines = [f"| at most, at least: CLIP, scope | {of_stills} | a real clip's largest gap |", "|---|---|---|---|---|"]
     for found in content["separation"]:
-        cells = [f"{found[kind]['share']:.1e} ({found[kind]['video']})" for kind in KINDS]
+        cells = [f"{found[kind]['share']:.1e} ({found[kind]['video']})" for kind in (STILL, NOISY, KEYFRAMES, REAL)]
         lines.append(f"| {found['clip']}, {found['scope']} | {' | '.join(cells)} |")
     joint = [row for row in content["videos"] if row["scope"] == "joint"]
-    clips = list(dict.fromkeys(row["clip"] for row in joint))
-    lines += [
-        "",
-        f"| joint scope: smallest – median – largest gap | {' | '.join(f'{c}, {k}' for c in clips for k in KINDS)} |",
-        "|---" * (1 + len(clips) * len(KINDS)) + "|",
-    ]
-    for video in dict.fromkeys(row["video"] for row in joint):
-        of_video = {row["clip"]: row for row in joint if row["video"] == video}
-        cells = [
-            " – ".join(f"{of_video[clip][kind][name]:.1e}" for name in ("smallest", "median", "largest"))
-            for clip in clips
-            for kind in KINDS
+    for clip in dict.fromkeys(row["clip"] for row in joint):
+        lines += [
+            "",
+            f"| {clip}, joint | {of_stills} | real: largest gap | real: all gaps |",
+            "|---|---|---|---|---|---|",
         ]
-        lines.append(f"| {video} | {' | '.join(cells)} |")
+        for row in joint:
+            if row["clip"] == clip:
+                stills = " | ".join(f"{row[kind]['largest']:.1e}" for kind in (STILL, NOISY, KEYFRAMES))
+                largest = spread(row[REAL], "largest_gap_at_least", "largest_gap_median", "largest")
+                every = spread(row[REAL], "smallest", "median", "largest")
+                lines.append(f"| {row['video']}, {row['num_frames']} | {stills} | {largest} | {every} |")
     return "\n".join(lines)
+
+
+def spread(values: dict[str, float], *names: str) -> str:
+    """Some of a summary's values, from the least to the greatest."""
+    return " – ".join(f"{values[name]:.1e}" for name in names)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -340,7 +350,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--videos", type=Path, metavar="FOLDER", help="real clips, at any depth")
     parser.add_argument("--clip", type=Path, metavar="FOLDER", help="an open_clip model folder: the demo's toy CLIP")
     parser.add_argument("--quick", action="store_true", help="one seed and one quality, and no ViT-B/32")
-    parser.add_argument("--record", type=Path, default=RECORD, metavar="FILE", help="default: docs/results/epsilon.json")
+    parser.add_argument(
+        "--record", type=Path, default=RECORD, metavar="FILE", help="default: docs/results/epsilon.json"
+    )
     parser.add_argument("--table", action="store_true", help="print what is recorded, and measure nothing")
     args = parser.parse_args(argv)
     if not args.table:
