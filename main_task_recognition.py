@@ -40,6 +40,7 @@ from dataloaders.datasets import RECOGNITION
 from dataloaders.datasets.recognition.splits import LISTS, RecognitionSplit
 from dataloaders.items import EvaluationDataset, TrainingDataset, Views
 from dataloaders.samples import Sample
+from dataloaders.video.preparation import combine
 from modules.model.measures import WORDS, explain
 from modules.program.arguments import Arguments, parse_arguments, video_settings
 from modules.program.experiment import mark_when_interrupted, open_run
@@ -211,6 +212,9 @@ def write_mean(arguments: Arguments, results: Mapping[str, Mapping[str, Any]], p
         **{name: first[name] for name in ("dataset", "method")},
         **means,
         **{name: first[name] for name in ("trainable_parameters", "clip", "max_frames", "max_words", "precision")},
+        "prepared": {
+            name: combine([result["prepared"][name] for result in results.values()]) for name in first["prepared"]
+        },
         "texts": first["texts"],
         "videos": sum(result["videos"] for result in results.values()),
         "seconds": round(sum(result["seconds"] for result in results.values()), 1),

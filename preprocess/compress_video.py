@@ -5,8 +5,9 @@
 
 Every video under RAW, at any depth, becomes an H.264 MP4 without sound at the same relative path under OUT
 (`RAW/class a/v1.avi` -> `OUT/class a/v1.mp4`). Hidden files are not videos. OUT also gets the settings
-(`compress_video.json`) and the failures (`failed_videos.csv`: video, reason). The same command continues
-where it stopped: a video lies under its final name only when it is complete. One run at a time for one OUT.
+(`compress_video.json`, which trainings and evaluations of these videos name) and the failures
+(`failed_videos.csv`: video, reason). The same command continues where it stopped: a video lies under its
+final name only when it is complete. With other settings it is refused. One run at a time for one OUT.
 No ffmpeg program is needed; the PyAV wheel (17 or newer) carries the libraries.
 
 What a compressed video holds:
@@ -39,18 +40,21 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.files import write_whole
 from common.progress import Progress
+from dataloaders.video.preparation import COMPRESSED_NOTE, COMPRESSED_SUFFIX, preparation_of, read_note
 from preprocess.frames import Shrinker, choose_frames, frame_interval, video_stream
 from preprocess.jobs import NOT_REACHED, Job, describe, interrupts_ignored, plan, report, stop_workers
 
-SETTINGS_FILE = "compress_video.json"
-PARTIAL_SUFFIX = ".mp4.partial"
+CODEC = "libx264"
+PARTIAL_SUFFIX = f"{COMPRESSED_SUFFIX}.partial"
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def encode(
 
 def add_stream(output, picture: av.VideoFrame, rate: Fraction, time_base: Fraction, crf: int) -> av.VideoStream:
     """An H.264 stream for pictures like `picture`."""
-    stream = output.add_stream("libx264", rate=rate, options={"crf": str(crf)})
+    stream = output.add_stream(CODEC, rate=rate, options={"crf": str(crf)})
     stream.width, stream.height, stream.pix_fmt = picture.width, picture.height, picture.format.name
     context = stream.codec_context
     context.thread_count = 1
@@ -162,22 +166,30 @@ def add_stream(output, picture: av.VideoFrame, rate: Fraction, time_base: Fracti
 
 
 def claim_output(output_root: Path, jobs: list[Job], settings: CompressSettings) -> None:
-    """Record the settings in the output folder and remove what a killed run left.
+    """Record in the output folder how its videos are made, and remove what a killed run left.
+
+    The note also says which PyAV began, and how the sources had been prepared themselves.
 
     Raises:
-        ValueError: the folder holds videos with other settings, or with settings that nobody recorded.
+        ValueError: the folder holds videos made with other settings, of sources prepared in another way, or with
+            settings that nobody recorded or nobody can read.
+        OSError: it cannot be written to.
     """
-    path = output_root / SETTINGS_FILE
+    path = output_root / COMPRESSED_NOTE
+    wanted: dict[str, Any] = settings.as_json() | {"codec": CODEC, "pyav": av.__version__}
+    wanted["of"] = preparation_of(job.source for job in jobs)
     if path.exists():
-        found = path.read_text(encoding="utf-8")
-        if found != json.dumps(settings.as_json()):
-            raise ValueError(f"'{path}' says {found}, not {json.dumps(settings.as_json())}: take another --output_root")
+        found = read_note(path)
+        compared = [name for name in wanted if name in found and name != "pyav"]  # older notes lack some
+        before, now = ({name: note[name] for name in compared} for note in (found, wanted))
+        if before != now:
+            raise ValueError(f"'{path}' says {json.dumps(before)}, not {json.dumps(now)}: take another --output_root")
     else:
         present = next((job.target for job in jobs if job.target.exists()), None)
         if present:
             raise ValueError(f"'{present}' is there, but no '{path}' says with which settings it was made")
         output_root.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings.as_json()), encoding="utf-8")
+        write_whole(path, lambda file: file.write(json.dumps(wanted).encode()))
     for stale in output_root.rglob(f".*{PARTIAL_SUFFIX}"):
         stale.unlink()
 
@@ -264,6 +276,8 @@ def start(arguments: argparse.Namespace) -> tuple[CompressSettings, list[Job]]:
         raise ValueError(f"'{arguments.input_root}' is not a folder")
     if arguments.output_root.resolve().is_relative_to(arguments.input_root.resolve()):
         raise ValueError("--output_root lies in --input_root: its videos would be compressed again")
+    if arguments.input_root.resolve().is_relative_to(arguments.output_root.resolve()):
+        raise ValueError("--input_root lies in --output_root: its videos would be taken for compressed ones")
     jobs = plan(arguments.input_root, arguments.output_root)
     claim_output(arguments.output_root, jobs, settings)
     return settings, jobs

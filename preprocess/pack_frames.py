@@ -6,11 +6,12 @@
 
 Training then reads `--packed OUT` in place of `--features_path`, and decodes no video. Every video under RAW, at any
 depth, is packed; hidden files are not videos. OUT gets tar archives of about --shard_mb (`frames-00000.tar`, …; any tar
-program unpacks them), the index of their frames (`index.jsonl`), the settings (`pack_frames.json`) and the failures
-(`failed_videos.csv`: video, reason). The same command continues where it stopped, also after `kill -9`: what lies in
-an archive behind its last indexed video is cut off. Archives are the same bytes whatever the number of processes, and
-whether or not the packing was interrupted. One run at a time for one OUT. Where OUT was packed with other settings, or
-of files that have changed, the command says so and stops; with --overwrite it packs all of it anew.
+program unpacks them), the index of their frames (`index.jsonl`), the settings and how the videos had been prepared
+(`pack_frames.json`) and the failures (`failed_videos.csv`: video, reason). The same command continues where it stopped,
+also after `kill -9`: what lies in an archive behind its last indexed video is cut off. Archives are the same bytes
+whatever the number of processes, and whether or not the packing was interrupted. One run at a time for one OUT. Where
+OUT was packed with other settings, of videos prepared in another way, or of files that have changed, the command says
+so and stops; with --overwrite it packs all of it anew.
 
 What is packed:
 
@@ -42,6 +43,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -58,6 +60,7 @@ from common.errors import UserError
 from common.files import lock_folder
 from common.progress import Progress
 from dataloaders.video.pack_index import FORMATS, INDEX_FILE, RAW, PackIndex, PackSettings
+from dataloaders.video.preparation import preparation_of
 from preprocess.frames import Shrinker, choose_frames, video_stream
 from preprocess.jobs import Job, describe, interrupts_ignored, plan, report, stop_workers
 from preprocess.pack_writer import EncodedVideo, PackWriter, claim_output, find_shards, remove_pack
@@ -230,6 +233,7 @@ def start(arguments: argparse.Namespace) -> tuple[PackSettings, list[Job]]:
     if not arguments.input_root.is_dir():
         raise ValueError(f"'{arguments.input_root}' is not a folder")
     jobs = plan(arguments.input_root, Path(), suffix="")
+    settings = replace(settings, of=preparation_of(job.source for job in jobs))
     arguments.output_root.mkdir(parents=True, exist_ok=True)
     return settings, jobs
 

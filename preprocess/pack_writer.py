@@ -207,9 +207,15 @@ def claim_output(path: Path, jobs: Sequence[Job], settings: PackSettings) -> dic
                 f"{path} holds {found[0]}, but no {SETTINGS_FILE} says how it was made: give another --output_root"
             )
         write_whole(file, lambda opened: opened.write(json.dumps(wanted).encode()))
-    elif (found := read_settings(path).as_json()) != wanted:
-        difference = f"{json.dumps(found)}, not {json.dumps(wanted)}"
-        raise UserError(f"{file} says {difference}: give the same settings or another --output_root")
+    else:
+        found = read_settings(path).as_json()
+        wanted = {name: value for name, value in wanted.items() if name != "of" or name in found}  # older packs lack it
+        if found != wanted:
+            difference = f"{json.dumps(found)}, not {json.dumps(wanted)}"
+            raise UserError(
+                f"{file} says {difference}: give the same settings, for videos prepared in the same way, or another "
+                "--output_root"
+            )
     if not (path / INDEX_FILE).exists():
         if shards := find_shards(path):
             raise UserError(

@@ -10,9 +10,6 @@ training, with the flags that were given, the seed, the commit and the machine.
 
 import argparse
 import json
-import math
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.files import write_atomically
+from common.files import write_whole
 from modules.runtime.run_folder import describe_machine, git_commit
 from scripts.demo_table import add_motion_accuracy
 
@@ -244,7 +241,7 @@ def study(places: Places, only: str = "", jobs: int = 2, more: Sequence[str] = (
                 print(f"{run.key}: {error}", file=sys.stderr, flush=True)
                 continue
             text = json.dumps(dict(sorted(done.items())), indent=1, ensure_ascii=False)
-            write_atomically(places.record, text + "\n")
+            write_whole(places.record, lambda file, text=text: file.write(f"{text}\n".encode()))
             metrics = done[run.key]["metrics"]
             print(f"{run.key}: R@1 {metrics['t2v_R1']:.1f}, motion {metrics['motion_accuracy']:.1f}", flush=True)
     return failed == 0
@@ -263,9 +260,7 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 def of(record: dict[str, Any], level: str, name: str, frames: int) -> list[dict[str, Any]]:
     """The runs of one row, a seed each."""
-    return [
-        run for run in record.values() if (run["level"], run["name"], run["frames"]) == (level, name, frames)
-    ]
+    return [run for run in record.values() if (run["level"], run["name"], run["frames"]) == (level, name, frames)]
 
 
 def choices_table(record: dict[str, Any], level: str) -> str:
@@ -278,9 +273,7 @@ def choices_table(record: dict[str, Any], level: str) -> str:
         runs = of(record, level, name, FRAMES)
         if not runs:
             continue
-        at = [
-            fmean(run[f"tokens_per_gap_at_the_{when}"] for run in runs) for when in ("start", "end")
-        ]
+        at = [fmean(run[f"tokens_per_gap_at_the_{when}"] for run in runs) for when in ("start", "end")]
         cells = [
             name,
             str(len(runs)),
@@ -321,6 +314,33 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="TEXT", help="runs whose key (LEVEL/CHOICE/…) holds this")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
     parser.add_argument("--table", action="store_true", help="print the tables of what is done, and stop")
-    parser.add_argument("--record", type=Path, default=RECORD, metavar="FILE", help="what is done (default: docs/results)")
-    parser.add_argument("--quick", action="store_true", help="two steps of each on a few videos, under runs/study_quick")
+    parser.add_argument(
+        "--record", type=Path, default=RECORD, metavar="FILE", help="what is done (default: docs/results)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="two steps of each on a few videos, under runs/study_quick"
+    )
     return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Study, then print the tables."""
+    args = parse_args(argv)
+    if args.table:
+        print(tables(read_record(args.record)))
+        return
+    toy, runs = ROOT / "runs" / "toy", ROOT / "runs" / "study"
+    places, more = Places(toy, runs, args.record, {}), []
+    if args.quick:
+        quick = ROOT / "runs" / "study_quick"
+        places = Places(quick / "toy", quick / "runs", quick / "record.json", QUICK_FILES)
+        more = ["--epochs", "1"]
+    places.record.parent.mkdir(parents=True, exist_ok=True)
+    complete = study(places, args.only, args.jobs, more)
+    print(tables(read_record(places.record)))
+    if not complete:
+        sys.exit("some runs failed, see above: the same command tries them again")
+
+
+if __name__ == "__main__":
+    main()

@@ -43,6 +43,8 @@ class PackSettings:
         size: short side in pixels at most, even.
         format: "jpeg", or "raw" for pixels as they are.
         quality: of JPEG, 1 to 100; has no meaning for raw.
+        of: how the videos that were packed had been prepared (`dataloaders/video/preparation.py`); None where nobody
+            recorded it.
 
     Raises:
         ValueError: a value is out of its range.
@@ -52,12 +54,15 @@ class PackSettings:
     size: int = 224
     format: str = JPEG
     quality: int = 90
+    of: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         if self.fps <= 0:
             raise ValueError(f"fps must be above 0, not {self.fps}")
         if self.size < 2 or self.size % 2:
             raise ValueError(f"size must be an even number of pixels, not {self.size}")
+        if self.of is not None and not isinstance(self.of, Mapping):
+            raise ValueError(f"of must say how videos were prepared, not {self.of!r:.80}")
         if self.format not in FORMATS:
             raise ValueError(f"format must be {' or '.join(FORMATS)}, not {self.format!r}")
         if not 1 <= self.quality <= 100:
@@ -66,7 +71,8 @@ class PackSettings:
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads; of raw frames without a quality, which they do not depend on."""
         quality = {"quality": self.quality} if self.format == JPEG else {}
-        return {"version": VERSION, "fps": str(self.fps), "size": self.size, "format": self.format, **quality}
+        of = {} if self.of is None else {"of": dict(self.of)}
+        return {"version": VERSION, "fps": str(self.fps), "size": self.size, "format": self.format, **quality, **of}
 
     @classmethod
     def from_json(cls, content: Any) -> PackSettings:

@@ -1,6 +1,7 @@
 """One run of a main program: its folder, its model, training, and what it leaves. The programs put these in order."""
 
 import contextlib
+import json
 import logging
 import os
 import time
@@ -13,6 +14,7 @@ import torch
 from common.errors import UserError
 from common.settings import all_settings, former_settings, result_settings
 from dataloaders.batches import check_batch_size
+from dataloaders.video.preparation import NOT_RECORDED, combine, preparation_of
 from modules.clip.loader import LoadedCLIP, known_context_length, load_clip
 from modules.methods import METHODS
 from modules.methods.base import Method
@@ -51,6 +53,8 @@ class Experiment:
         folder: what it leaves.
         compute: where it computes.
         identity: everything that its result depends on, by name; set by `identify`.
+        prepared: how the videos of its lists were prepared, by the list's name; set when it begins, in the main process
+            alone. It is no part of the identity: files count by what they hold.
     """
 
     def __init__(self, arguments: Arguments, trains: bool, folder: RunFolder, session: Session):
@@ -61,6 +65,7 @@ class Experiment:
         precision = choose_precision(arguments.train.precision, session.processes.device)
         self.compute = Compute(session.processes, precision)
         self.identity: dict[str, Any] = {}
+        self.prepared: dict[str, Any] = {}
         self._started_from: dict[str, Any] | None = None  # what --init_model holds, from `identify` to `build_model`
         self._origin: dict[str, Any] = {}  # which checkpoint the results are of
         self._start = time.perf_counter()
@@ -151,7 +156,7 @@ class Experiment:
             former,
         )
         trainer.resume()
-        self._begin(task)
+        self._begin(task, continued=trainer.position.step > 0)
         logger.info("%s; results go to %s", trainer.plan(), self.folder.path)
         position = trainer.train()
         best = processes.broadcast_object(self.folder.load_checkpoint(BEST))
@@ -193,6 +198,7 @@ class Experiment:
             "max_frames": common.max_frames,
             "max_words": common.max_words,
             "precision": self.compute.precision.name,
+            "prepared": self.prepared,
             **task.counts,
             **origin,
             "missing_videos": len(task.missing),
@@ -205,13 +211,21 @@ class Experiment:
         logger.info("%s", " ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
         return results
 
-    def _begin(self, task: Task) -> None:
-        """Write what belongs to a run from its start."""
+    def _begin(self, task: Task, continued: bool = False) -> None:
+        """Write what belongs to a run from its start; `continued`, also what it was before."""
         arguments, folder = self.arguments, self.folder
         folder.remove(INTERRUPTED)
         folder.remove(MISSING)
+        if folder.is_main:
+            self.prepared = find_prepared(task)
+            before = folder.read_config().get("prepared", {}) if continued else {}
+            for name in before.keys() & self.prepared.keys():
+                if (both := combine([before[name], self.prepared[name]])) != before[name]:
+                    now = json.dumps(self.prepared[name])
+                    logger.warning("%s videos: were %s, are %s", name, json.dumps(before[name]), now)
+                self.prepared[name] = both
         named = {"method": arguments.method, "datatype": arguments.datatype}
-        folder.write_config(named | all_settings(*arguments.parts))
+        folder.write_config(named | all_settings(*arguments.parts), self.prepared)
         for name, text in task.files.items():
             folder.write_text(name, text)
         if task.missing:
@@ -246,6 +260,20 @@ def open_run(arguments: Arguments, session: Session) -> Iterator[Experiment]:
             yield Experiment(arguments, trains, folder, session)
     finally:
         folder.close()
+
+
+def find_prepared(task: Task) -> dict[str, Any]:
+    """How the videos that a task reads were prepared, for each of its lists; see `dataloaders/video/preparation.py`."""
+    prepared = {}
+    for name, data in (("training", task.training_set), ("evaluation", task.evaluation_set)):
+        if data is None:
+            continue
+        try:
+            prepared[name] = preparation_of((sample.path for sample in data.samples), data.settings.pack)
+        except UserError as error:  # no result depends on the note
+            logger.warning("how the %s videos were prepared is not recorded: %s", name, error)
+            prepared[name] = NOT_RECORDED
+    return prepared
 
 
 def mark_when_interrupted(folder: RunFolder, session: Session) -> contextlib.AbstractContextManager:

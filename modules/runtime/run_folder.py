@@ -22,7 +22,7 @@ from common.files import csv_text, lock_folder, write_whole
 from dataloaders.bad_videos import SKIPPED, SKIPPED_COLUMNS, SkippedVideo
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "decord", "opencv-python-headless")
-LAST, BEST, RESULTS = "last.pt", "best.pt", "results.json"
+LAST, BEST, RESULTS, CONFIG = "last.pt", "best.pt", "results.json", "config.json"
 METRICS, DROPPED, MISSING = "metrics.jsonl", "dropped_videos.csv", "missing_videos.csv"
 INTERRUPTED = "interrupted.json"
 LOCK_PATIENCE = 30.0  # seconds for the processes of a run that was killed to end
@@ -74,16 +74,24 @@ class RunFolder:
         _set_handlers(logger, handlers)
         _set_handlers(file_logger, [*handlers[1:], logging.NullHandler()])
 
-    def write_config(self, settings: Mapping[str, Any]) -> None:
-        """``config.json``: every setting, package versions, the git commit and the machine."""
+    def write_config(self, settings: Mapping[str, Any], prepared: Mapping[str, Any]) -> None:
+        """``config.json``: every setting, how videos were prepared, package versions, the git commit, the machine."""
         versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
         content = {
             "settings": settings,
+            "prepared": prepared,
             "versions": versions,
             "git_commit": git_commit(),
             "machine": describe_machine(),
         }
-        self.write_json("config.json", content)
+        self.write_json(CONFIG, content)
+
+    def read_config(self) -> dict[str, Any]:
+        """What ``config.json`` holds; nothing where there is none that can be read."""
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads((self.path / self._in_full(CONFIG)).read_text(encoding="utf-8"))
+            return content if isinstance(content, dict) else {}
+        return {}
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """A JSON file, complete or not there."""

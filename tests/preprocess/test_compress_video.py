@@ -516,7 +516,7 @@ def start_long_run(tmp_path) -> subprocess.Popen:
     command = ["preprocess/compress_video.py", "--num_workers", "2", *folders]
     process = start(*command, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 20
-    while not list((tmp_path / "out").glob(".*.partial")) and time.monotonic() < deadline:
+    while not list((tmp_path / "out").glob(".*.mp4.partial")) and time.monotonic() < deadline:
         time.sleep(0.02)
     return process
 

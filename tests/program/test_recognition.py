@@ -156,6 +156,7 @@ def test_split_mean_runs_the_three_and_reports_their_mean(tiny_recognition, tmp_
     assert all(len(videos) == 6 for videos in tested) and len(set.union(*tested)) == 18
     assert (tmp_path / "features" / "split2" / "video.npy").exists()
     assert (results["max_frames"], results["precision"], results["videos"]) == (4, "fp32", 18)
+    assert results["prepared"] == {name: {"videos": "as they are"} for name in ("training", "evaluation")}
     assert results["seconds"] > 0 and "mean over splits 1, 2, 3" in (tmp_path / "log.txt").read_text()
     # the same command again finds all of it done; an evaluation of the three checkpoints gives the same
     assert run(tiny_recognition, tmp_path, *flags) == 0

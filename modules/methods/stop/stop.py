@@ -83,7 +83,10 @@ class StopSettings:
         metavar="TOKENS",
     )
     epsilon: float = setting(
-        0.005, "ε, share of the tokens' mean square below which a gap counts as still", within=above(0), metavar="SHARE"
+        0.0009,
+        "ε, share of the tokens' mean square below which a gap counts as still",
+        within=above(0),
+        metavar="SHARE",
     )
     dynamics_norm: str = setting("frame", "divide M_i by its sum over the frame, or not", ("frame", "none"))
     selection_gradient: str = setting(
