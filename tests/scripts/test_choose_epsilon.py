@@ -59,7 +59,7 @@ def test_listening_changes_nothing_and_hears_every_layer_and_seed():
     shares = measure(encoder, videos, lengths)
     assert shares.shape == (3 * 2, 2, 4)
     assert torch.equal(shares.isnan(), torch.tensor([[False] * 4, [False] * 2 + [True] * 2]).expand(6, -1, -1))
-    plain = VideoEncoder(clip.vision_tower(), JointScope(), Mean())
+    plain = VideoEncoder(clip.vision_tower(), JointScope(mean_of_frames=True), Mean())
     assert torch.equal(encoder(videos, lengths)["embedding"], plain(videos, lengths)["embedding"])
 
 
