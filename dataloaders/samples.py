@@ -23,6 +23,7 @@ class Sample:
     path: the video file; of a packed video, the path that `PackIndex` gives it.
     captions: at least one text; where there are several, the dataset draws one an epoch.
     label: in recognition the index of the video's class, from 0; None in retrieval.
+    test_set: the name of the set within which the item is ranked; None where the list names no sets.
     """
 
     sample_id: str
@@ -30,6 +31,7 @@ class Sample:
     path: Path
     captions: tuple[str, ...]
     label: int | None = None
+    test_set: str | None = None
 
 
 @dataclass(frozen=True)

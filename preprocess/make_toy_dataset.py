@@ -1,21 +1,29 @@
 """Renders the toy dataset: short H.264 videos of moving shapes, with annotation files in MSR-VTT's and HMDB51's form.
 
     python preprocess/make_toy_dataset.py --output_dir runs/toy/dataset
+    python preprocess/make_toy_dataset.py --output_dir runs/toy/dataset_events --level events
 
-About half a minute on one core. What it leaves in the folder:
+About a minute on one core. What it leaves in the folder:
 
-    videos/video0.mp4 ...   56 x 56 pixels, 24 frames, every frame encoded by itself
+    videos/video0.mp4 ...   56 x 56 pixels, every frame encoded by itself
     MSRVTT_data.json        captions of all videos; `category` is the index of the motion
     train.csv               column video_id
-    test.csv                columns key, vid_key, video_id, sentence: one video and one caption a class
+    test.csv                columns key, vid_key, video_id, sentence, set: in each of four test sets, which share no
+                            video, one video and one caption a class
     testTrainMulti_7030_splits/moving_left_test_split1.txt …   the motions as classes, in three splits
     dataset.json            the settings that made it, and the names of colours, shapes and motions
 
-A class is an object (6 colours x 3 shapes) and a motion (6): 108 in all. Videos come in pairs of opposite
-motions, of which one is exactly the other backwards, down to the decoded pixels, so a model that ignores the
-order of frames cannot get more than half of the motions right. Arcs out and back are added to every movement, so that
-frames in a wrong order say little about its axis either. In every video stands one still object of
-another colour that the caption does not mention.
+A class is an object and a motion: 108 in all. Videos come in pairs of opposite motions, of which one is exactly the
+other backwards, down to the decoded pixels, so a model that ignores the order of frames cannot get more than half of
+the motions right.
+
+Level `motions`, of 24 frames: 18 objects (6 colours x 3 shapes) and 6 motions, one of which fills the clip. Arcs out
+and back are added to every movement, so that frames in a wrong order say little about its axis either. In every video
+stands one still object of another colour that the caption does not mention.
+
+Level `events`, of 48 frames: 9 objects (3 colours x 3 shapes) and 12 motions, 4 single events and 8 of two in the order
+of the caption. An event takes a quarter of the clip and begins at a random time; see `toy_events.py`. One still and one
+drifting object are not mentioned.
 """
 
 import argparse
@@ -35,6 +43,7 @@ if __package__ in (None, ""):  # run as a script
 
 from common.progress import Progress
 from preprocess import toy_shapes as toy
+from preprocess.toy_events import LEVELS
 
 SPLITS = ("train", "test")
 
@@ -43,38 +52,49 @@ SPLITS = ("train", "test")
 class DatasetSettings:
     """What the files depend on. Counts are videos, always even since videos come in pairs of opposites."""
 
+    level: str = "motions"
     seed: int = 0
     num_train: int = 1296  # 12 a class
-    num_test: int = 108  # 1 a class
-    num_frames: int = 24
+    num_test: int = 108  # of a test set, 1 a class
+    num_test_sets: int = 4
+    num_frames: int | None = None  # of a video; None: the level's
     fps: int = 8
     quantiser: int = 16
     renderer_version: int = toy.RENDERER_VERSION
-    annotations_version: int = 2  # raise it whenever the annotation files change
+    annotations_version: int = 3  # raise it whenever the annotation files change
 
     def __post_init__(self):
-        num_classes = len(toy.all_motion_captions())
+        level = LEVELS[self.level]
+        if self.num_frames is None:
+            object.__setattr__(self, "num_frames", level.num_frames)
+        num_classes = len(level.captions)
         if self.num_train < 2 or self.num_train % 2 or self.num_test < 2 or self.num_test % 2:
             raise ValueError("num_train and num_test must be positive even numbers: videos come in pairs of opposites")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, found {self.seed}")
+        if self.seed < 0 or self.num_test_sets < 1:
+            found = f"{self.seed} and {self.num_test_sets}"
+            raise ValueError(f"seed must be at least 0 and num_test_sets at least 1, found {found}")
         if self.num_test > num_classes:
-            raise ValueError(f"num_test must be at most {num_classes}: equal captions in the test set would tie")
+            raise ValueError(f"num_test must be at most {num_classes}: equal captions in a test set would tie")
 
 
 def render_split(settings: DatasetSettings, split: str):
-    """Yields the split's `toy.Video`s, the two of a pair one after the other; classes take turns."""
+    """Yields the split's videos, the two of a pair one after the other; classes take turns, in each test set anew."""
+    level = LEVELS[settings.level]
     kinds = [
         (colour, shape, pair)
-        for pair in range(len(toy.MOTION_PAIRS))
+        for pair in range(len(level.motions) // 2)
         for shape in range(len(toy.SHAPES))
-        for colour in range(len(toy.COLOURS))
+        for colour in range(level.colours)
     ]
-    count = settings.num_train if split == "train" else settings.num_test
-    for index in range(count // 2):
+    if split == "train":
+        indices = list(range(settings.num_train // 2))
+    else:  # a set's videos are the same ones, whatever its size
+        sets = range(settings.num_test_sets)
+        indices = [number * len(kinds) + index for number in sets for index in range(settings.num_test // 2)]
+    for index in indices:
         rng = np.random.default_rng([settings.seed, SPLITS.index(split), index])
         colour, shape, pair = kinds[index % len(kinds)]
-        yield from toy.render_pair(rng, colour, shape, pair, settings.num_frames)
+        yield from level.render_pair(rng, colour, shape, pair, settings.num_frames)
 
 
 def write_video(path: Path, frames: np.ndarray, fps: int, quantiser: int) -> None:
@@ -100,7 +120,8 @@ def write_dataset(folder: Path, settings: DatasetSettings) -> None:
     """Renders everything into an existing, empty folder."""
     (folder / "videos").mkdir()
     videos, sentences, rows = [], [], {"train": [], "test": []}
-    with Progress(settings.num_train + settings.num_test, "rendering", "video", "videos") as progress:
+    total = settings.num_train + settings.num_test * settings.num_test_sets
+    with Progress(total, "rendering", "video", "videos") as progress:
         for split in SPLITS:
             for video in render_split(settings, split):
                 number = len(videos)
@@ -121,28 +142,31 @@ def write_dataset(folder: Path, settings: DatasetSettings) -> None:
                 if split == "train":
                     rows[split].append([video_id])
                 else:
-                    rows[split].append([f"ret{len(rows[split])}", f"msr{number}", video_id, video.caption])
+                    place = len(rows[split])
+                    test_set = 1 + place // settings.num_test
+                    rows[split].append([f"ret{place}", f"msr{number}", video_id, video.caption, test_set])
                 progress.update()
 
     _write_json(folder / "MSRVTT_data.json", {"info": {}, "videos": videos, "sentences": sentences})
     _write_csv(folder / "train.csv", ["video_id"], rows["train"])
-    _write_csv(folder / "test.csv", ["key", "vid_key", "video_id", "sentence"], rows["test"])
+    _write_csv(folder / "test.csv", ["key", "vid_key", "video_id", "sentence", "set"], rows["test"])
     write_hmdb51_splits(folder / "testTrainMulti_7030_splits", videos, settings)
-    names = {"colours": list(toy.COLOURS), "shapes": toy.SHAPES, "motions": toy.MOTIONS}
+    names = {"colours": list(toy.COLOURS), "shapes": toy.SHAPES, "motions": LEVELS[settings.level].motions}
     _write_json(folder / "dataset.json", {"settings": asdict(settings), **names})
 
 
 def write_hmdb51_splits(folder: Path, videos: list[dict], settings: DatasetSettings) -> None:
     """Writes `<motion>_test_split<k>.txt` for k = 1, 2, 3: lines `file mark `, mark 1 for training and 2 for test.
 
-    The test videos of split 1 are those of MSR-VTT's form; of splits 2 and 3 the first and second as many of the
-    training videos.
+    The test videos of split 1 are those of MSR-VTT's form, of all sets; of splits 2 and 3 the first and second as many
+    of the training videos.
     """
     folder.mkdir()
+    num_test = settings.num_test * settings.num_test_sets
     for split in (1, 2, 3):
-        first = settings.num_train if split == 1 else (split - 2) * settings.num_test
-        test = range(first, first + settings.num_test)
-        for motion, name in enumerate(toy.MOTIONS):
+        first = settings.num_train if split == 1 else (split - 2) * num_test
+        test = range(first, first + num_test)
+        for motion, name in enumerate(LEVELS[settings.level].motions):
             lines = [
                 f"{video['video_id']}.mp4 {2 if video['id'] in test else 1} \n"
                 for video in videos
@@ -179,7 +203,8 @@ def make_dataset(output_dir: str | Path, settings: DatasetSettings, overwrite: b
             shutil.rmtree(output_dir)
         made.rename(output_dir)
     print(
-        f"{settings.num_train} training and {settings.num_test} test videos in {output_dir / 'videos'}; "
+        f"{settings.num_train} training and {settings.num_test_sets} x {settings.num_test} test videos in "
+        f"{output_dir / 'videos'}; "
         "annotations in MSRVTT_data.json, train.csv and test.csv beside it"
     )
     return output_dir
@@ -205,9 +230,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     default = DatasetSettings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True, help="folder to make")
+    parser.add_argument("--level", choices=list(LEVELS), default=default.level, help="what the videos show")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--num_train", type=int, default=default.num_train, help="training videos, even")
-    parser.add_argument("--num_test", type=int, default=default.num_test, help="test videos, even, up to 108")
+    parser.add_argument("--num_test", type=int, default=default.num_test, help="videos of a test set, even, up to 108")
     parser.add_argument("--overwrite", action="store_true", help="replace what other settings made")
     return parser.parse_args(argv)
 
@@ -215,7 +241,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
-        settings = DatasetSettings(seed=args.seed, num_train=args.num_train, num_test=args.num_test)
+        settings = DatasetSettings(args.level, args.seed, args.num_train, args.num_test)
         make_dataset(args.output_dir, settings, overwrite=args.overwrite)
     except (FileExistsError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -1,6 +1,7 @@
 """Trains the toy CLIP, on still images only, and saves it as an open_clip model folder.
 
     python preprocess/pretrain_toy_clip.py --output_dir runs/toy/clip
+    python preprocess/pretrain_toy_clip.py --output_dir runs/toy/clip_events --level events
 
 A few minutes on two cores. Half of the stills name one or two objects and where they are, half show an object
 with a motion trail and name the motion (see `toy_shapes.py`). So the model has motion words, but has never
@@ -41,6 +42,7 @@ from safetensors.torch import save
 
 from common.progress import Progress
 from preprocess import toy_shapes as toy
+from preprocess.toy_events import LEVELS
 
 MODEL_CONFIG = {
     "embed_dim": 64,
@@ -71,6 +73,7 @@ class PretrainSettings:
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup_steps: int = 100
+    level: str = "motions"
     renderer_version: int = toy.RENDERER_VERSION
 
     def __post_init__(self):
@@ -160,7 +163,7 @@ def train(settings: PretrainSettings) -> open_clip.CLIP:
 
     def render(step: int) -> toy.Stills:
         rng = np.random.default_rng([settings.seed, TRAIN_STREAM, step])
-        return toy.render_stills(rng, settings.batch_size)
+        return LEVELS[settings.level].render_stills(rng, settings.batch_size)
 
     progress = Progress(settings.steps, "pre-training", "step", "steps")
     with ThreadPoolExecutor(max_workers=1) as renderer, progress:
@@ -188,16 +191,16 @@ def train(settings: PretrainSettings) -> open_clip.CLIP:
 
 
 @torch.no_grad()
-def held_out_accuracies(model: open_clip.CLIP, seed: int, num_stills: int = 2000) -> dict[str, float]:
+def held_out_accuracies(model: open_clip.CLIP, seed: int, level: toy.Level, num_stills: int = 2000) -> dict[str, float]:
     """Zero-shot accuracies on fresh stills, each among captions that differ in that one word alone.
 
-    Motion, colour and shape in stills with a trail, position in stills that name one; chance is 1/6, 1/6,
-    1/3, 1/9.
+    Motion, colour and shape in stills with a trail, position in stills that name one. Chance is 1/9 for position and
+    1/3 for shape; for motions 1/6, in the level `events` 1/12; for colours 1/6, there 1/3.
     """
-    stills = toy.render_stills(np.random.default_rng([seed, HELD_OUT_STREAM, 0]), num_stills)
+    stills = level.render_stills(np.random.default_rng([seed, HELD_OUT_STREAM, 0]), num_stills)
     image = torch.cat([model.encode_image(part, normalize=True) for part in to_input(stills.images).split(250)])
-    counts = len(toy.COLOURS), len(toy.SHAPES), len(toy.MOTIONS)
-    moving = embed_captions(model, toy.all_motion_captions()).unflatten(0, counts)  # (6, 3, 6, D)
+    counts = level.colours, len(toy.SHAPES), len(level.motions)
+    moving = embed_captions(model, level.captions).unflatten(0, counts)  # (colours, 3, motions, D)
     counts = len(toy.SIZES), len(toy.COLOURS), len(toy.SHAPES), len(toy.POSITIONS)
     placed = embed_captions(model, toy.all_position_captions()).unflatten(0, counts)  # (2, 6, 3, 9, D)
 
@@ -251,11 +254,11 @@ def check_accuracies(accuracies: dict[str, float], bars: Bars) -> None:
         raise UnusableModel(f"held-out accuracy too low: {found}. Train for more --steps or try another --seed")
 
 
-def examine(model: open_clip.CLIP, seed: int, bars: Bars) -> dict[str, float]:
+def examine(model: open_clip.CLIP, seed: int, level: toy.Level, bars: Bars) -> dict[str, float]:
     """Prints and returns what the model learned; raises `UnusableModel` where that is not enough."""
-    accuracies = held_out_accuracies(model, seed)
+    accuracies = held_out_accuracies(model, seed, level)
     print("held-out stills: " + ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
-    captions = toy.all_motion_captions() + [toy.class_caption(k) for k in range(len(toy.MOTIONS))]
+    captions = level.captions + level.class_captions
     embeddings = embed_captions(model, captions)
     cosine, first, second = closest_captions(embeddings, captions)
     print(f'largest cosine between two of {len(captions)} captions: {cosine:.4f} ("{first}", "{second}")')
@@ -302,7 +305,7 @@ def pretrain(output_dir: str | Path, settings: PretrainSettings, bars: Bars, ove
                 "choose another --output_dir, or give --overwrite to replace it"
             )
     model = train(settings)
-    found = examine(model, settings.seed, bars)
+    found = examine(model, settings.seed, LEVELS[settings.level], bars)
     found = {name: round(value, 4) for name, value in found.items()}
     save_folder(model, output_dir, {"made_with": made_with, "found": found})
     print(f"toy CLIP in {output_dir}")
@@ -313,6 +316,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     default = PretrainSettings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True, help="folder to make")
+    parser.add_argument("--level", choices=list(LEVELS), default=default.level, help="of the dataset that it is for")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--steps", type=int, default=default.steps, help="training steps of 96 stills")
     parser.add_argument("--overwrite", action="store_true", help="replace what other settings made")
@@ -323,7 +327,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one core is busy rendering
     try:
-        settings = PretrainSettings(seed=args.seed, steps=args.steps)
+        settings = PretrainSettings(seed=args.seed, steps=args.steps, level=args.level)
         pretrain(args.output_dir, settings, Bars(), overwrite=args.overwrite)
     except (FileExistsError, ValueError, UnusableModel) as error:
         sys.exit(f"error: {error}")

@@ -2,13 +2,16 @@
 
 Shared by `make_toy_dataset.py` (videos of sharp frames, no trails) and `pretrain_toy_clip.py` (stills, in
 which motion shows only as a trail of fading ghosts), so that the toy CLIP knows the objects of the videos,
-and the words for their motions from still cues alone, as a real CLIP does.
+and the words for their motions from still cues alone, as a real CLIP does. The scenes here are those of the level
+`motions`; those of the harder one are in `toy_events.py`.
 
 Everything is vectorised over a leading axis of N drawings and takes its randomness from the generator it is
 given. Coordinates are pixels, x to the right and y downwards, with pixel centres at integers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -263,7 +266,11 @@ def render_stills(rng: np.random.Generator, n: int) -> Stills:
     Half of the trails come in threes of one colour and motion with different shapes: words for shapes take long
     to learn, since among pictures that are drawn freely few differ in shape alone.
     """
-    layouts, trails = _render_layouts(rng, n // 2), _render_trails(rng, n - n // 2)
+    return joined(_render_layouts(rng, n // 2), _render_trails(rng, n - n // 2))
+
+
+def joined(layouts: Stills, trails: Stills) -> Stills:
+    """Two batches of stills as one."""
     both = {
         name: np.concatenate([getattr(layouts, name), getattr(trails, name)])
         for name in ("images", "colour", "shape", "size", "position", "motion", "generic")
@@ -306,14 +313,24 @@ def _render_layouts(rng: np.random.Generator, n: int) -> Stills:
     )
 
 
-def _render_trails(rng: np.random.Generator, n: int) -> Stills:
-    colour, shape = rng.integers(0, len(COLOURS), n), rng.integers(0, len(SHAPES), n)
-    motion = rng.integers(0, len(MOTIONS), n)
+def draw_subjects(
+    rng: np.random.Generator, n: int, num_colours: int, num_motions: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Colour, shape and motion of the objects of N stills with a trail, and whose captions name no object: (N,) each.
+
+    The first half come in threes of one colour and motion, see `render_stills`.
+    """
+    colour, shape = rng.integers(0, num_colours, n), rng.integers(0, len(SHAPES), n)
+    motion = rng.integers(0, num_motions, n)
     in_threes = n // 2 // len(SHAPES) * len(SHAPES)
     leader = np.arange(in_threes) // len(SHAPES) * len(SHAPES)
     colour[:in_threes], motion[:in_threes] = colour[leader], motion[leader]
     shape[:in_threes] = np.arange(in_threes) % len(SHAPES)
-    generic = rng.random(n) < 0.15
+    return colour, shape, motion, rng.random(n) < 0.15
+
+
+def _render_trails(rng: np.random.Generator, n: int) -> Stills:
+    colour, shape, motion, generic = draw_subjects(rng, n, len(COLOURS), len(MOTIONS))
     steps = len(TRAIL_OPACITY)
     x, y, radius = sample_paths(rng, motion, steps)
     distractor_colour, distractor_shape = other_colour(rng, colour), rng.integers(0, len(SHAPES), n)
@@ -322,7 +339,7 @@ def _render_trails(rng: np.random.Generator, n: int) -> Stills:
 
     canvas = texture(rng, n)
     paint(canvas, visible * coverage(distractor_shape, *distractor), distractor_colour)
-    paint(canvas, _trail(shape, motion, x, y, radius), colour)
+    paint(canvas, trail(shape, motion, x, y, radius), colour)
     none = np.full(n, -1)
     return Stills(
         images=to_pixels(canvas),
@@ -338,7 +355,7 @@ def _render_trails(rng: np.random.Generator, n: int) -> Stills:
     )
 
 
-def _trail(shape: np.ndarray, motion: np.ndarray, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
+def trail(shape: np.ndarray, motion: np.ndarray, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
     """Opacity (N, S, S) of an object and its ghosts along the path (N, steps).
 
     Newer ghosts cover older ones, except in a growing object, whose newest state would hide all of them:
@@ -353,3 +370,44 @@ def _trail(shape: np.ndarray, motion: np.ndarray, x: np.ndarray, y: np.ndarray, 
         target = np.array(TRAIL_OPACITY, dtype=np.float32)[step][:, None, None]
         opacity += coverage(shape, x[now], y[now], radius[now]) * (target - opacity)
     return opacity
+
+
+# --- levels -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Level:
+    """What the videos of a dataset show, and the stills that its CLIP is trained on.
+
+    colours: how many of `COLOURS`, from the first, its objects have; they have all `SHAPES`.
+    motions: in the words of the captions; the one after an even number is that one backwards.
+    num_frames: of a video.
+    render_pair: from a generator, colour, shape, half an even motion and the number of frames, two videos with
+    `frames`, `motion` and `caption`, the second of which is the first backwards.
+    render_stills: from a generator and how many, `Stills`.
+    """
+
+    name: str
+    colours: int
+    motions: tuple[str, ...]
+    num_frames: int
+    render_pair: Callable[[np.random.Generator, int, int, int, int], tuple[Any, Any]]
+    render_stills: Callable[[np.random.Generator, int], Stills]
+
+    @property
+    def objects(self) -> list[str]:
+        """The names of its objects, shapes innermost."""
+        return [object_name(colour, shape) for colour in range(self.colours) for shape in range(len(SHAPES))]
+
+    @property
+    def captions(self) -> list[str]:
+        """Every video caption, motions innermost; all of them different."""
+        return [f"{thing} {motion}" for thing in self.objects for motion in self.motions]
+
+    @property
+    def class_captions(self) -> list[str]:
+        """The class prompts for recognising its motions, "something {class}", which its CLIP has seen."""
+        return [f"something {motion}" for motion in self.motions]
+
+
+MOTIONS_LEVEL = Level("motions", len(COLOURS), MOTIONS, 24, render_pair, render_stills)

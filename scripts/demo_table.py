@@ -7,7 +7,9 @@
 run.
 
 Motion accuracy of a retrieval run, from its saved embeddings: of the captions of the right object, one a motion, is the
-right one nearest? It is added to the run's ``results.json`` as ``motion_accuracy``, in percent.
+right one nearest? Six compete in the level ``motions``, and twelve in the level ``events``, where two events in one
+order are a motion of their own, wrong if either event is, or their order. It is added to the run's ``results.json`` as
+``motion_accuracy``, in percent.
 """
 
 import argparse
@@ -22,7 +24,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from modules.tasks.metrics import rounded
-from preprocess.toy_shapes import MOTIONS
+from preprocess.toy_events import LEVELS
+from preprocess.toy_shapes import Level
 
 COLUMNS = {
     "retrieval": [
@@ -42,37 +45,45 @@ LEGENDS = {
     "recognition": "top-K: videos whose class is among the first K of the model's ranking; mean class: the mean over "
     "classes of a class's top-1.",
 }
-FOOTNOTES = {
-    "retrieval": "Motion: the right one of an object's six motions; ",
-    "recognition": "Top-1 over six motions: ",
-}
+NUMBERS = {6: "six", 12: "twelve"}
+
+
+def level_of(captions: Sequence[str]) -> Level:
+    """The level of the toy dataset that has these captions.
+
+    Raises:
+        ValueError: if none has all of them.
+    """
+    unknown = {level.name: sorted(set(captions) - set(level.captions)) for level in LEVELS.values()}
+    for name, others in unknown.items():
+        if not others:
+            return LEVELS[name]
+    first = min(unknown.values(), key=len)[0]
+    raise ValueError(f"caption {first!r} ends in none of the motions of an object of the toy dataset")
 
 
 def motion_accuracy(text: np.ndarray, video: np.ndarray, captions: Sequence[str]) -> float:
     """How often the right motion wins among the captions of the right object, in percent.
 
     Args:
-        text: (N, E), one caption for each pair of an object and a motion.
+        text: (N, E), of the captions, of which equal ones have equal embeddings.
         video: (N, E), in the order of their captions.
-        captions: N captions, "OBJECT MOTION".
+        captions: N captions, "OBJECT MOTION"; each pair of an object and a motion at least once, in any set.
 
     Raises:
         ValueError: if a caption has no motion in it, or an object lacks one.
     """
-    rows: dict[tuple[str, str], int] = {}
-    pairs = []
-    for row, caption in enumerate(captions):
-        motion = next((m for m in MOTIONS if caption.endswith(f" {m}")), None)
-        if motion is None:
-            raise ValueError(f"caption {caption!r} ends in none of the motions {', '.join(MOTIONS)}")
-        pairs.append((caption.removesuffix(f" {motion}"), motion))
-        rows[pairs[-1]] = row
-    if missing := [f"{thing} {m}" for thing, _ in pairs for m in MOTIONS if (thing, m) not in rows]:
-        raise ValueError(f"no caption {missing[0]!r}: motion accuracy compares all motions of an object")
+    level = level_of(captions)
+    parts = {f"{thing} {motion}": (thing, motion) for thing in level.objects for motion in level.motions}
+    rows = {caption: row for row, caption in enumerate(captions)}
     right = 0
-    for row, (thing, motion) in enumerate(pairs):
-        candidates = [rows[thing, m] for m in MOTIONS]
-        right += MOTIONS[int(np.argmax(text[candidates] @ video[row]))] == motion
+    for row, caption in enumerate(captions):
+        thing, motion = parts[caption]
+        rivals = [f"{thing} {m}" for m in level.motions]
+        if missing := [rival for rival in rivals if rival not in rows]:
+            raise ValueError(f"no caption {missing[0]!r}: motion accuracy compares all motions of an object")
+        nearest = int(np.argmax(text[[rows[rival] for rival in rivals]] @ video[row]))
+        right += level.motions[nearest] == motion
     return 100 * right / len(captions)
 
 
@@ -81,11 +92,25 @@ def read_results(run: Path) -> dict:
     return json.loads((run / "results.json").read_text(encoding="utf-8"))
 
 
+def read_captions(run: Path) -> list[str]:
+    """The captions of a run's saved embeddings."""
+    return (run / "features" / "captions.txt").read_text(encoding="utf-8").splitlines()
+
+
+def footnote(task: str, run: Path) -> str:
+    """What the motions of a table are, with the bounds that they have."""
+    if task == "retrieval":
+        count = len(level_of(read_captions(run)).motions)
+        says = f"Motion: the right one of an object's {NUMBERS[count]} motions; "
+    else:
+        count, says = 6, "Top-1 over six motions: "
+    return f"{says}chance is {100 / count:.1f}, and no model that ignores the order of frames can pass 50."
+
+
 def add_motion_accuracy(run: Path) -> dict:
     """Complete a run's ``results.json`` from its embeddings, and return it."""
     features = run / "features"
-    captions = (features / "captions.txt").read_text(encoding="utf-8").splitlines()
-    accuracy = motion_accuracy(np.load(features / "text.npy"), np.load(features / "video.npy"), captions)
+    accuracy = motion_accuracy(np.load(features / "text.npy"), np.load(features / "video.npy"), read_captions(run))
     results = read_results(run) | rounded({"motion_accuracy": accuracy})
     temporary = run / ".results.json.partial"
     temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -124,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table(args.task, rows))
     print("All in percent but the last column, trained parameters.")
     print(LEGENDS[args.task])
-    print(FOOTNOTES[args.task] + "chance is 16.7, and no model that ignores the order of frames can pass 50.")
+    print(footnote(args.task, next(iter(named.values()))))
     if args.record is not None:
         args.record.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record(rows, named), indent=2, ensure_ascii=False)

@@ -10,11 +10,12 @@ training, with the flags that were given, the seed, the commit and the machine.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -23,6 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.files import write_whole
 from modules.runtime.run_folder import describe_machine, git_commit
+from preprocess import pack_frames
+from preprocess.make_toy_dataset import DatasetSettings, make_dataset
+from preprocess.pretrain_toy_clip import Bars, PretrainSettings, pretrain
 from scripts.demo_table import add_motion_accuracy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +35,7 @@ LEVELS = ("motions", "events")
 SEEDS = (1, 2, 3)
 FRAMES = 8  # of the choices; the curve has others
 CURVE = (3, 4, 6, 8, 12)
+FEW = 6
 STOP = (
     *("--method", "stop", "--spatial_width", "32", "--spatial_hidden", "64", "--temporal_width", "32"),
     *("--prompt_dropout", "0", "--lr", "3e-3"),
@@ -47,7 +52,7 @@ CHOICES = {
     "own, equal width": ("--prompters", "own", "--spatial_reduce", "0"),
     "own, equal total": (
         *("--prompters", "own", "--spatial_reduce", "0"),
-        *("--spatial_width", "8", "--spatial_hidden", "16", "--temporal_width", "16"),
+        *("--spatial_width", "8", "--spatial_hidden", "16", "--temporal_width", "14"),
     ),
     "bf16": ("--precision", "bf16"),
     "fp16": ("--precision", "fp16"),
@@ -102,75 +107,90 @@ def all_runs() -> Iterator[Run]:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a study reads and writes.
+    """Where a study reads and writes, and how much it makes.
 
     Attributes:
         toy: CLIP, dataset and pack of each level, made where they are missing.
         runs: what the trainings leave.
         record: JSON.
-        make: flags of the programs that make the files, by program.
+        steps: of the CLIPs' training, bars: what these have to reach. dataset: settings of the datasets.
+        more: flags of every training.
     """
 
     toy: Path
     runs: Path
     record: Path
-    make: dict[str, tuple[str, ...]]
+    steps: int = PretrainSettings.steps
+    bars: Bars = Bars()
+    dataset: Mapping[str, int] = field(default_factory=dict)
+    more: tuple[str, ...] = ()
 
     def of(self, level: str) -> Path:
         """The folder of a level's files; the easy one's are the demo's."""
         return self.toy if level == "motions" else self.toy / level
 
 
+def quick_places(folder: Path, record: Path) -> Places:
+    """Of a study that takes seconds: one step on a batch of videos with a CLIP that knows nothing."""
+    return Places(
+        *(folder / "toy", folder / "runs", record),
+        *(1, Bars(-1, -1, -1, -1, max_cosine=2)),
+        {"num_train": 36, "num_test_sets": 1},
+        ("--epochs", "1"),
+    )
+
+
 def make_files(level: str, places: Places) -> None:
     """CLIP, videos and a pack of their frames, each kept while its settings are the same."""
     folder = places.of(level)
-    of_level = ("--level", level, "--overwrite")
-    programs = (
-        ("pretrain_toy_clip", ("--output_dir", folder / "clip", *of_level)),
-        ("make_toy_dataset", ("--output_dir", folder / "dataset", *of_level)),
-        (
-            "pack_frames",
-            *[("--input_root", folder / "dataset" / "videos", "--output_root", folder / "frames", "--fps", "8")],
-        ),
-    )
-    for name, flags in programs:
-        more = places.make.get(name, ("--format", "raw", "--overwrite") if name == "pack_frames" else ())
-        call([f"preprocess/{name}.py", *map(str, flags), *more])
+    pretrain(folder / "clip", PretrainSettings(level=level, steps=places.steps), places.bars, overwrite=True)
+    make_dataset(folder / "dataset", DatasetSettings(level=level, **places.dataset), overwrite=True)
+    videos, frames = folder / "dataset" / "videos", folder / "frames"
+    pack = ["--input_root", str(videos), "--output_root", str(frames), "--fps", "8", "--format", "raw", "--overwrite"]
+    if pack_frames.main(pack) not in (None, 0):
+        sys.exit(f"{videos} could not be packed")
 
 
-def call(arguments: Sequence[str], log: Path | None = None) -> None:
-    """Run a program of the project, its output to a file if one is given.
+def call(arguments: Sequence[str], log: Path) -> None:
+    """Run a program of the project, its output behind what a file holds.
 
     Raises:
         RuntimeError: if it fails, with the end of what it wrote.
     """
-    command = [sys.executable, *arguments]
-    if log is None:
-        subprocess.run(command, cwd=ROOT, check=True)
-        return
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
+        command = [sys.executable, *arguments]
         status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
     if status:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
         raise RuntimeError(f"{' '.join(arguments)} failed with {status}; the end of {log}:\n{tail}")
 
 
-def execute(run: Run, places: Places, more: Sequence[str] = ()) -> dict[str, Any]:
+def execute(run: Run, places: Places) -> dict[str, Any]:
     """Train if there is something to train, evaluate the last checkpoint, and return what was measured."""
     toy, folder = places.of(run.level), places.runs / run.key
     data = [
         *("--pretrained_clip_name", toy / "clip", "--packed", toy / "frames"),
-        *("--val_csv", toy / "dataset" / "test.csv", "--data_path", toy / "dataset" / "MSRVTT_data.json"),
+        *("--data_path", toy / "dataset" / "MSRVTT_data.json"),
         *("--max_frames", run.frames, "--max_words", "20", "--num_thread_reader", "0"),
     ]
     program = ["main_task_retrieval.py", *map(str, data)]
     test = folder / "test"
-    last = ["--output_dir", str(test), "--save_features", str(test / "features"), "--seed", str(run.seed)]
+    last = [
+        "--val_csv",
+        str(toy / "dataset" / "test.csv"),
+        "--output_dir",
+        str(test),
+        "--save_features",
+        str(test / "features"),
+        "--seed",
+        str(run.seed),
+    ]
     if run.trains:
-        lists = ["--train_csv", str(toy / "dataset" / "train.csv")]
+        # what a training evaluates after each epoch is not looked at: a few videos will do
+        lists = ["--train_csv", str(toy / "dataset" / "train.csv"), "--val_csv", str(write_few(toy, folder))]
         flags = [*run.flags, "--seed", str(run.seed), "--output_dir", str(folder / "training")]
-        call([*program, *lists, *flags, *more], folder / "training.log")
+        call([*program, *lists, *flags, *places.more], folder / "training.log")
         precision = run.flags[run.flags.index("--precision") :][:2]
         trained = ["--do_eval", *precision, "--init_model", str(folder / "training" / "last.pt")]
         call([*program, *trained, *last], folder / "test.log")
@@ -187,12 +207,21 @@ def execute(run: Run, places: Places, more: Sequence[str] = ()) -> dict[str, Any
         "name": run.name,
         "frames": run.frames,
         "seed": run.seed,
-        "flags": [*run.flags, *more],
+        "flags": [*run.flags, *(places.more if run.trains else ())],
         "metrics": metrics,
         "git_commit": git_commit(),
         "machine": describe_machine(),
     }
     return found | (of_training(folder / "training") if run.trains else {})
+
+
+def write_few(toy: Path, folder: Path) -> Path:
+    """A list of the first test videos."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "few.csv"
+    rows = (toy / "dataset" / "test.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(rows[: 1 + FEW]), encoding="utf-8")
+    return path
 
 
 def of_training(folder: Path) -> dict[str, Any]:
@@ -211,7 +240,7 @@ def seconds_per_step(folder: Path) -> float:
     """The median over the steps of a training, all of which were logged."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     speeds = [event.value for event in events.Scalars("train/samples_per_second")]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return config["settings"]["batch_size"] / median(speeds)
@@ -222,16 +251,16 @@ def read_record(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def study(places: Places, only: str = "", jobs: int = 2, more: Sequence[str] = ()) -> bool:
-    """Do what the record does not hold, some runs at a time; whether all of it could be done."""
+def study(places: Places, runs: Iterable[Run], jobs: int) -> bool:
+    """Do those of the runs that the record does not hold, some at a time; whether all of them could be done."""
     done = read_record(places.record)
-    missing = [run for run in all_runs() if run.key not in done and only in run.key]
+    missing = [run for run in runs if run.key not in done]
     print(f"{len(done)} runs are in {places.record}, {len(missing)} are to be done", flush=True)
     for level in dict.fromkeys(run.level for run in missing):
         make_files(level, places)
     failed = 0
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(execute, run, places, more): run for run in missing}
+        futures = {pool.submit(execute, run, places): run for run in missing}
         for future in as_completed(futures):
             run = futures[future]
             try:
@@ -314,12 +343,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="TEXT", help="runs whose key (LEVEL/CHOICE/…) holds this")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
     parser.add_argument("--table", action="store_true", help="print the tables of what is done, and stop")
-    parser.add_argument(
-        "--record", type=Path, default=RECORD, metavar="FILE", help="what is done (default: docs/results)"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="two steps of each on a few videos, under runs/study_quick"
-    )
+    parser.add_argument("--record", type=Path, default=RECORD, metavar="FILE", help="what is done")
+    parser.add_argument("--quick", action="store_true", help="a step of some on a few videos")
     return parser.parse_args(argv)
 
 
@@ -329,14 +354,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.table:
         print(tables(read_record(args.record)))
         return
-    toy, runs = ROOT / "runs" / "toy", ROOT / "runs" / "study"
-    places, more = Places(toy, runs, args.record, {}), []
+    runs = [run for run in all_runs() if args.only in run.key]
     if args.quick:
-        quick = ROOT / "runs" / "study_quick"
-        places = Places(quick / "toy", quick / "runs", quick / "record.json", QUICK_FILES)
-        more = ["--epochs", "1"]
+        folder = ROOT / "runs" / "study_quick"
+        shutil.rmtree(folder, ignore_errors=True)
+        places = quick_places(folder, folder / "record.json")
+        runs = [run for run in runs if run.seed == SEEDS[0] and run.frames == min(CURVE)]
+    else:
+        places = Places(ROOT / "runs" / "toy", ROOT / "runs" / "study", args.record)
     places.record.parent.mkdir(parents=True, exist_ok=True)
-    complete = study(places, args.only, args.jobs, more)
+    complete = study(places, runs, args.jobs)
     print(tables(read_record(places.record)))
     if not complete:
         sys.exit("some runs failed, see above: the same command tries them again")

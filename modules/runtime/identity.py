@@ -67,8 +67,11 @@ def pack_fingerprint(pack: PackIndex | None, lists: Sequence[Sequence[Sample]]) 
 
 
 def samples_fingerprint(samples: Sequence[Sample]) -> str:
-    """The number of samples and a digest of their ids and captions, in order; files may move."""
+    """The number of samples and a digest of their ids, captions and sets, in order; files may move."""
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(repr((sample.sample_id, sample.video_id, sample.captions, sample.label)).encode())
+        fields = (sample.sample_id, sample.video_id, sample.captions, sample.label)
+        if sample.test_set is not None:  # else the digests of lists without sets, in older checkpoints, would change
+            fields += (sample.test_set,)
+        digest.update(repr(fields).encode())
     return f"{len(samples)} samples, {digest.hexdigest()[:16]}"

@@ -7,7 +7,8 @@ those of a repeated embedding are copied from its first occurrence.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import numpy as np
 
@@ -39,6 +40,11 @@ def percent(hits: np.ndarray) -> float:
 def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
     """Metrics as files hold them; decisions are made on the exact ones."""
     return {name: round(value, DECIMALS) for name, value in metrics.items()}
+
+
+def mean_metrics(of_sets: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean over sets of each metric; the sets, at least one, count alike."""
+    return {name: fmean(metrics[name] for metrics in of_sets) for name in of_sets[0]}
 
 
 def retrieval_metrics(similarity: np.ndarray, text_to_video: np.ndarray | None = None) -> dict[str, float]:

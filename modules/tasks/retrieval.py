@@ -1,7 +1,7 @@
 """Text–video retrieval: the loss, the evaluation and the embeddings it can leave."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dataloaders.batches import Batch
 from dataloaders.items import EvaluationDataset, TrainingDataset
+from dataloaders.samples import Sample
 from modules.model.measures import Measures
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
@@ -18,7 +19,7 @@ from modules.runtime.processes import Processes
 from modules.runtime.run_folder import RunFolder
 from modules.tasks.embedding import embed_items, gather_strided, prepare_to_save, score_pairs
 from modules.tasks.losses import same_video_or_caption, symmetric_contrastive_loss
-from modules.tasks.metrics import LEGEND, retrieval_metrics, retrieval_metrics_of_embeddings
+from modules.tasks.metrics import LEGEND, mean_metrics, retrieval_metrics, retrieval_metrics_of_embeddings
 
 logger = logging.getLogger("stop")
 
@@ -31,6 +32,7 @@ class Embeddings:
         text: (N, E). video: (M, E), or (M, T, E) with a row a frame.
         text_to_video: (N,) int, the row of each caption's video.
         text_ids, captions: N strings each. video_ids: M strings.
+        sets: M strings, the set of each video, within which it is ranked; None where there are no sets.
         measured: means over the videos, by name; see `modules.model.measures`.
     """
 
@@ -40,23 +42,38 @@ class Embeddings:
     text_ids: list[str]
     captions: list[str]
     video_ids: list[str]
+    sets: list[str] | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write ``text.npy``, ``video.npy``, ``text_ids.txt``, ``video_ids.txt`` and ``captions.txt``, a row a line."""
+        """Write ``text.npy``, ``video.npy``, ``text_ids.txt``, ``video_ids.txt`` and ``captions.txt``, a row a line.
+
+        And ``sets.txt``, the set of each video, where there are sets.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "sets.txt").unlink(missing_ok=True)
         np.save(folder / "text.npy", self.text)
         np.save(folder / "video.npy", self.video)
-        for name in ("text_ids", "video_ids", "captions"):
+        for name in ("text_ids", "video_ids", "captions", *(() if self.sets is None else ("sets",))):
             lines = (" ".join(line.splitlines()) + "\n" for line in getattr(self, name))
             (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+
+    def parts(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """What is ranked by itself: ``text``, ``video`` and ``text_to_video`` of each set, or of everything."""
+        if self.sets is None:
+            yield self.text, self.video, self.text_to_video
+            return
+        number = np.unique(self.sets, return_inverse=True)[1]  # (M,), of each video's set
+        for part in range(number.max() + 1):
+            videos = np.flatnonzero(number == part)
+            texts = np.flatnonzero(number[self.text_to_video] == part)
+            yield self.text[texts], self.video[videos], np.searchsorted(videos, self.text_to_video[texts])
 
 
 class RetrievalTask:
     """Retrieval on one training and one evaluation set; a `modules.tasks.base.Task`."""
 
     selection_metric = "t2v_R1"
-    legend = LEGEND
 
     def __init__(
         self,
@@ -72,7 +89,8 @@ class RetrievalTask:
 
         Args:
             training_set: None to evaluate only.
-            evaluation_set: text–video pairs; several pairs may share a video.
+            evaluation_set: text–video pairs; several pairs may share a video. Where they belong to sets, each set is
+                ranked by itself and metrics are the means over sets.
             mask_same_video: take pairs of the same video, and equal captions, out of the negatives.
             batch_size: videos encoded at a time in evaluation, on each process.
             num_workers: decoding workers a process.
@@ -91,9 +109,16 @@ class RetrievalTask:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many texts and videos the metrics are of."""
+        """How many texts and videos the metrics are of, and how many sets where there are any."""
         kept = self.evaluation_set.kept
-        return {"texts": len(kept), "videos": len({sample.video_id for sample in kept})}
+        sets = _sets(kept)
+        counts = {"texts": len(kept), "videos": len({sample.video_id for sample in kept})}
+        return counts | {"sets": len(sets)} if sets else counts
+
+    @property
+    def legend(self) -> str:
+        """What the metrics mean."""
+        return LEGEND + ("; ranks within each set, means over sets" if _sets(self.evaluation_set.kept) else "")
 
     @property
     def captions(self) -> dict[str, list[str]]:
@@ -107,7 +132,9 @@ class RetrievalTask:
     def evaluated_on(self) -> str:
         """How large the evaluation set is."""
         samples = self.evaluation_set.samples
-        return f"{len(samples):,} texts and {len({sample.video_id for sample in samples}):,} videos"
+        sets = len(_sets(samples))
+        within = f" in {sets} set{'s' * (sets > 1)}, each ranked by itself" if sets else ""
+        return f"{len(samples):,} texts and {len({sample.video_id for sample in samples}):,} videos{within}"
 
     def encode(
         self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor
@@ -138,7 +165,7 @@ class RetrievalTask:
             prepare_to_save(model, self.save_features)
 
     def evaluate(self, model: VideoTextModel, compute: Compute) -> dict[str, float]:
-        """R@1, R@5, R@10, median and mean rank in both directions."""
+        """R@1, R@5, R@10, median and mean rank in both directions; means over sets where there are any."""
         embeddings = self.embed(model, compute)
         return {**self.metrics(model, embeddings, compute), **embeddings.measured}
 
@@ -153,10 +180,14 @@ class RetrievalTask:
     @staticmethod
     def metrics(model: VideoTextModel, embeddings: Embeddings, compute: Compute) -> dict[str, float]:
         """The metrics of an evaluation set's embeddings, with a bar if it takes long."""
-        text, video, text_to_video = embeddings.text, embeddings.video, embeddings.text_to_video
-        if model.head.is_product:
-            return retrieval_metrics_of_embeddings(text, video, text_to_video, progress=compute.processes.is_main)
-        return retrieval_metrics(score_pairs(model, text, video, compute), text_to_video)
+        of_sets = []
+        for text, video, text_to_video in embeddings.parts():
+            if model.head.is_product:
+                shown = compute.processes.is_main
+                of_sets.append(retrieval_metrics_of_embeddings(text, video, text_to_video, progress=shown))
+            else:
+                of_sets.append(retrieval_metrics(score_pairs(model, text, video, compute), text_to_video))
+        return mean_metrics(of_sets)
 
     @torch.no_grad()
     def embed(self, model: VideoTextModel, compute: Compute) -> Embeddings:
@@ -182,6 +213,7 @@ class RetrievalTask:
         video_ids = [video_id for video_id in first_rows if video_id not in dropped]
         numbers = {video_id: number for number, video_id in enumerate(video_ids)}
         captions = [sample.captions[0] for sample in samples]
+        set_of = {sample.video_id: sample.test_set for sample in samples if sample.test_set is not None}
         return Embeddings(
             text=self._embed_texts(model, captions, compute),
             video=video[kept],
@@ -189,6 +221,7 @@ class RetrievalTask:
             text_ids=[sample.sample_id for sample in samples],
             captions=captions,
             video_ids=video_ids,
+            sets=[set_of[video_id] for video_id in video_ids] if set_of else None,
             measured=measured,
         )
 
@@ -198,6 +231,11 @@ class RetrievalTask:
         with compute.precision.autocast():
             rows = [model.encode_text(part) for part in _parts(mine, self.batch_size)]
         return gather_strided(rows, len(captions), processes)
+
+
+def _sets(samples: Sequence[Sample]) -> set[str]:
+    """The names of the sets that samples belong to; none where there are no sets."""
+    return {sample.test_set for sample in samples} - {None}
 
 
 def _parts(items: Sequence, size: int) -> list[Sequence]:

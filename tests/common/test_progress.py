@@ -72,7 +72,7 @@ def training(folder, flags):
 
 def rendering(folder, flags):
     """A toy dataset."""
-    make_dataset(folder / "dataset", DatasetSettings(num_train=2, num_test=2, num_frames=9))
+    make_dataset(folder / "dataset", DatasetSettings(num_train=2, num_test=2, num_test_sets=1, num_frames=9))
 
 
 def pretraining(folder, flags):

@@ -51,7 +51,7 @@ def random_videos(batch: int, length: int, size: int = 24, seed: int = 0) -> tor
 
 def make_tiny_files(root: Path) -> Path:
     """Write a few toy videos (``dataset``: 22 for training, 6 for testing) and the tiny CLIP (``clip``) to a folder."""
-    make_dataset(root / "dataset", DatasetSettings(num_train=22, num_test=6, num_frames=9))
+    make_dataset(root / "dataset", DatasetSettings(num_train=22, num_test=6, num_test_sets=1, num_frames=9))
     save_clip_folder(root / "clip", make_tiny_clip().model)
     return root
 

@@ -12,7 +12,7 @@ from helpers.runs import rows_of
 from preprocess import make_toy_dataset, pretrain_toy_clip
 from preprocess import toy_shapes as toy
 
-SETTINGS = make_toy_dataset.DatasetSettings(num_train=4, num_test=108)
+SETTINGS = make_toy_dataset.DatasetSettings(num_train=4, num_test_sets=1)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_annotations_have_the_published_form(dataset):
     category = {video["video_id"]: video["category"] for video in data["videos"]}
     assert [set(row) for row in train] == [{"video_id"}] * SETTINGS.num_train
     assert all(split[row["video_id"]] == "train" for row in train)
-    assert [list(row) for row in test] == [["key", "vid_key", "video_id", "sentence"]] * SETTINGS.num_test
+    assert [list(row) for row in test] == [["key", "vid_key", "video_id", "sentence", "set"]] * SETTINGS.num_test
     assert all(split[row["video_id"]] == "test" and caption[row["video_id"]] == row["sentence"] for row in test)
     assert all(text.endswith(toy.MOTIONS[category[video]]) for video, text in caption.items())
 

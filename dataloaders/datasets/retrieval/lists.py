@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -50,15 +50,17 @@ class Row:
     """A row of a CSV file.
 
     where: the place in the file, for messages. values: column -> stripped text, empty where it is blank or where the
-    file has no such column.
+    file lacks a column that it needs. An optional column that the file lacks is not in it.
     """
 
     where: str
     values: dict[str, str]
 
 
-def read_table(path: str | Path, columns: list[str], unique: str) -> tuple[list[Row], list[str]]:
-    """The rows of a CSV file with the named columns, and its problems.
+def read_table(
+    path: str | Path, columns: list[str], unique: str, optional: Sequence[str] = ()
+) -> tuple[list[Row], list[str]]:
+    """The rows of a CSV file with the named columns, and the optional ones if it has them, and its problems.
 
     A missing column is one problem and comes back as empty strings, so that the others are checked still; a row with
     too many or too few fields is a problem and does not come back, since any of its fields may be in a wrong place.
@@ -70,6 +72,7 @@ def read_table(path: str | Path, columns: list[str], unique: str) -> tuple[list[
     if not records:
         return [], problems or [f"{path} is empty"]
     (line, header), *records = records
+    columns = [*columns, *(column for column in optional if column in header)]
     places = {column: header.index(column) for column in columns if column in header}
     if absent := [column for column in columns if column not in places]:
         found = f"{header!s:.200}"
@@ -138,6 +141,23 @@ def locate(rows: list[Row], videos: VideoFiles, list_name: str, source: str | Pa
         if before != video_id:
             doubles.append(f"{places[video_id]}: {show(video_id)}: the file of {show(before)} ({places[before]})")
     return replace(located, problems=videos.problems + located.problems + doubles)
+
+
+def set_problems(rows: list[Row]) -> list[str]:
+    """Problems of a column `set`, where there is one: videos that stand in two sets.
+
+    rows: with a column `video_id`.
+    """
+    first: dict[str, Row] = {}
+    problems = []
+    for row in rows:
+        video_id, name = row.values["video_id"], row.values.get("set")
+        if video_id and name:
+            before = first.setdefault(video_id, row)
+            if before.values["set"] != name:
+                found = f"in set {show(name)}, and in set {show(before.values['set'])} before ({before.where})"
+                problems.append(f"{row.where}: {show(video_id)}: {found}; a video belongs to one set")
+    return problems
 
 
 def names_of_captions(rows: list[Row], captions: Collection[str], paths: Mapping[str, Path]) -> dict[str, str]:

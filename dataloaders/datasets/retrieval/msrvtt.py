@@ -2,8 +2,9 @@
 
 Training reads `MSRVTT_train.9k.csv` (or 7k; a column `video_id`) and the captions in `MSRVTT_data.json`;
 evaluation reads `MSRVTT_JSFUSION_test.csv`, the 1k-A split (columns `key`, `vid_key`, `video_id`,
-`sentence`). Samples keep the order of the CSV file. Videos are `<video_id>.<any container>`, at any depth; where
-several have that name, a `video_id` of the CSV file may be the path of one, "part1/video7" or "part1/video7.mp4".
+`sentence`); where it has a column `set`, too, ranks are taken within each set. Samples keep the order of the CSV file.
+Videos are `<video_id>.<any container>`, at any depth; where several have that name, a `video_id` of the CSV file may be
+the path of one, "part1/video7" or "part1/video7.mp4".
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataloaders.datasets.retrieval.lists import (
     names_of_captions,
     one_download,
     read_table,
+    set_problems,
 )
 from dataloaders.samples import Sample, VideoLocation
 from dataloaders.video.pack_index import PackIndex
@@ -84,14 +86,15 @@ def read_eval(val_csv: str | Path, features_path: str | Path | PackIndex, allow_
     """The text-video pairs of an evaluation split, a sample a row, `sample_id` being the row's key.
 
     features_path: the folder of video files, or a pack. Sentences may repeat (1k-A: 995 different ones in 1,000); keys
-    may not. allow_missing: leave out videos without a file; that all are without one is an error still.
+    may not. A column `set`, where there is one, becomes the samples' `test_set`; a video may not stand in two.
+    allow_missing: leave out videos without a file; that all are without one is an error still.
 
     Raises AnnotationError, once, with everything that is missing or empty in the two sources.
     """
-    rows, problems = read_table(val_csv, ["key", "video_id", "sentence"], unique="key")
+    rows, problems = read_table(val_csv, ["key", "video_id", "sentence"], unique="key", optional=["set"])
     videos = VideoFiles(features_path)
     located = locate(rows, videos, "evaluation", val_csv, allow_missing)
-    problems += located.problems
+    problems += located.problems + set_problems(rows)
     for row in rows:
         # The table has reported what is empty.
         sentence = row.values["sentence"]
@@ -100,7 +103,13 @@ def read_eval(val_csv: str | Path, features_path: str | Path | PackIndex, allow_
     remedy = one_download("MSR-VTT", EVAL_SOURCES, videos, "video0.mp4")
     raise_if_problems(f"MSR-VTT evaluation split {val_csv}", problems, remedy, *located.remedies)
     samples = [
-        Sample(row.values["key"], video_id, located.paths[video_id], (row.values["sentence"],))
+        Sample(
+            sample_id=row.values["key"],
+            video_id=video_id,
+            path=located.paths[video_id],
+            captions=(row.values["sentence"],),
+            test_set=row.values.get("set"),
+        )
         for row in rows
         if (video_id := row.values["video_id"]) in located.paths
     ]

@@ -581,3 +581,25 @@ def test_the_real_splits_share_no_video(tmp_path, name):
     assert check_overlap(training, evaluation, DATASET.official(settings), "MSR-VTT") is None
     # The same test would have seen a shared one.
     assert list(shared_videos([*training, evaluation[7]], evaluation)) == [evaluation[7].video_id]
+
+
+# Sets
+
+
+def test_a_column_of_sets_is_read_and_may_be_lacking(tmp_path):
+    videos = make_videos(tmp_path / "videos", ["video0", "video1"])
+    rows = ["ret0,msr0,video0,zero, 1 ", "ret1,msr1,video1,one,second", "ret2,msr2,video1,more,second"]
+    path = write_csv(tmp_path / "sets.csv", EVAL_HEADER + ",set", *rows)
+    assert [sample.test_set for sample in read_eval(path, videos).samples] == ["1", "second", "second"]
+    plain = write_csv(tmp_path / "plain.csv", EVAL_HEADER, "ret0,msr0,video0,zero")
+    assert [sample.test_set for sample in read_eval(plain, videos).samples] == [None]
+
+
+def test_a_video_in_two_sets_and_a_row_without_one_are_problems(tmp_path):
+    videos = make_videos(tmp_path / "videos", ["video0", "video1"])
+    rows = ["ret0,msr0,video0,zero,1", "ret1,msr1,video1,one,", "ret2,msr2,video0,more,2"]
+    path = write_csv(tmp_path / "sets.csv", EVAL_HEADER + ",set", *rows)
+    assert problems_of(read_eval, path, videos) == [
+        f"line 3 of {path}: empty set",
+        f"line 4 of {path}: video0: in set 2, and in set 1 before (line 2 of {path}); a video belongs to one set",
+    ]
