@@ -1,14 +1,17 @@
 """In bf16 on a CPU the prompters have the values and gradients of fp32 at any width and length."""
 
+from statistics import median
+
 import pytest
 import torch
 
 from helpers.runs import lines, run
-from helpers.tiny import TINY_TRAINING
+from helpers.tiny import TINY_TRAINING, make_tiny_clip
 from modules.kernels.convolutions import TemporalConv3d
 from modules.methods.stop.inter_frame import TemporalPrompter
 from modules.methods.stop.intra_frame import SpatialPrompter
 from modules.model.tokens import grid_conv3d
+from scripts.gradient_precision import SCOPES, SEEDS, Choices, cosine, cosines, gradients, make_model
 
 GRID, TOKEN_WIDTH = 3, 32
 ROUNDING = 2**-7  # two roundings to eight bits
@@ -81,3 +84,26 @@ def test_narrow_prompters_train_in_bf16_as_in_fp32(tiny_run, tmp_path, frames):
             losses[precision] = [entry["loss"] for entry in lines(folder, "train")]
         assert len(losses["fp32"]) == 6
         assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_gradient_is_that_of_fp32_where_regions_and_counts_are(scope):
+    """A few of the seeds of docs/results/precision.json, which also has the figures with choices of its own."""
+    widths = {"num_regions": 3, "spatial_width": 8, "spatial_hidden": 12, "temporal_width": 8, "prompt_dropout": 0.0}
+    found = cosines(lambda seed: make_model(make_tiny_clip(seed), scope, seed, **widths), torch.bfloat16, SEEDS[:5])
+    assert median(found["fixed"]) >= 0.99
+
+
+def test_choices_are_made_again_as_they_were():
+    model = make_model(make_tiny_clip(), "joint", 0, num_regions=3)
+    choices = Choices()
+    with choices.recorded():
+        exact = gradients(model, 0, None)
+    with torch.no_grad():  # what is chosen by
+        for prompting in (model.video_encoder.prompting.intra_frame, model.video_encoder.prompting.inter_frame):
+            prompting.dynamics.weight.copy_(prompting.dynamics.weight.flip(0))
+    with choices.repeated():
+        again = gradients(model, 0, None)
+    other = gradients(model, 0, None)
+    name = "video_encoder.prompting.intra_frame.prompter.linear_out.bias"
+    assert cosine([again[name]], [exact[name]]) > cosine([other[name]], [exact[name]]) + 1e-3

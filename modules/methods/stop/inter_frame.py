@@ -36,6 +36,11 @@ class InterFrameOutput:
     num_temporal_prompts: Tensor
 
 
+def count_tokens(frame_variation: Tensor, eta: float) -> Tensor:
+    """N^t = ⌈η·W^t⌉ (paper, equation 4 of inter-frame prompting): (…) in [0, 1] → (…) int64, without gradient."""
+    return torch.ceil(eta * frame_variation.detach()).long()
+
+
 def num_heads(width: int) -> int:
     """Heads of the attention in a gap: one for each 32 channels, at least one."""
     return max(1, width // HEAD_WIDTH)
@@ -201,7 +206,7 @@ class InterFramePrompting(nn.Module):
         real_gaps = real[:, 1:]
         differences = (read[:, 1:] - read[:, :-1]) * real_gaps[:, :, None, None]
         variation = self.frame_variation(read, differences, regions, real)
-        counts = torch.ceil(self.eta * variation.detach()).long()
+        counts = count_tokens(variation, self.eta)
         slots = torch.arange(self.num_slots, device=read.device)
         tokens = self.prompter(differences, variation.to(differences.dtype), real_gaps, keys)
         return InterFrameOutput(tokens, slots < counts[..., None], variation, counts)
