@@ -1,9 +1,9 @@
 """Seconds and memory of STOP's training step and encoding, beside those of the frozen CLIP on the same frames.
 
 The floor is open_clip's own ``encode_image``: forward for encoding; forward and backward to its input for a training
-step. STOP is at its defaults with every slot of every gap filled; a training step has the contrastive loss, the
-gradients, their clipping and AdamW in it. Captions are embedded once in a training and are left out. Weights are
-random, which changes no time.
+step. STOP is at its defaults, but for what a row's name says, with every slot of every gap filled; a training step has
+the contrastive loss, the gradients, their clipping and AdamW in it. Where the text side trains, a step also embeds a
+caption a video; else captions are embedded once in a training and left out. Weights are random, which changes no time.
 """
 
 import ctypes
@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -27,13 +28,22 @@ from common.errors import UserError
 from modules.clip.loader import LoadedCLIP, load_clip
 from modules.clip.vision import ClipVisionTower
 from modules.methods.stop.stop import StopSettings, build
+from modules.model.text_encoder import TextEncoder
 from modules.model.video_text import VideoTextModel
 from modules.runtime.precision import Precision
 from modules.tasks.losses import symmetric_contrastive_loss
 from modules.training.optimization import build_optimizer
 
-FLOOR, ONCE, PER_LAYER = "floor", "once", "per_layer"
-SUBJECTS = (FLOOR, ONCE, PER_LAYER)
+FLOOR, ONCE, PER_LAYER, TEXT, REDUCED = "floor", "once", "per_layer", "text_prompts", "spatial_reduce"
+# what each one of STOP sets
+STOPS: dict[str, dict[str, Any]] = {
+    ONCE: {"prompting": "once"},
+    PER_LAYER: {},
+    TEXT: {"text_prompts": 8},
+    REDUCED: {"spatial_reduce": 64},
+}
+SUBJECTS = (FLOOR, *STOPS)
+TEXT_OVER_PER_LAYER = "train_step_of_text_prompts_over_per_layer"
 MAX_WORDS = 32
 WARMED_UP_TO = 12  # frames
 MAX_REPEATS = 5  # of a length of the growth
@@ -77,7 +87,8 @@ class Setup:
             model = open_clip.create_model("ViT-B-32-quickgelu", load_weights=False)
             logging.disable(logging.NOTSET)
             mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-            loaded = LoadedCLIP(model.eval().requires_grad_(False), None, mean, std)
+            tokenizer = open_clip.get_tokenizer("ViT-B-32")
+            loaded = LoadedCLIP(model.eval().requires_grad_(False), tokenizer, mean, std)
         loaded.model.to(self.device)
         return loaded
 
@@ -138,16 +149,16 @@ def make_floor(clip: LoadedCLIP, setup: Setup) -> Subject:
     return Subject(encode, train)
 
 
-def build_stop(clip: LoadedCLIP, setup: Setup, prompting: str) -> VideoTextModel:
-    """STOP at its defaults, prompting `once` or `per_layer`."""
+def build_stop(clip: LoadedCLIP, setup: Setup, name: str) -> VideoTextModel:
+    """One of `STOPS`."""
     max_words = min(MAX_WORDS, clip.model.context_length)
-    return build(clip, StopSettings(prompting=prompting), setup.num_frames, max_words)
+    return build(clip, StopSettings(**STOPS[name]), setup.num_frames, max_words)
 
 
-def make_stop(clip: LoadedCLIP, setup: Setup, prompting: str) -> Subject:
-    """STOP at its defaults, prompting `once` or `per_layer`, in the joint scope."""
+def make_stop(clip: LoadedCLIP, setup: Setup, name: str) -> Subject:
+    """One of `STOPS`, in the joint scope."""
     precision = Precision(setup.precision, torch.device(setup.device))
-    model = build_stop(clip, setup, prompting).to(setup.device)
+    model = build_stop(clip, setup, name).to(setup.device)
     model.video_encoder.checkpoint_activations = setup.checkpointed
     inter_frame = model.video_encoder.prompting.inter_frame
     with torch.no_grad():  # N^t sees one gap at a time: equal changes then give equal variation
@@ -157,7 +168,9 @@ def make_stop(clip: LoadedCLIP, setup: Setup, prompting: str) -> Subject:
     keys = torch.arange(setup.batch_size, device=setup.device)
     width = clip.model.visual.proj.shape[1]
     generator = torch.Generator().manual_seed(1)
-    text = F.normalize(torch.randn(setup.batch_size, width, generator=generator), dim=-1).to(setup.device)
+    kept = F.normalize(torch.randn(setup.batch_size, width, generator=generator), dim=-1).to(setup.device)
+    captions = [f"video number {number} of something that moves about" for number in range(setup.batch_size)]
+    text_trains = any(parameter.requires_grad for parameter in model.text_encoder.parameters())
     parameters = [p for _, p in model.trainable_parameters()]
     # so small a rate that the slots stay filled
     optimizer = build_optimizer(model.how_parameters_train(), lr=1e-8, weight_decay=0.2)
@@ -174,6 +187,7 @@ def make_stop(clip: LoadedCLIP, setup: Setup, prompting: str) -> Subject:
         model.train()
         with precision.autocast():
             video = model.encode_video(frames, num_frames, keys)["embedding"]
+            text = model.encode_text(captions, keys) if text_trains else kept
         symmetric_contrastive_loss(model.similarity(text, video)).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -229,7 +243,7 @@ def measure_speed(setup: Setup, rounds: int) -> dict[str, float]:
 
     Returns:
         ``encode_seconds.NAME`` and ``train_step_seconds.NAME`` (medians), ``encode_ratio.NAME`` and
-        ``train_step_ratio.NAME`` of `SUBJECTS`.
+        ``train_step_ratio.NAME`` of `SUBJECTS`, and `TEXT_OVER_PER_LAYER`.
 
     Raises:
         SlotsNotFilled: if STOP would have less to do than it can have.
@@ -247,7 +261,7 @@ def measure_speed(setup: Setup, rounds: int) -> dict[str, float]:
         taken = in_turns(calls, rounds, setup.device)
         results |= {f"{what}_seconds.{name}": statistics.median(seconds) for name, seconds in taken.items()}
         results |= {f"{what}_ratio.{name}": ratio for name, ratio in ratios(taken, FLOOR).items() if name != FLOOR}
-    return results
+    return results | {TEXT_OVER_PER_LAYER: ratios(taken, PER_LAYER)[TEXT]}
 
 
 class PeakMemory:
@@ -373,9 +387,11 @@ T frames, R = T·P, S tokens of a sequence, K tokens that are keys and values on
                    Q = S, in STOP's last block 1; floor: S = P + 1, K = 0, T sequences;
                    STOP: S = 1 + R, K = (T−1)·N_max in the prompted blocks, and with `once` S grows by K after the first
   prompters        N^s, N^t: 2·27·D at each patch of a frame or gap; A: 2·H·D a patch
-                   P^s: 2·(27·D·w + 9·w²) a patch and 2·(w·h + h·D) a patch, the latter without gradient, and again
+                   P^s: 2·(27·C·w + 9·w²) a patch, C = D, or behind a Linear C < D and 2·D·C more; and
+                   2·(w·h + h·D) a patch, without gradient, and again
                    a chosen patch; P^t: 2·(D·v + 5·v² + 2·P·v + 27·v²) a patch of a gap, 2·v·N_max·P and
                    2·v·D·N_max a gap
+  text prompts     the blocks of the text tower on W words with K prompts, as STOP's, and its projection
   training step    2 × linears and, for the floor, embedding of the frozen CLIP (no gradient of weights),
                    3 × attention and prompters (also before the first block, whose input needs no gradient: < 1%)"""
 
@@ -432,20 +448,35 @@ def stop_flops(model: VideoTextModel, setup: Setup) -> ModelFlops:
     w, h = intra.prompter.linear_in.in_features, intra.prompter.linear_in.out_features
     v = inter.prompter.reduce.out_features
     behind = 2 * (w * h + h * width)
-    spatial = regions * (54 * width + 2 * (27 * width * w + 9 * w**2)) + setup.num_frames * intra.num_regions * behind
+    c = intra.prompter.conv_in.in_channels
+    reduce = 0 if c == width else 2 * width * c
+    spatial = regions * (54 * width + reduce + 2 * (27 * c * w + 9 * w**2))
+    spatial += setup.num_frames * intra.num_regions * behind
     temporal = gaps * patches * (54 * width + 2 * (width * v + 5 * v**2 + 2 * patches * v + 27 * v**2))
     temporal += gaps * inter.num_slots * 2 * v * (patches + width)
     prompted = tower.num_layers if encoder.prompting.per_layer else 1
     embedding = 2 * tower.conv1.weight.numel() * regions
     without = embedding + prompted * regions * (behind + 2 * tower.blocks[0].num_heads * width)
     batch = setup.batch_size
-    return ModelFlops(batch * frozen, batch * (attention + prompted * (spatial + temporal)), batch * without)
+    trained = attention + prompted * (spatial + temporal)
+    text_frozen, text_attention = text_flops(model.text_encoder)
+    return ModelFlops(batch * (frozen + text_frozen), batch * (trained + text_attention), batch * without)
+
+
+def text_flops(encoder: TextEncoder) -> tuple[float, float]:
+    """Of embedding a caption where the text side trains, else 0: products with frozen weights, and attention."""
+    if not any(parameter.requires_grad for parameter in encoder.parameters()):
+        return 0, 0
+    tower, words = encoder.tower, encoder.max_words
+    keys = words + encoder.prompting.learned.shape[1]
+    linears = tower.num_layers * tower.width**2 * (20 * words + 4 * keys) + 2 * tower.text_projection.numel()
+    return linears, tower.num_layers * 4 * tower.width * words * keys
 
 
 def count_flops(setup: Setup) -> dict[str, ModelFlops]:
     """`ModelFlops` of each of `SUBJECTS`."""
     clip = setup.load_clip()
     counted = {FLOOR: floor_flops(clip, setup)}
-    for name in (ONCE, PER_LAYER):
+    for name in STOPS:
         counted[name] = stop_flops(build_stop(clip, setup, name), setup)
     return counted

@@ -13,6 +13,7 @@ from modules.methods import METHODS
 from modules.program.arguments import CommonSettings
 from modules.training.trainer import TrainSettings
 from scripts.demo_table import COLUMNS
+from scripts.docs_tables import MARKED, TABLES, filled
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LAUNCHER = {"--nproc_per_node", "--standalone", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--processes"}
@@ -86,6 +87,20 @@ def test_a_flag_that_does_not_exist_is_found(tmp_path):
     page.write_text("```bash\npython main_task_retrieval.py --do_eval --no_such \\\n  --nor_this\n```\n")
     with pytest.raises(AssertionError, match="--no_such"):
         test_flags_in_commands_exist(page)
+
+
+def test_the_tables_are_what_was_measured():
+    pages = {page.name: page.read_text() for page in PAGES}
+    assert {name: filled(page) for name, page in pages.items()} == pages
+    placed = [match["name"] for page in pages.values() for match in MARKED.finditer(page)]
+    assert sorted(placed) == sorted(TABLES)
+    assert sum(page.count("<!-- table:") for page in pages.values()) == len(placed)  # each with its end
+
+
+def test_under_bf16_the_gradient_is_that_of_fp32_where_the_choices_are():
+    rows = json.loads((ROOT / "docs" / "results" / "precision.json").read_text())["rows"]
+    medians = [row["median"] for row in rows if (row["precision"], row["choices"]) == ("bf16", "fixed")]
+    assert len(medians) == 2 and min(medians) >= 0.99
 
 
 def test_the_readmes_demo_is_what_was_measured():

@@ -1,0 +1,56 @@
+"""Puts the tables of the documentation in their places, from what was measured.
+
+  python scripts/docs_tables.py
+
+A table stands between two comments, ``<!-- table: NAME -->`` and ``<!-- end of NAME -->``, in a page of docs/, and is
+made of docs/results/ alone; a test holds that what stands there is what this program would write.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts import choose_epsilon, gradient_precision, study_toy
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+# what a table is called: the file that it rests on, and how it is made of what that holds
+TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "epsilon": ("epsilon.json", choose_epsilon.make_table),
+    "precision": ("precision.json", gradient_precision.table),
+    "study": ("study_toy.json", study_toy.tables),
+}
+MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(\n<!-- end of (?P=name) -->)", re.DOTALL)
+
+
+def filled(page: str, results: Path = DOCS / "results") -> str:
+    """A page with every table as it is measured.
+
+    Args:
+        page: Markdown.
+        results: the folder of what was measured.
+    """
+
+    def fill(match: re.Match) -> str:
+        file, make = TABLES[match["name"]]
+        return match[1] + make(json.loads((results / file).read_text(encoding="utf-8"))) + match[3]
+
+    return MARKED.sub(fill, page)
+
+
+def main() -> None:
+    """Fill every page."""
+    for path in sorted(DOCS.glob("*.md")):
+        before = path.read_text(encoding="utf-8")
+        after = filled(before)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
