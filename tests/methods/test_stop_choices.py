@@ -1,15 +1,20 @@
 """STOP's choices beside the equations: what frames weigh, what decays, the text side, adapters, widths."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from common.errors import UserError
 from common.settings import range_problems
+from helpers.paths import ROOT
 from helpers.runs import checkpoint, run
 from helpers.tiny import TINY_TRAINING, make_tiny_clip, random_videos
 from modules.kernels.convolutions import DepthwiseConv3d
 from modules.methods import METHODS
 from modules.methods.adapters.bottleneck import BottleneckAdapter
+from modules.methods.stop.inter_frame import InterFramePrompting
+from modules.methods.stop.intra_frame import IntraFramePrompting
 from modules.methods.stop.stop import WIDTHS, StopSettings, build_prompting
 from modules.program.build import build_model
 from modules.program.loading import load_run
@@ -211,17 +216,39 @@ def test_every_added_parameter_gets_a_gradient_and_a_videos_embedding_is_its_own
 # widths
 
 
-def count(tower_width=768, layers=12, **settings):
-    class Tower:
-        width, grid, num_layers = tower_width, 7, layers
+def prompters(**settings):
+    vit_b_32 = SimpleNamespace(width=768, grid=7, num_layers=12)
+    return build_prompting(vit_b_32, StopSettings(**settings), num_frames=12)
 
-    return sum(p.numel() for p in build_prompting(Tower, StopSettings(**settings), num_frames=12).parameters())
+
+def count(**settings):
+    return sum(p.numel() for p in prompters(**settings).parameters())
 
 
 def test_each_layers_own_prompters_keep_to_the_papers_number_of_parameters():
     assert count(prompters="own") <= 7_530_000
     assert count(prompters="own") == 12 * count(**WIDTHS["own"])
     assert count(prompters="own") + 12 * 8 * 512 <= 7_530_000  # with the text prompts
+
+
+def test_the_documentation_has_the_numbers_of_parameters():
+    page = (ROOT / "docs" / "method.md").read_text()
+    for title, settings in (
+        ("defaults", {}),
+        ("`--spatial_reduce 64`", {"spatial_reduce": 64}),
+        ("`--prompters own`", {"prompters": "own"}),
+    ):
+        prompting = prompters(**settings)
+        parts = [[], [], [], []]
+        for module in prompting.modules():
+            if isinstance(module, IntraFramePrompting | InterFramePrompting):
+                first = 0 if isinstance(module, IntraFramePrompting) else 2
+                parts[first] += module.dynamics.parameters()
+                parts[first + 1] += module.prompter.parameters()
+        counts = [sum(p.numel() for p in part) for part in parts]
+        assert sum(counts) == sum(p.numel() for p in prompting.parameters())
+        assert f"| {title} | {' | '.join(f'{n:,}' for n in [*counts, sum(counts)])} |" in page
+    assert f"adds {12 * 8 * 512:,} and `--side_adapters 32` 999,168" in page
 
 
 def test_a_layers_own_prompters_prompt_that_layer():

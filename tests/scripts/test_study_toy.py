@@ -1,0 +1,81 @@
+"""The study of STOP's choices on the toy testbed: what it runs, that it goes on where it stopped, and its tables."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from dataloaders.datasets import RETRIEVAL
+from helpers.registry import PROGRAMS
+from modules.program.arguments import parse_arguments
+from scripts import study_toy
+from scripts.study_toy import CHOICES, CURVE, FRAMES, LEVELS, SEEDS, all_runs, quick_places, read_record, study, tables
+
+
+def a_result(run, value=50.0):
+    metrics = {"t2v_R1": value + run.seed, "motion_accuracy": value, "trainable_parameters": 1234}
+    at = {"tokens_per_gap_at_the_start": 3.5, "tokens_per_gap_at_the_end": 2.0, "seconds_per_step": 0.5}
+    return {"level": run.level, "name": run.name, "frames": run.frames, "seed": run.seed, "metrics": metrics, **at}
+
+
+def test_every_choice_is_trained_on_both_levels_with_every_seed_and_no_run_twice():
+    runs = list(all_runs())
+    assert len({run.key for run in runs}) == len(runs)
+    choices = {(run.level, run.name, run.seed) for run in runs if run.frames == FRAMES and run.name in CHOICES}
+    assert choices == {(level, name, seed) for level in LEVELS for name in CHOICES for seed in SEEDS}
+    curve = {(run.name, run.frames) for run in runs if run.level == "events" and run.name in ("defaults", "seqTransf")}
+    assert curve == {(name, frames) for name in ("defaults", "seqTransf") for frames in CURVE}
+
+
+def test_flags_are_the_programs_own_and_a_choice_differs_from_the_defaults():
+    parsed = {}
+    for run in all_runs():
+        if run.trains and run.seed == SEEDS[0] and run.level == "events" and run.frames == FRAMES:
+            flags = [*run.flags, "--pretrained_clip_name", "x", "--packed", "y", "--output_dir", "z"]
+            flags += ["--train_csv", "a", "--val_csv", "b", "--data_path", "c"]
+            arguments = parse_arguments(flags, "", RETRIEVAL, PROGRAMS["retrieval"][1])
+            parsed[run.name] = (arguments.method_settings, arguments.train.precision)
+    assert len({repr(settings) for settings in parsed.values()}) == len(parsed) == len(CHOICES) + 1
+
+
+def test_a_study_does_what_is_not_recorded_and_records_each_run(tmp_path, monkeypatch, capsys):
+    places = quick_places(tmp_path, tmp_path / "record.json")
+    runs = [run for run in all_runs() if run.name == "zero-shot"]
+    done = []
+
+    def execute(run, places):
+        done.append(run.key)
+        if len(done) == 3:
+            raise RuntimeError("the machine is gone")
+        return a_result(run)
+
+    monkeypatch.setattr(study_toy, "make_files", lambda level, places: None)
+    monkeypatch.setattr(study_toy, "execute", execute)
+    assert not study(places, runs, jobs=1)
+    assert "the machine is gone" in capsys.readouterr().err
+    assert len(done) == len(runs) and len(read_record(places.record)) == len(runs) - 1
+    assert study(places, runs, jobs=2)
+    assert len(done) == len(runs) + 1 and done[-1] == done[2]
+    assert set(read_record(places.record)) == {run.key for run in runs}
+
+
+def test_tables_have_mean_and_standard_deviation_over_seeds():
+    runs = [run for run in all_runs() if run.name in ("defaults", "sum") and run.level == "events"]
+    text = tables({run.key: a_result(run) for run in runs})
+    assert "| defaults | 3 | 52.0 ± 1.0 | 50.0 ± 0.0 | 0.50 | 3.50 → 2.00 | 1,234 |" in text
+    assert "| STOP |" + " 52.0 ± 1.0 (50.0 ± 0.0) |" * len(CURVE) in text
+    one = {run.key: a_result(run) for run in runs if run.seed == 1}
+    assert "| sum | 1 | 51.0 | 50.0 |" in tables(one)
+
+
+@pytest.mark.slow
+def test_a_quick_study_trains_and_evaluates(tmp_path):
+    places = replace(quick_places(tmp_path, tmp_path / "record.json"), toy=tmp_path / "toy")
+    runs = [run for run in all_runs() if run.seed == SEEDS[0] and run.frames == min(CURVE)]
+    assert study(places, runs, jobs=2)
+    record = json.loads(places.record.read_text())
+    assert {run["name"] for run in record.values()} == {"defaults", "seqTransf", "zero-shot"}
+    stop = record[next(run.key for run in runs if run.name == "defaults")]
+    assert stop["steps"] == 1 and stop["seconds_per_step"] > 0 and stop["tokens_per_gap_at_the_start"] > 0
+    assert stop["metrics"]["t2v_R1"] < 20  # of a CLIP that knows nothing
+    assert {"git_commit", "machine", "flags"} <= stop.keys()
