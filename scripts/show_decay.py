@@ -31,7 +31,7 @@ FLAGS = (
 )
 COLUMNS = 7
 AS_BEFORE = ("--frame_weight", "sum")  # of the newer code
-# Runs a training of the code in the folder that it starts in, and writes what the gate did, which older code does not log
+# Runs a training of the code in the folder that it starts in, and writes what the gate did: older code does not log it
 PROGRAM = """
 import json, sys
 sys.path.insert(0, "")
