@@ -231,6 +231,15 @@ def test_each_layers_own_prompters_keep_to_the_papers_number_of_parameters():
     assert count(prompters="own") + 12 * 8 * 512 <= 7_530_000  # with the text prompts
 
 
+def test_of_a_layers_own_prompters_few_parameters_act_at_every_patch():
+    own = prompters(prompters="own")
+    spatial, temporal = own.intra_frame[0].prompter, own.inter_frame[0].prompter
+    elsewhere = (spatial.linear_in, spatial.linear_out, temporal.to_tokens, temporal.expand)
+    at_every_patch = [own.intra_frame[0], own.inter_frame[0]]
+    counts = [sum(p.numel() for module in part for p in module.parameters()) for part in (at_every_patch, elsewhere)]
+    assert counts[0] - counts[1] - temporal.variation_weight.numel() <= 1_000_000 / 3
+
+
 def test_the_documentation_has_the_numbers_of_parameters():
     page = (ROOT / "docs" / "method.md").read_text()
     for title, settings in (
