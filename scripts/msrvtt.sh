@@ -30,18 +30,28 @@ OUTPUT=${OUTPUT:-runs/msrvtt}
 FRAMES=(--features_path "$VIDEOS")
 if [ -n "$PACKED" ]; then FRAMES=(--packed "$PACKED"); fi
 
-FLAGS=(
-  --do_train --method stop --datatype msrvtt
-  --pretrained_clip_name ViT-B/32 --pretrained_dir "$PRETRAINED"
-  --train_csv "$DATA/MSRVTT_train.9k.csv" --val_csv "$DATA/MSRVTT_JSFUSION_test.csv" --data_path "$DATA/MSRVTT_data.json"
-  "${FRAMES[@]}"
-  --expand_msrvtt_sentences     # every caption a sample: 180,000 of 9,000 videos
+# what the published run of STOP set
+STOP=(
+  --method stop
   --text_prompts 8              # the published numbers were trained with prompts in both towers
   # there 4 processes of 32 each average gradients that hold their own rows' share only, a quarter of the true one, and
   # clip that at 1; here the gradient is the true one
   --max_grad_norm 4
+)
+before=
+for flag in "$@"; do  # another method has its own defaults
+  case $before$flag in --method=stop | --methodstop) ;; --method=* | --method?*) STOP=() ;; esac
+  before=
+  if [ "$flag" = --method ]; then before=--method; fi
+done
+FLAGS=(
+  --do_train --datatype msrvtt
+  --pretrained_clip_name ViT-B/32 --pretrained_dir "$PRETRAINED"
+  --train_csv "$DATA/MSRVTT_train.9k.csv" --val_csv "$DATA/MSRVTT_JSFUSION_test.csv" --data_path "$DATA/MSRVTT_data.json"
+  "${FRAMES[@]}"
+  --expand_msrvtt_sentences     # every caption a sample: 180,000 of 9,000 videos
   --num_thread_reader 8 --output_dir "$OUTPUT"
 )
-# the rest are STOP's defaults: batches of 128, 5 epochs, a rate of 1e-3, 12 frames and 32 words. The published runs
+# the rest are the defaults, for STOP batches of 128, 5 epochs, a rate of 1e-3, 12 frames and 32 words. The published runs
 # computed in fp16 with loss scaling; --precision amp, the default, is bf16 where the GPU has it, and --precision fp16 theirs
-exec bash scripts/launch.sh main_task_retrieval.py "${FLAGS[@]}" "$@"
+exec bash scripts/launch.sh main_task_retrieval.py "${FLAGS[@]}" "${STOP[@]}" "$@"

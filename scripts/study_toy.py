@@ -9,21 +9,27 @@ training, with the flags that were given, the seed, the commit and the machine.
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.files import write_whole
-from modules.runtime.run_folder import describe_machine, git_commit
+import main_task_retrieval
+from common.files import lock_folder, write_whole
+from common.settings import former_settings, result_settings
+from dataloaders.datasets import RETRIEVAL
+from modules.methods import METHODS
+from modules.program.arguments import parse_arguments
+from modules.training.trainer import TrainSettings
 from preprocess import pack_frames
 from preprocess.make_toy_dataset import DatasetSettings, make_dataset
 from preprocess.pretrain_toy_clip import Bars, PretrainSettings, pretrain
@@ -36,6 +42,7 @@ SEEDS = (1, 2, 3)
 FRAMES = 8  # of the choices; the curve has others
 CURVE = (3, 4, 6, 8, 12)
 FEW = 6
+OF_FILES = ("--output_dir", "-", "--train_csv", "-", "--val_csv", "-", "--data_path", "-", "--packed", "-")
 STOP = (
     *("--method", "stop", "--spatial_width", "32", "--spatial_hidden", "64", "--temporal_width", "32"),
     *("--prompt_dropout", "0", "--lr", "3e-3"),
@@ -166,9 +173,37 @@ def call(arguments: Sequence[str], log: Path) -> None:
         raise RuntimeError(f"{' '.join(arguments)} failed with {status}; the end of {log}:\n{tail}")
 
 
+def made_of(run: Run, places: Places) -> dict[str, Any]:
+    """What a run's result depends on: every setting, also those that no flag was given for, and the files."""
+    flags = [*run.flags, *(places.more if run.trains else ()), "--seed", str(run.seed), *OF_FILES]
+    arguments = parse_arguments(flags, "", RETRIEVAL, main_task_retrieval.RetrievalSettings)
+    settings = result_settings(arguments.method_settings, arguments.train, arguments.task)
+    files = (
+        asdict(PretrainSettings(level=run.level, steps=places.steps)),
+        asdict(DatasetSettings(level=run.level, **places.dataset)),
+    )
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+    return {"method": arguments.method, "max_frames": run.frames, **settings, "files": digest}
+
+
+def is_done(run: Run, places: Places, done: Mapping[str, Any]) -> bool:
+    """Whether a record holds a run with these settings; one that it lacks was as before there was such a setting."""
+    if run.key not in done:
+        return False
+    now, recorded = made_of(run, places), done[run.key]["made_of"]
+    former = former_settings(METHODS[now["method"]].settings, TrainSettings, main_task_retrieval.RetrievalSettings)
+    before = {**former, **recorded}
+    return all(before.get(name) == value for name, value in now.items())
+
+
 def execute(run: Run, places: Places) -> dict[str, Any]:
     """Train if there is something to train, evaluate the last checkpoint, and return what was measured."""
     toy, folder = places.of(run.level), places.runs / run.key
+    settings, note = made_of(run, places), folder / "made_of.json"
+    if folder.exists() and (not note.is_file() or json.loads(note.read_text(encoding="utf-8")) != settings):
+        shutil.rmtree(folder)  # of other settings
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(settings), encoding="utf-8")
     data = [
         *("--pretrained_clip_name", toy / "clip", "--packed", toy / "frames"),
         *("--data_path", toy / "dataset" / "MSRVTT_data.json"),
@@ -176,16 +211,8 @@ def execute(run: Run, places: Places) -> dict[str, Any]:
     ]
     program = ["main_task_retrieval.py", *map(str, data)]
     test = folder / "test"
-    last = [
-        "--val_csv",
-        str(toy / "dataset" / "test.csv"),
-        "--output_dir",
-        str(test),
-        "--save_features",
-        str(test / "features"),
-        "--seed",
-        str(run.seed),
-    ]
+    last = ["--val_csv", toy / "dataset" / "test.csv", "--output_dir", test, "--save_features", test / "features"]
+    last = [*map(str, last), "--seed", str(run.seed)]
     if run.trains:
         # what a training evaluates after each epoch is not looked at: a few videos will do
         lists = ["--train_csv", str(toy / "dataset" / "train.csv"), "--val_csv", str(write_few(toy, folder))]
@@ -202,22 +229,22 @@ def execute(run: Run, places: Places) -> dict[str, Any]:
         for name, value in results.items()
         if name.startswith(("t2v", "v2t", "motion", "tokens_", "gaps_", "frame_variation", "trainable"))
     }
+    config = json.loads((folder / ("training" if run.trains else "test") / "config.json").read_text(encoding="utf-8"))
     found = {
         "level": run.level,
         "name": run.name,
         "frames": run.frames,
         "seed": run.seed,
-        "flags": [*run.flags, *(places.more if run.trains else ())],
+        "made_of": settings,
         "metrics": metrics,
-        "git_commit": git_commit(),
-        "machine": describe_machine(),
+        "git_commit": config["git_commit"],
+        "machine": config["machine"],
     }
     return found | (of_training(folder / "training") if run.trains else {})
 
 
 def write_few(toy: Path, folder: Path) -> Path:
     """A list of the first test videos."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "few.csv"
     rows = (toy / "dataset" / "test.csv").read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join(rows[: 1 + FEW]), encoding="utf-8")
@@ -230,9 +257,9 @@ def of_training(folder: Path) -> dict[str, Any]:
     steps = [entry for entry in entries if entry["kind"] == "train"]
     tenth = max(1, len(steps) // 10)
     found: dict[str, Any] = {"steps": len(steps), "seconds_per_step": round(seconds_per_step(folder), 4)}
-    if "tokens_per_gap" in steps[0]:
-        for name, part in (("start", steps[:tenth]), ("end", steps[-tenth:])):
-            found[f"tokens_per_gap_at_the_{name}"] = round(fmean(step["tokens_per_gap"] for step in part), 3)
+    for name, part in (("start", steps[:tenth]), ("end", steps[-tenth:])):
+        if tokens := [step["tokens_per_gap"] for step in part if "tokens_per_gap" in step]:
+            found[f"tokens_per_gap_at_the_{name}"] = round(fmean(tokens), 3)
     return found
 
 
@@ -252,28 +279,45 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def study(places: Places, runs: Iterable[Run], jobs: int) -> bool:
-    """Do those of the runs that the record does not hold, some at a time; whether all of them could be done."""
-    done = read_record(places.record)
-    missing = [run for run in runs if run.key not in done]
-    print(f"{len(done)} runs are in {places.record}, {len(missing)} are to be done", flush=True)
-    for level in dict.fromkeys(run.level for run in missing):
-        make_files(level, places)
-    failed = 0
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(execute, run, places): run for run in missing}
-        for future in as_completed(futures):
-            run = futures[future]
-            try:
-                done[run.key] = future.result()
-            except (RuntimeError, OSError, ValueError) as error:
-                failed += 1
-                print(f"{run.key}: {error}", file=sys.stderr, flush=True)
-                continue
-            text = json.dumps(dict(sorted(done.items())), indent=1, ensure_ascii=False)
-            write_whole(places.record, lambda file, text=text: file.write(f"{text}\n".encode()))
-            metrics = done[run.key]["metrics"]
-            print(f"{run.key}: R@1 {metrics['t2v_R1']:.1f}, motion {metrics['motion_accuracy']:.1f}", flush=True)
+    """Do those of the runs that the record does not hold, or holds with other settings, some at a time.
+
+    Returns:
+        Whether all of them could be done.
+
+    Raises:
+        BlockingIOError: another study writes to the same folder.
+    """
+    places.runs.mkdir(parents=True, exist_ok=True)
+    with lock_folder(places.runs):
+        done = read_record(places.record)
+        missing = [run for run in runs if not is_done(run, places, done)]
+        print(f"{len(done)} runs are in {places.record}, {len(missing)} are to be done", flush=True)
+        for level in dict.fromkeys(run.level for run in missing):
+            make_files(level, places)
+        failed = 0
+        pool = ThreadPoolExecutor(jobs)
+        try:
+            futures = {pool.submit(execute, run, places): run for run in missing}
+            for future in as_completed(futures):
+                run = futures[future]
+                try:
+                    done[run.key] = future.result()
+                except Exception as error:
+                    failed += 1
+                    print(f"{run.key}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                    continue
+                write_record(places.record, done)
+                metrics = done[run.key]["metrics"]
+                print(f"{run.key}: R@1 {metrics['t2v_R1']:.1f}, motion {metrics['motion_accuracy']:.1f}", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)  # whoever presses Ctrl-C has ended the trainings under way
     return failed == 0
+
+
+def write_record(path: Path, done: Mapping[str, Any]) -> None:
+    """Write the runs that are done."""
+    text = json.dumps(dict(sorted(done.items())), indent=1, ensure_ascii=False)
+    write_whole(path, lambda file: file.write(f"{text}\n".encode()))
 
 
 # tables
@@ -302,7 +346,7 @@ def choices_table(record: dict[str, Any], level: str) -> str:
         runs = of(record, level, name, FRAMES)
         if not runs:
             continue
-        at = [fmean(run[f"tokens_per_gap_at_the_{when}"] for run in runs) for when in ("start", "end")]
+        at = [fmean(run.get(f"tokens_per_gap_at_the_{when}", 0.0) for run in runs) for when in ("start", "end")]
         cells = [
             name,
             str(len(runs)),
@@ -358,12 +402,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.quick:
         folder = ROOT / "runs" / "study_quick"
         shutil.rmtree(folder, ignore_errors=True)
-        places = quick_places(folder, folder / "record.json")
+        places = quick_places(folder, folder / "record.json" if args.record == RECORD else args.record)
         runs = [run for run in runs if run.seed == SEEDS[0] and run.frames == min(CURVE)]
     else:
         places = Places(ROOT / "runs" / "toy", ROOT / "runs" / "study", args.record)
     places.record.parent.mkdir(parents=True, exist_ok=True)
-    complete = study(places, runs, args.jobs)
+    try:
+        complete = study(places, runs, args.jobs)
+    except BlockingIOError:
+        sys.exit(f"another study writes to {places.runs}: wait for it, or end it")
     print(tables(read_record(places.record)))
     if not complete:
         sys.exit("some runs failed, see above: the same command tries them again")

@@ -1,21 +1,39 @@
 """The study of STOP's choices on the toy testbed: what it runs, that it goes on where it stopped, and its tables."""
 
 import json
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from common.files import lock_folder
 from dataloaders.datasets import RETRIEVAL
 from helpers.registry import PROGRAMS
 from modules.program.arguments import parse_arguments
 from scripts import study_toy
-from scripts.study_toy import CHOICES, CURVE, FRAMES, LEVELS, SEEDS, all_runs, quick_places, read_record, study, tables
+from scripts.study_toy import (
+    CHOICES,
+    CURVE,
+    FRAMES,
+    LEVELS,
+    SEEDS,
+    all_runs,
+    made_of,
+    quick_places,
+    read_record,
+    study,
+    tables,
+)
+
+PLACES = quick_places(Path("nowhere"), Path("nowhere") / "record.json")
 
 
 def a_result(run, value=50.0):
     metrics = {"t2v_R1": value + run.seed, "motion_accuracy": value, "trainable_parameters": 1234}
     at = {"tokens_per_gap_at_the_start": 3.5, "tokens_per_gap_at_the_end": 2.0, "seconds_per_step": 0.5}
-    return {"level": run.level, "name": run.name, "frames": run.frames, "seed": run.seed, "metrics": metrics, **at}
+    named = {"level": run.level, "name": run.name, "frames": run.frames, "seed": run.seed}
+    return {**named, "made_of": made_of(run, PLACES), "metrics": metrics, **at}
 
 
 def test_every_choice_is_trained_on_both_levels_with_every_seed_and_no_run_twice():
@@ -38,25 +56,70 @@ def test_flags_are_the_programs_own_and_a_choice_differs_from_the_defaults():
     assert len({repr(settings) for settings in parsed.values()}) == len(parsed) == len(CHOICES) + 1
 
 
-def test_a_study_does_what_is_not_recorded_and_records_each_run(tmp_path, monkeypatch, capsys):
-    places = quick_places(tmp_path, tmp_path / "record.json")
-    runs = [run for run in all_runs() if run.name == "zero-shot"]
-    done = []
+@pytest.fixture
+def studied(tmp_path, monkeypatch):
+    """A study whose runs take no time: its places, and the keys of the runs that were begun."""
+    begun, trouble = [], {}
 
     def execute(run, places):
-        done.append(run.key)
-        if len(done) == 3:
-            raise RuntimeError("the machine is gone")
+        begun.append(run.key)
+        time.sleep(0.02)  # so that what a run leads to happens before the next ones are over
+        if error := trouble.pop(len(begun), None):
+            raise error
         return a_result(run)
 
     monkeypatch.setattr(study_toy, "make_files", lambda level, places: None)
     monkeypatch.setattr(study_toy, "execute", execute)
-    assert not study(places, runs, jobs=1)
-    assert "the machine is gone" in capsys.readouterr().err
-    assert len(done) == len(runs) and len(read_record(places.record)) == len(runs) - 1
-    assert study(places, runs, jobs=2)
-    assert len(done) == len(runs) + 1 and done[-1] == done[2]
-    assert set(read_record(places.record)) == {run.key for run in runs}
+    return quick_places(tmp_path, tmp_path / "record.json"), begun, trouble
+
+
+RUNS = [run for run in all_runs() if run.name == "zero-shot"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the machine is gone"), KeyError("loss")])
+def test_a_study_does_what_is_not_recorded_and_records_each_run(studied, error, capsys):
+    places, begun, trouble = studied
+    trouble[3] = error
+    assert not study(places, RUNS, jobs=1)
+    assert str(error) in capsys.readouterr().err
+    assert len(begun) == len(RUNS) and len(read_record(places.record)) == len(RUNS) - 1
+    assert study(places, RUNS, jobs=2)
+    assert len(begun) == len(RUNS) + 1 and begun[-1] == begun[2]
+    assert set(read_record(places.record)) == {run.key for run in RUNS}
+
+
+def test_ctrl_c_begins_nothing_more_and_keeps_what_is_done(studied):
+    places, begun, trouble = studied
+    trouble[2] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        study(places, RUNS, jobs=1)
+    assert len(begun) < len(RUNS)
+    done = len(read_record(places.record))
+    begun.clear()
+    assert study(places, RUNS, jobs=1)
+    assert len(begun) == len(RUNS) - done
+
+
+def test_what_was_recorded_with_other_settings_is_done_again(studied):
+    places, begun, _ = studied
+    runs = [run for run in all_runs() if run.name == "defaults" and run.seed == 1]
+    assert study(places, runs, jobs=1)
+    begun.clear()
+    record = read_record(places.record)
+    changed, lacking = runs[0].key, runs[1].key
+    record[changed]["made_of"]["epsilon"] = 0.5  # a default that has changed since
+    del record[lacking]["made_of"]["frame_weight"]  # from before there was such a setting, when it was "sum"
+    del record[runs[2].key]["made_of"]["prompters"]  # which was "shared"
+    study_toy.write_record(places.record, record)
+    assert study(places, runs, jobs=1)
+    assert sorted(begun) == sorted([changed, lacking])
+
+
+def test_one_study_at_a_time_writes_to_a_folder(studied):
+    places, _, _ = studied
+    places.runs.mkdir()
+    with lock_folder(places.runs), pytest.raises(BlockingIOError):
+        study(places, RUNS, jobs=1)
 
 
 def test_tables_have_mean_and_standard_deviation_over_seeds():
@@ -78,4 +141,4 @@ def test_a_quick_study_trains_and_evaluates(tmp_path):
     stop = record[next(run.key for run in runs if run.name == "defaults")]
     assert stop["steps"] == 1 and stop["seconds_per_step"] > 0 and stop["tokens_per_gap_at_the_start"] > 0
     assert stop["metrics"]["t2v_R1"] < 20  # of a CLIP that knows nothing
-    assert {"git_commit", "machine", "flags"} <= stop.keys()
+    assert {"git_commit", "machine", "made_of"} <= stop.keys()
