@@ -351,20 +351,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--videos", type=Path, metavar="FOLDER", help="real clips, at any depth")
     parser.add_argument("--clip", type=Path, metavar="FOLDER", help="an open_clip model folder: the demo's toy CLIP")
     parser.add_argument("--quick", action="store_true", help="one seed and one quality, and no ViT-B/32")
-    parser.add_argument(
-        "--record", type=Path, default=RECORD, metavar="FILE", help="default: docs/results/epsilon.json"
-    )
+    parser.add_argument("--record", type=Path, metavar="FILE", help="what was measured (docs/results/epsilon.json)")
     parser.add_argument("--table", action="store_true", help="print what is recorded, and measure nothing")
     args = parser.parse_args(argv)
+    record = args.record or RECORD
     if not args.table:
+        if args.quick and args.record is None:
+            parser.error("--quick is no measurement to keep: give --record, another file than the tracked one")
         if args.videos is None or not args.videos.is_dir():
             parser.error("give --videos, a folder of real clips, or --table")
         if args.quick and args.clip is None:
             parser.error("--quick measures in the CLIP that --clip names: give it")
         content = measure_all(args.videos, args.clip, QUICK if args.quick else Plan())
         content |= {"git_commit": git_commit(), "machine": describe_machine()}
-        args.record.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(make_table(json.loads(args.record.read_text(encoding="utf-8"))))
+        record.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(make_table(json.loads(record.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

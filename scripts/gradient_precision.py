@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 from unittest import mock
 
 import open_clip
@@ -39,6 +40,7 @@ SCOPES = ("joint", "frame")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LOSS_SCALE = 2.0**10  # as fp16 is trained
 NUM_FRAMES, NUM_VIDEOS, MAX_WORDS = 5, 6, 12
+NUM_LEAST = 5  # parameters whose gradients are named as the least alike
 STOP = {"prompt_dropout": 0.0, "spatial_width": 32, "spatial_hidden": 64, "temporal_width": 32}
 
 Choose = Callable[..., object]
@@ -117,25 +119,38 @@ def gradients(model: VideoTextModel, seed: int, dtype: torch.dtype | None) -> di
     return {name: parameter.grad.clone() for name, parameter in model.trainable_parameters()}
 
 
-def cosines(
-    make: Callable[[int], VideoTextModel], dtype: torch.dtype, seeds: Sequence[int] = SEEDS
-) -> dict[str, list[float]]:
-    """Cosines of whole gradients to fp32's, one a seed, with ``fixed`` and with ``free`` choices.
+class Cosines(NamedTuple):
+    """Cosines of gradients to fp32's, one a seed.
+
+    Attributes:
+        fixed, free: of the whole gradient, with fp32's choices and with the precision's own.
+        parts: of each parameter's, by name, with fp32's choices.
+    """
+
+    fixed: list[float]
+    free: list[float]
+    parts: dict[str, list[float]]
+
+
+def cosines(make: Callable[[int], VideoTextModel], dtype: torch.dtype, seeds: Sequence[int]) -> Cosines:
+    """Compare a precision's gradients with fp32's.
 
     Args:
         make: a model for a seed.
         dtype: of the precision.
         seeds: of models and batches.
     """
-    found: dict[str, list[float]] = {"fixed": [], "free": []}
+    found = Cosines([], [], {})
     for seed in seeds:
         model, choices = make(seed), Choices()
         with choices.recorded():
             exact = gradients(model, seed, None)
         with choices.repeated():
             fixed = gradients(model, seed, dtype)
-        for name, others in (("fixed", fixed), ("free", gradients(model, seed, dtype))):
-            found[name].append(cosine(exact.values(), others.values()))
+        found.fixed.append(cosine(exact.values(), fixed.values()))
+        found.free.append(cosine(exact.values(), gradients(model, seed, dtype).values()))
+        for name, gradient in exact.items():
+            found.parts.setdefault(name, []).append(cosine([gradient], [fixed[name]]))
     return found
 
 
@@ -145,22 +160,7 @@ def cosine(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     return F.cosine_similarity(*vectors, dim=0).item()
 
 
-def of_parts(make: Callable[[int], VideoTextModel], dtype: torch.dtype, seeds: Sequence[int]) -> dict[str, float]:
-    """The median cosine of each parameter's gradient with fixed choices, the smallest first."""
-    found: dict[str, list[float]] = {}
-    for seed in seeds:
-        model, choices = make(seed), Choices()
-        with choices.recorded():
-            exact = gradients(model, seed, None)
-        with choices.repeated():
-            other = gradients(model, seed, dtype)
-        for name, gradient in exact.items():
-            found.setdefault(name, []).append(cosine([gradient], [other[name]]))
-    medians = {name: round(median(values), 5) for name, values in found.items()}
-    return dict(sorted(medians.items(), key=lambda item: item[1]))
-
-
-def measure() -> dict:
+def measure(seeds: Sequence[int] = SEEDS) -> dict:
     """What the record holds."""
     rows, lost = [], {}
     for scope in SCOPES:
@@ -169,13 +169,17 @@ def measure() -> dict:
             return make_model(toy_sized_clip(seed), scope, seed, **STOP)
 
         for name, dtype in DTYPES.items():
-            for choices, values in cosines(make, dtype).items():
+            found = cosines(make, dtype, seeds)
+            for choices in ("fixed", "free"):
+                values = getattr(found, choices)
                 row = {"scope": scope, "precision": name, "choices": choices}
                 rows.append(row | {"median": round(median(values), 5), "smallest": round(min(values), 5)})
                 print(rows[-1], flush=True)
-        least = list(of_parts(make, torch.bfloat16, SEEDS).items())[:5]
-        lost[scope] = {name.removeprefix("video_encoder.prompting."): value for name, value in least}
-    settings = {"seeds": list(SEEDS), "num_frames": NUM_FRAMES, "num_videos": NUM_VIDEOS, **STOP}
+            if name == "bf16":
+                medians = {part: round(median(values), 5) for part, values in found.parts.items()}
+                least = sorted(medians, key=medians.get)[:NUM_LEAST]
+                lost[scope] = {part.removeprefix("video_encoder.prompting."): medians[part] for part in least}
+    settings = {"seeds": list(seeds), "num_frames": NUM_FRAMES, "num_videos": NUM_VIDEOS, **STOP}
     return {
         "rows": rows,
         "least_in_bf16": lost,
@@ -193,7 +197,9 @@ def table(content: Mapping) -> str:
         text = f"{row['median']:.4f} (least {row['smallest']:.4f})"
         cells.setdefault((row["precision"], row["scope"]), {})[row["choices"]] = text
     lines += [f"| {name}, {scope} | {cell['fixed']} | {cell['free']} |" for (name, scope), cell in cells.items()]
-    return "\n".join(lines)
+    least = {part: value for found in content["least_in_bf16"].values() for part, value in found.items()}
+    named = ", ".join(f"`{part}` {least[part]:.3f}" for part in sorted(least, key=least.get)[:NUM_LEAST])
+    return "\n".join([*lines, "", f"Least alike under bf16, parameter by parameter, with fp32's choices: {named}."])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

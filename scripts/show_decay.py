@@ -99,10 +99,16 @@ def table(content: Mapping) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure both and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", type=Path, required=True, metavar="FOLDER", help="a checkout of the older code")
+    parser.add_argument("--before", type=Path, metavar="FOLDER", help="a checkout of the older code")
     parser.add_argument("--toy", type=Path, default=Path("runs/toy"), metavar="FOLDER", help="what the demo made")
     parser.add_argument("--record", type=Path, default=RECORD, metavar="FILE", help="what was measured")
+    parser.add_argument("--table", action="store_true", help="print the table of what was measured, and stop")
     args = parser.parse_args(argv)
+    if args.table:
+        print(table(json.loads(args.record.read_text(encoding="utf-8"))))
+        return
+    if args.before is None:
+        parser.error("give --before, a checkout of the older code, or --table")
     content = {
         "before": gate_of(args.before, args.toy.resolve()),
         "after": gate_of(ROOT, args.toy.resolve(), AS_BEFORE),

@@ -40,6 +40,8 @@ class Precision:
 def choose_precision(name: str, device: torch.device) -> Precision:
     """Resolve ``amp``: bf16 where the device computes in it, else fp16 on a GPU and fp32 on a CPU.
 
+    Everything that computes comes by here, so that cuDNN's TF32 is off in this process from then on.
+
     Args:
         name: one of `PRECISIONS`; fp64 is there for numerical checks.
         device: where the run computes.

@@ -30,7 +30,7 @@ from modules.clip.vision import ClipVisionTower
 from modules.methods.stop.stop import StopSettings, build
 from modules.model.text_encoder import TextEncoder
 from modules.model.video_text import VideoTextModel
-from modules.runtime.precision import Precision
+from modules.runtime.precision import choose_precision
 from modules.tasks.losses import symmetric_contrastive_loss
 from modules.training.optimization import build_optimizer
 
@@ -128,7 +128,7 @@ def make_frames(setup: Setup, size: int) -> Tensor:
 
 def make_floor(clip: LoadedCLIP, setup: Setup) -> Subject:
     """open_clip's own encode_image of the frames."""
-    precision = Precision(setup.precision, torch.device(setup.device))
+    precision = choose_precision(setup.precision, torch.device(setup.device))
     frames = make_frames(setup, clip.image_size).flatten(0, 1)
     frames = ClipVisionTower(clip.model.visual, clip.mean, clip.std).to(setup.device).normalize(frames)
     encode_image = torch.compile(clip.model.encode_image, dynamic=False) if setup.compiled else clip.model.encode_image
@@ -157,7 +157,7 @@ def build_stop(clip: LoadedCLIP, setup: Setup, name: str) -> VideoTextModel:
 
 def make_stop(clip: LoadedCLIP, setup: Setup, name: str) -> Subject:
     """One of `STOPS`, in the joint scope."""
-    precision = Precision(setup.precision, torch.device(setup.device))
+    precision = choose_precision(setup.precision, torch.device(setup.device))
     model = build_stop(clip, setup, name).to(setup.device)
     model.video_encoder.checkpoint_activations = setup.checkpointed
     inter_frame = model.video_encoder.prompting.inter_frame

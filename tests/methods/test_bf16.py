@@ -91,7 +91,7 @@ def test_the_gradient_is_that_of_fp32_where_regions_and_counts_are(scope):
     """A few of the seeds of docs/results/precision.json, which also has the figures with choices of its own."""
     widths = {"num_regions": 3, "spatial_width": 8, "spatial_hidden": 12, "temporal_width": 8, "prompt_dropout": 0.0}
     found = cosines(lambda seed: make_model(make_tiny_clip(seed), scope, seed, **widths), torch.bfloat16, SEEDS[:5])
-    assert median(found["fixed"]) >= 0.99
+    assert median(found.fixed) >= 0.99
 
 
 def test_choices_are_made_again_as_they_were():

@@ -1,7 +1,9 @@
 """STOP's choices beside the equations: what frames weigh, what decays, the text side, adapters, widths."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
+import open_clip
 import pytest
 import torch
 
@@ -9,13 +11,14 @@ from common.errors import UserError
 from common.settings import range_problems
 from helpers.paths import ROOT
 from helpers.runs import checkpoint, run
-from helpers.tiny import TINY_TRAINING, make_tiny_clip, random_videos
+from helpers.tiny import TINY_CONFIG, TINY_TRAINING, make_tiny_clip, random_videos
 from modules.kernels.convolutions import DepthwiseConv3d
 from modules.methods import METHODS
 from modules.methods.adapters.bottleneck import BottleneckAdapter
 from modules.methods.stop.inter_frame import InterFramePrompting
 from modules.methods.stop.intra_frame import IntraFramePrompting
 from modules.methods.stop.stop import WIDTHS, StopSettings, build_prompting
+from modules.model.tokens import grid_conv3d
 from modules.program.build import build_model
 from modules.program.loading import load_run
 from modules.runtime.precision import PRECISIONS, choose_precision
@@ -70,24 +73,28 @@ def test_frames_that_are_repeated_weigh_no_more(prompting, num_frames):
 
 @torch.no_grad()
 @pytest.mark.parametrize("prompting", ["per_layer", "once"])
-def test_temporal_tokens_keep_their_share_beside_the_patches(prompting):
-    """In the first block, whose keys are those of both ways: each patch and token weighs 1/T of what it did."""
-    tokens, masks = {}, {}
+def test_patches_and_temporal_tokens_weigh_a_frames_share_in_every_block(prompting):
+    """In place of one each, so that the tokens' share beside the patches stays what it is."""
+    masks = {}
+    lengths = torch.tensor([T, 3])
     for weight in ("mean", "sum"):
         model = alive(make(frame_weight=weight, prompting=prompting)).double()
-        block = model.video_encoder.tower.blocks[0]
+        for layer, block in enumerate(model.video_encoder.tower.blocks):
 
-        def attention(context, num_queries, mask, weight=weight, block=block):
-            masks.setdefault(weight, mask)
-            return type(block)._attention(block, context, num_queries, mask)
+            def attention(context, num_queries, mask, key=(weight, layer), block=block):
+                masks[key] = mask[:, 0, 0]
+                return type(block)._attention(block, context, num_queries, mask)
 
-        block._attention = attention
-        tokens[weight] = model.encode_video(random_videos(2, T), torch.tensor([T, 3]), return_details=True)
-    shown, weights = masks["sum"][:, 0, 0], masks["mean"][:, 0, 0].exp()
-    assert shown[:, 1 + T * P :].any()  # there are temporal tokens
-    torch.testing.assert_close(weights[:, 0], torch.ones(2).double())
-    expected = shown[:, 1:] / torch.tensor([T, 3]).double()[:, None]
-    torch.testing.assert_close(weights[:, 1:], expected)
+            block._attention = attention
+        model.encode_video(random_videos(2, T), lengths)
+    for layer in range(3):
+        shown, weights = masks["sum", layer], masks["mean", layer].exp()
+        assert shown[:, 1 + T * P :].any() and (weights[:, 1 + T * P :] > 0).any()  # there are temporal tokens
+        torch.testing.assert_close(weights[:, 0], torch.ones(2).double())
+        exists = torch.where(weights > 0, 1.0, 0.0)
+        torch.testing.assert_close(weights[:, 1:], exists[:, 1:] / lengths.double()[:, None])
+        same = slice(None) if prompting == "once" or layer == 0 else slice(1 + T * P)  # tokens made alike
+        assert torch.equal(exists[:, same].bool(), shown[:, same])
 
 
 # what decays
@@ -147,26 +154,46 @@ def test_an_older_checkpoint_says_what_changed_and_can_be_evaluated_but_not_cont
 # the text side
 
 
+def deep_clip():
+    """The tiny CLIP with two text layers."""
+    torch.manual_seed(0)
+    config = TINY_CONFIG | {"text_cfg": TINY_CONFIG["text_cfg"] | {"layers": 2}}
+    return replace(make_tiny_clip(), model=open_clip.CLIP(**config).eval().requires_grad_(False))
+
+
 def test_text_prompts_are_seen_by_all_but_the_start_token_at_no_position():
-    model = make(text_prompts=3).double()
+    model = make(deep_clip(), text_prompts=3).double()
     encoder = model.text_encoder
-    assert encoder.context_length == 16 and encoder.prompting.learned.shape == (1, 3, 16)
+    assert encoder.context_length == 16 and encoder.prompting.learned.shape == (2, 3, 16)
     assert 0.01 < encoder.prompting.learned.std() < 0.03
     with torch.no_grad():
         encoder.prompting.learned.normal_()
     found = model.encode_text(CAPTIONS)
     tower, ids = encoder.tower, encoder.tokenize(CAPTIONS)
     tokens = tower.embed(ids)
-    layer = tower.blocks[0].layer
-    read = layer.ln_1(torch.cat([tokens, encoder.prompting.learned[0].expand(3, -1, -1)], dim=1))
     mask = torch.full((12, 15), -torch.inf).double().triu(1)
     mask[:, 12:] = 0
     mask[0, 12:] = -torch.inf
-    attended = layer.attn(read[:, :12], read, read, attn_mask=mask, need_weights=False)[0]
-    tokens = tokens + attended
-    tokens = tokens + layer.mlp(layer.ln_2(tokens))
+    for block, learned in zip(tower.blocks, encoder.prompting.learned, strict=True):
+        layer = block.layer
+        read = layer.ln_1(torch.cat([tokens, learned.expand(3, -1, -1)], dim=1))
+        tokens = tokens + layer.attn(read[:, :12], read, read, attn_mask=mask, need_weights=False)[0]
+        tokens = tokens + layer.mlp(layer.ln_2(tokens))
     expected = tower.project(tokens, ids.argmax(-1))
     torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=-1))
+
+
+def test_a_side_adapter_adds_a_tenth_of_its_bottleneck_to_what_the_mlp_adds():
+    model = alive(make(side_adapters=4)).double()
+    block = model.video_encoder.tower.blocks[1]
+    adapter, layer = block.beside_mlp, block.layer
+    tokens = torch.randn(2, 6, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    read = layer.ln_1(tokens)
+    after = tokens + layer.attn(read, read, read, need_weights=False)[0]
+    hidden = (after @ adapter.down.weight.T + adapter.down.bias).clamp_min(0)
+    beside = 0.1 * (hidden @ adapter.up.weight.T + adapter.up.bias)
+    torch.testing.assert_close(block(tokens), after + layer.mlp(layer.ln_2(after)) + beside)
+    assert beside.abs().max() > 0.01 and adapter.down.out_features == 4
 
 
 def test_captions_are_embedded_anew_where_the_text_side_trains_and_kept_where_it_does_not():
@@ -289,6 +316,10 @@ def test_a_linear_before_the_first_convolution_leaves_it_as_many_channels():
     with_linear = make(spatial_reduce=6).video_encoder.prompting.intra_frame.prompter
     assert with_linear.reduce.weight.shape == (6, D) and with_linear.conv_in.in_channels == 6
     assert count(spatial_reduce=64) < count() - 1_000_000
+    tokens = torch.randn(2, T + 2, P, D)
+    by_hand = grid_conv3d(with_linear.conv_in, tokens @ with_linear.reduce.weight.T + with_linear.reduce.bias, 3)
+    expected = grid_conv3d(with_linear.conv_out, by_hand.clamp_min(0), 3)
+    torch.testing.assert_close(with_linear.features(tokens), expected)
     state = make().video_encoder.prompting.intra_frame.prompter.state_dict()
     assert not [name for name in state if name.startswith("reduce")]  # an older checkpoint's names
 

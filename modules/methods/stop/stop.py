@@ -56,7 +56,7 @@ class StopSettings:
     attention_scope: str = setting("joint", "one sequence a video, or one a frame [ours]", ("joint", "frame"))
     frame_weight: str = setting(
         "mean",
-        "in one sequence, what frames weigh as keys: together as much as a picture, or each of them [ours]",
+        "in the joint scope, what frames weigh as keys: together as much as a picture, or each of them [ours]",
         ("mean", "sum"),
         former="sum",
     )

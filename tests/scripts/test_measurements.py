@@ -1,0 +1,59 @@
+"""The small programs that measure for the documentation: what they compare, and the tables they make."""
+
+import json
+
+import pytest
+
+from helpers.paths import ROOT
+from helpers.tiny import make_tiny_clip
+from scripts import docs_tables, gradient_precision, show_decay
+
+
+def test_the_precision_is_measured_for_both_scopes_and_choices(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gradient_precision, "toy_sized_clip", make_tiny_clip)
+    monkeypatch.setattr(gradient_precision, "DTYPES", {"bf16": gradient_precision.DTYPES["bf16"]})
+    content = gradient_precision.measure(seeds=(0,))
+    assert {(row["scope"], row["choices"]) for row in content["rows"]} == {
+        (scope, choices) for scope in ("joint", "frame") for choices in ("fixed", "free")
+    }
+    assert all(0.9 < row["smallest"] <= row["median"] <= 1 for row in content["rows"])
+    assert all(len(least) == 5 and max(least.values()) <= 1 for least in content["least_in_bf16"].values())
+    record = tmp_path / "precision.json"
+    record.write_text(json.dumps(content))
+    gradient_precision.main(["--table", "--record", str(record)])
+    cell = f"{content['rows'][0]['median']:.4f} (least {content['rows'][0]['smallest']:.4f})"
+    assert f"| bf16, joint | {cell} |" in capsys.readouterr().out
+
+
+def test_the_decay_table_has_steps_from_the_first_to_the_last(tmp_path, capsys):
+    of_run = {"tokens_per_gap": [4 - 0.1 * step for step in range(13)], "squared_norm": [1.0] * 13}
+    record = tmp_path / "decay.json"
+    record.write_text(json.dumps({"before": of_run, "after": of_run}))
+    show_decay.main(["--table", "--record", str(record)])
+    out = capsys.readouterr().out
+    assert "| at step | 1 | 3 | 5 | 7 | 9 | 11 | 13 |" in out
+    assert "tokens a gap | 4.00 | 3.80 | 3.60 | 3.40 | 3.20 | 3.00 | 2.80 |" in out
+
+
+@pytest.mark.slow
+def test_the_gate_is_counted_in_a_training_of_any_code(tiny_files, tmp_path, monkeypatch):
+    flags = [flag if flag != "8" else "4" for flag in show_decay.FLAGS]
+    flags[flags.index("--batch_size") + 1] = "6"
+    flags[flags.index("--epochs") + 1] = "1"
+    flags[flags.index("--max_words") + 1] = "12"
+    monkeypatch.setattr(show_decay, "FLAGS", flags)
+    monkeypatch.setattr(show_decay, "NUM_LAYERS", 3)
+    found = show_decay.gate_of(ROOT, tiny_files)
+    assert len(found["tokens_per_gap"]) == 22 // 6 == len(found["squared_norm"])
+    assert all(0 < tokens <= 4 for tokens in found["tokens_per_gap"]) and found["squared_norm"][0] == 1
+
+
+def test_tables_are_put_between_their_marks(tmp_path, monkeypatch):
+    monkeypatch.setattr(docs_tables, "TABLES", {"one": ("one.json", lambda content: f"| {content['n']} |")})
+    (tmp_path / "one.json").write_text('{"n": 7}')
+    page = "before\n<!-- table: one -->\nold\nlines\n<!-- end of one -->\nbehind\n"
+    expected = "before\n<!-- table: one -->\n| 7 |\n<!-- end of one -->\nbehind\n"
+    assert docs_tables.filled(page, tmp_path) == expected
+    assert docs_tables.filled(expected, tmp_path) == expected
+    with pytest.raises(KeyError, match="other"):
+        docs_tables.filled(page.replace("one -->", "other -->"), tmp_path)
