@@ -23,7 +23,7 @@ stands one still object of another colour that the caption does not mention.
 
 Level `events`, of 48 frames: 9 objects (3 colours x 3 shapes) and 12 motions, 4 single events and 8 of two in the order
 of the caption. An event takes a quarter of the clip and begins at a random time; see `toy_events.py`. One still and one
-drifting object are not mentioned.
+drifting object, of other colours, are not mentioned.
 """
 
 import argparse
@@ -60,13 +60,14 @@ class DatasetSettings:
     num_frames: int | None = None  # of a video; None: the level's
     fps: int = 8
     quantiser: int = 16
-    renderer_version: int = toy.RENDERER_VERSION
+    renderer_version: int | None = None  # None: the level's
     annotations_version: int = 3  # raise it whenever the annotation files change
 
     def __post_init__(self):
         level = LEVELS[self.level]
-        if self.num_frames is None:
-            object.__setattr__(self, "num_frames", level.num_frames)
+        for name in ("num_frames", "renderer_version"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(level, name))
         num_classes = len(level.captions)
         if self.num_train < 2 or self.num_train % 2 or self.num_test < 2 or self.num_test % 2:
             raise ValueError("num_train and num_test must be positive even numbers: videos come in pairs of opposites")
@@ -120,6 +121,7 @@ def write_dataset(folder: Path, settings: DatasetSettings) -> None:
     """Renders everything into an existing, empty folder."""
     (folder / "videos").mkdir()
     videos, sentences, rows = [], [], {"train": [], "test": []}
+    several = settings.num_test_sets > 1
     total = settings.num_train + settings.num_test * settings.num_test_sets
     with Progress(total, "rendering", "video", "videos") as progress:
         for split in SPLITS:
@@ -143,13 +145,15 @@ def write_dataset(folder: Path, settings: DatasetSettings) -> None:
                     rows[split].append([video_id])
                 else:
                     place = len(rows[split])
-                    test_set = 1 + place // settings.num_test
-                    rows[split].append([f"ret{place}", f"msr{number}", video_id, video.caption, test_set])
+                    row = [f"ret{place}", f"msr{number}", video_id, video.caption]
+                    rows[split].append([*row, 1 + place // settings.num_test] if several else row)
                 progress.update()
 
     _write_json(folder / "MSRVTT_data.json", {"info": {}, "videos": videos, "sentences": sentences})
     _write_csv(folder / "train.csv", ["video_id"], rows["train"])
-    _write_csv(folder / "test.csv", ["key", "vid_key", "video_id", "sentence", "set"], rows["test"])
+    _write_csv(
+        folder / "test.csv", ["key", "vid_key", "video_id", "sentence", *(["set"] if several else [])], rows["test"]
+    )
     write_hmdb51_splits(folder / "testTrainMulti_7030_splits", videos, settings)
     names = {"colours": list(toy.COLOURS), "shapes": toy.SHAPES, "motions": LEVELS[settings.level].motions}
     _write_json(folder / "dataset.json", {"settings": asdict(settings), **names})

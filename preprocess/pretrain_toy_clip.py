@@ -6,7 +6,8 @@
 A few minutes on two cores. Half of the stills name one or two objects and where they are, half show an object
 with a motion trail and name the motion (see `toy_shapes.py`). So the model has motion words, but has never
 seen a sharp frame as part of a movement: mean pooling its frame embeddings says next to nothing about the
-motion of a toy video.
+motion of a toy video. Each level of the dataset has a CLIP of its own; stills of level `events` are described in
+`toy_events.py`.
 
 The model is saved only if it does on fresh stills what the toy experiments rely on (`Bars`), and if its text
 tower tells every two motion captions apart. It then loads without network:
@@ -68,15 +69,18 @@ class UnusableModel(Exception):
 @dataclass(frozen=True)
 class PretrainSettings:
     seed: int = 0
-    steps: int = 1000
+    steps: int | None = None  # None: the level's
     batch_size: int = 96
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup_steps: int = 100
     level: str = "motions"
-    renderer_version: int = toy.RENDERER_VERSION
+    renderer_version: int | None = None  # None: the level's
 
     def __post_init__(self):
+        for name, of_level in (("steps", "clip_steps"), ("renderer_version", "renderer_version")):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(LEVELS[self.level], of_level))
         if self.seed < 0 or self.steps < 1:
             raise ValueError(f"seed must be at least 0 and steps at least 1, found {self.seed} and {self.steps}")
 
@@ -118,14 +122,16 @@ def to_input(images: np.ndarray) -> torch.Tensor:
 def true_captions(stills: toy.Stills) -> torch.Tensor:
     """(N, N) bool: caption j is true of image i, also where it was written for another image.
 
-    Such pairs are no negatives: equal captions, and "something moving left" for every object that moves left.
+    Such pairs are no negatives: equal captions, "something moving left" for every object that moves left, and every
+    motion of an object in whose picture none is to be seen.
     """
     _, caption = np.unique(np.array(stills.captions), return_inverse=True)
     true = caption[:, None] == caption[None, :]
     motion, looks = stills.motion, stills.colour * len(toy.SHAPES) + stills.shape
     same_motion = (motion[:, None] == motion[None, :]) & (motion >= 0)[:, None]
     same_looks = looks[:, None] == looks[None, :]
-    return torch.from_numpy(true | (same_motion & (same_looks | stills.generic[None, :])))
+    may_be = (motion == toy.NOT_SEEN)[:, None] & (motion != -1)[None, :]
+    return torch.from_numpy(true | ((same_motion | may_be) & (same_looks | stills.generic[None, :])))
 
 
 def contrastive_loss(
@@ -163,7 +169,7 @@ def train(settings: PretrainSettings) -> open_clip.CLIP:
 
     def render(step: int) -> toy.Stills:
         rng = np.random.default_rng([settings.seed, TRAIN_STREAM, step])
-        return LEVELS[settings.level].render_stills(rng, settings.batch_size)
+        return LEVELS[settings.level].render_stills(rng, settings.batch_size, step / settings.steps)
 
     progress = Progress(settings.steps, "pre-training", "step", "steps")
     with ThreadPoolExecutor(max_workers=1) as renderer, progress:
@@ -197,7 +203,7 @@ def held_out_accuracies(model: open_clip.CLIP, seed: int, level: toy.Level, num_
     Motion, colour and shape in stills with a trail, position in stills that name one. Chance is 1/9 for position and
     1/3 for shape; for motions 1/6, in the level `events` 1/12; for colours 1/6, there 1/3.
     """
-    stills = level.render_stills(np.random.default_rng([seed, HELD_OUT_STREAM, 0]), num_stills)
+    stills = level.render_stills(np.random.default_rng([seed, HELD_OUT_STREAM, 0]), num_stills, 1.0)
     image = torch.cat([model.encode_image(part, normalize=True) for part in to_input(stills.images).split(250)])
     counts = level.colours, len(toy.SHAPES), len(level.motions)
     moving = embed_captions(model, level.captions).unflatten(0, counts)  # (colours, 3, motions, D)
@@ -318,7 +324,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, help="folder to make")
     parser.add_argument("--level", choices=list(LEVELS), default=default.level, help="of the dataset that it is for")
     parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--steps", type=int, default=default.steps, help="training steps of 96 stills")
+    parser.add_argument("--steps", type=int, help="training steps of 96 stills, as many as the level needs")
     parser.add_argument("--overwrite", action="store_true", help="replace what other settings made")
     return parser.parse_args(argv)
 

@@ -1,9 +1,10 @@
 """The toy world's harder level, `events`: short events, at a random time, of a small object among distractors.
 
-An object rests, and once or twice in the clip something happens to it: it moves left or right, or grows or shrinks. An
-event starts half of its change before the resting state, passes through it, ends half of its change behind it, and
-jumps back. So what rests is the middle of every event alike, at whatever time, and only the order of the few frames of
-an event tells what it is. Beside it stands one object, and another drifts through the whole clip.
+An object rests, and once or twice in the clip something happens to it: it moves left or right, or grows or shrinks.
+An event goes from half of its change on one side of the resting state to half of it on the other, and before and after
+it the object is gone for a moment. So what rests is the middle of every event alike, a single frame of an event may be
+one of its opposite, and only the order of the few frames of an event tells what it is. Beside it stands one object, and
+another drifts through the whole clip, in colours that no caption names.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 
 from preprocess import toy_shapes as toy
 
+RENDERER_VERSION = 1  # raise it whenever the same seed no longer draws the same picture
 NUM_COLOURS = 3  # of those that objects have; distractors have the others
 LEFT, RIGHT, GROW, SHRINK = "moving left", "moving right", "growing", "shrinking"
 BACKWARDS = {LEFT: RIGHT, RIGHT: LEFT, GROW: SHRINK, SHRINK: GROW}
@@ -26,6 +28,7 @@ EVENT, UNSEEN = 1 / 4, 1 / 12  # of the clip: how long an event takes, and how l
 REST = 2  # frames, at least, before and after
 DRIFT = (12.0, 20.0)  # pixels, over the clip
 DISTRACTOR_RADIUS = (5.0, 6.5)
+RESTING_FROM = 0.6  # of the training of its CLIP
 EARLIER = (0.25, 0.6)  # opacity of the oldest and of the newest ghost of the earlier of two events
 
 
@@ -149,13 +152,22 @@ def render_pair(
     )
 
 
-def render_stills(rng: np.random.Generator, n: int) -> toy.Stills:
-    """A third layouts, an object with its size and position, the others trails of events; none to two distractors.
+def render_stills(rng: np.random.Generator, n: int, done: float) -> toy.Stills:
+    """Layouts (one object with its size and position), trails of events (over half), and later objects at rest.
 
-    Of two events the earlier has left the fainter trail, and the trails are joined: what moves and then grows does so
-    where it has come to.
+    `done` is how much of the training is over, of 1. From the start on, objects at rest would keep trails to the left
+    and to the right from being told apart.
+
+    Every picture has none to two distractors. Objects at rest have captions of events that are not to be seen in them,
+    as photographs often have: so the objects of sharp frames are known under the captions of the videos. Of two events
+    the earlier one has left the fainter trail, and the trails are joined: what moves and then grows does so where it
+    has come to.
     """
-    return toy.joined(_render_layouts(rng, n // 3), _render_trails(rng, n - n // 3))
+    if done < RESTING_FROM:
+        return toy.joined(_render_layouts(rng, n // 3), _render_trails(rng, n - n // 3))
+    layouts, resting = n // 4, n // 8
+    pictures = toy.joined(_render_layouts(rng, layouts), _render_resting(rng, resting))
+    return toy.joined(pictures, _render_trails(rng, n - layouts - resting))
 
 
 def _paint_distractors(
@@ -184,6 +196,24 @@ def _render_layouts(rng: np.random.Generator, n: int) -> toy.Stills:
         size=size,
         position=position,
         motion=np.full(n, -1),
+        generic=np.zeros(n, dtype=bool),
+    )
+
+
+def _render_resting(rng: np.random.Generator, n: int) -> toy.Stills:
+    colour, shape, motion, _ = toy.draw_subjects(rng, n, NUM_COLOURS, len(STORIES))
+    resting, canvas = Resting.sample(rng, n), toy.texture(rng, n)
+    _paint_distractors(rng, canvas, resting.x[:, None], resting.y[:, None], resting.radius[:, None])
+    toy.paint(canvas, toy.coverage(shape, resting.x, resting.y, resting.radius), colour)
+    none = np.full(n, -1)
+    return toy.Stills(
+        images=toy.to_pixels(canvas),
+        captions=[f"{toy.object_name(colour[i], shape[i])} {words(STORIES[motion[i]])}" for i in range(n)],
+        colour=colour,
+        shape=shape,
+        size=none,
+        position=none,
+        motion=np.full(n, toy.NOT_SEEN),
         generic=np.zeros(n, dtype=bool),
     )
 
@@ -233,5 +263,14 @@ def _render_trails(rng: np.random.Generator, n: int) -> toy.Stills:
     )
 
 
-EVENTS_LEVEL = toy.Level("events", NUM_COLOURS, tuple(map(words, STORIES)), 48, render_pair, render_stills)
+EVENTS_LEVEL = toy.Level(
+    name="events",
+    colours=NUM_COLOURS,
+    motions=tuple(map(words, STORIES)),
+    num_frames=48,
+    clip_steps=1500,
+    render_pair=render_pair,
+    render_stills=render_stills,
+    renderer_version=RENDERER_VERSION,
+)
 LEVELS = {level.name: level for level in (toy.MOTIONS_LEVEL, EVENTS_LEVEL)}

@@ -43,6 +43,7 @@ LARGE_RADIUS = (12.0, 14.0)
 TRAVEL = (18.0, 23.0)  # length of a movement
 PATH_CENTRE = (20.0, 35.0)  # middle of every path, along both axes and for all motions alike
 ARC, ARC_SIZE = 7.0, 0.14  # height of the arcs that videos add to a path: pixels, and share of the radius
+NOT_SEEN = -2  # the motion of a still whose caption names one that the picture does not show
 TRAIL_OPACITY = (0.2, 0.35, 0.5, 0.7, 1.0)  # of the ghosts, oldest first
 
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
@@ -247,7 +248,8 @@ class Stills:
 
     `images` (N, S, S, 3) uint8; `captions` N strings; `colour`, `shape`, `size`, `position`, `motion` (N,)
     indices of the first object; `generic` (N,) is True where the caption names a motion but no object. A
-    picture has a position and a size, or a motion, or (two objects named) neither.
+    picture has a position and a size, or a motion, or (two objects named) neither; a motion that the caption names
+    and the picture does not show is `NOT_SEEN`.
     """
 
     images: np.ndarray
@@ -381,18 +383,21 @@ class Level:
 
     colours: how many of `COLOURS`, from the first, its objects have; they have all `SHAPES`.
     motions: in the words of the captions; the one after an even number is that one backwards.
-    num_frames: of a video.
+    num_frames: of a video. clip_steps: that its CLIP is trained for.
     render_pair: from a generator, colour, shape, half an even motion and the number of frames, two videos with
     `frames`, `motion` and `caption`, the second of which is the first backwards.
-    render_stills: from a generator and how many, `Stills`.
+    render_stills: from a generator, how many, and how much of the training is over (of 1), `Stills`.
+    renderer_version: to be raised whenever the same seed no longer draws the same pictures.
     """
 
     name: str
     colours: int
     motions: tuple[str, ...]
     num_frames: int
+    clip_steps: int
     render_pair: Callable[[np.random.Generator, int, int, int, int], tuple[Any, Any]]
-    render_stills: Callable[[np.random.Generator, int], Stills]
+    render_stills: Callable[[np.random.Generator, int, float], Stills]
+    renderer_version: int
 
     @property
     def objects(self) -> list[str]:
@@ -410,4 +415,13 @@ class Level:
         return [f"something {motion}" for motion in self.motions]
 
 
-MOTIONS_LEVEL = Level("motions", len(COLOURS), MOTIONS, 24, render_pair, render_stills)
+MOTIONS_LEVEL = Level(
+    name="motions",
+    colours=len(COLOURS),
+    motions=MOTIONS,
+    num_frames=24,
+    clip_steps=1000,
+    render_pair=render_pair,
+    render_stills=lambda rng, n, done: render_stills(rng, n),
+    renderer_version=RENDERER_VERSION,
+)

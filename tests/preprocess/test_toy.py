@@ -145,7 +145,7 @@ def test_annotations_have_the_published_form(dataset):
     category = {video["video_id"]: video["category"] for video in data["videos"]}
     assert [set(row) for row in train] == [{"video_id"}] * SETTINGS.num_train
     assert all(split[row["video_id"]] == "train" for row in train)
-    assert [list(row) for row in test] == [["key", "vid_key", "video_id", "sentence", "set"]] * SETTINGS.num_test
+    assert [list(row) for row in test] == [["key", "vid_key", "video_id", "sentence"]] * SETTINGS.num_test
     assert all(split[row["video_id"]] == "test" and caption[row["video_id"]] == row["sentence"] for row in test)
     assert all(text.endswith(toy.MOTIONS[category[video]]) for video, text in caption.items())
 

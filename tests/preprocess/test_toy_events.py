@@ -1,10 +1,12 @@
 """The level `events`: short events at random times, their reversals, what rests and what distracts; the test sets."""
 
+import hashlib
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from helpers.runs import rows_of
 from preprocess import make_toy_dataset, pretrain_toy_clip, toy_events
 from preprocess import toy_shapes as toy
 from preprocess.toy_events import EVENTS_LEVEL, LEVELS, STORIES
@@ -54,12 +56,35 @@ def test_every_event_has_its_opposite_and_every_two_events_both_orders():
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_stills_use_the_captions_and_class_prompts_of_the_level(level):
     level = LEVELS[level]
-    stills = level.render_stills(np.random.default_rng(0), 900)
+    stills = level.render_stills(np.random.default_rng(0), 900, 0.0)
     trails = {caption for caption, motion in zip(stills.captions, stills.motion, strict=True) if motion >= 0}
     assert trails <= {*level.captions, *level.class_captions} and trails >= set(level.class_captions)
     for caption, motion in zip(stills.captions, stills.motion, strict=True):
         if motion >= 0:
             assert caption.endswith(f" {level.motions[motion]}")
+
+
+def test_objects_at_rest_have_captions_of_events_that_say_nothing_about_them():
+    stills = EVENTS_LEVEL.render_stills(np.random.default_rng(0), 600, 1.0)
+    resting = stills.motion == toy.NOT_SEEN
+    assert toy.NOT_SEEN not in EVENTS_LEVEL.render_stills(np.random.default_rng(0), 600, 0.5).motion
+    assert resting.sum() == 75 and (stills.position[resting] == -1).all()
+    captions = [caption for caption, its in zip(stills.captions, resting, strict=True) if its]
+    assert set(captions) <= set(EVENTS_LEVEL.captions)
+    assert {caption.split(" ", 3)[3] for caption in captions} == set(EVENTS_LEVEL.motions)
+    true = pretrain_toy_clip.true_captions(stills)
+    for i in np.flatnonzero(resting):  # so all captions of the object's events are as true of it
+        thing = toy.object_name(stills.colour[i], stills.shape[i])
+        for j, caption in enumerate(stills.captions):
+            placed = stills.position[j] >= 0
+            assert bool(true[i, j]) == (not placed and caption.startswith((f"{thing} ", "something ")))
+
+
+def test_the_levels_clip_is_examined_by_its_own_captions():
+    settings = pretrain_toy_clip.PretrainSettings(level="events", steps=1, batch_size=20)
+    assert pretrain_toy_clip.PretrainSettings(level="events").steps == EVENTS_LEVEL.clip_steps
+    found = pretrain_toy_clip.held_out_accuracies(pretrain_toy_clip.train(settings), 0, EVENTS_LEVEL, num_stills=100)
+    assert found.keys() == {"motion", "colour", "shape", "position"} and all(0 <= x <= 1 for x in found.values())
 
 
 # --- videos -------------------------------------------------------------------------------------------------
@@ -157,6 +182,17 @@ def test_every_test_set_has_each_caption_once_and_videos_of_its_own(level):
     assert len({video.frames.tobytes() for video in videos}) == 4 * 108
 
 
+def test_the_files_name_the_sets(tmp_path):
+    settings = make_toy_dataset.DatasetSettings(num_train=2, num_test=2, num_frames=2, quantiser=40)
+    folder = make_toy_dataset.make_dataset(tmp_path / "dataset", settings)
+    rows = rows_of(folder / "test.csv")
+    assert [(row["video_id"], row["set"]) for row in rows] == [(f"video{2 + k}", str(1 + k // 2)) for k in range(8)]
+    assert len({row["key"] for row in rows}) == 8
+    lines = [path.read_text() for path in (folder / "testTrainMulti_7030_splits").glob("*_split1.txt")]
+    tested = {line.split()[0] for text in lines for line in text.splitlines() if line.split()[1] == "2"}
+    assert tested == {f"{row['video_id']}.mp4" for row in rows}
+
+
 def test_a_set_has_the_same_videos_whatever_its_size_and_the_others():
     def rendered(**counts):
         settings = make_toy_dataset.DatasetSettings(num_train=2, num_frames=2, **counts)
@@ -165,3 +201,20 @@ def test_a_set_has_the_same_videos_whatever_its_size_and_the_others():
     whole, small = rendered(), rendered(num_test=4)
     assert small == [frames for number in range(4) for frames in whole[108 * number : 108 * number + 4]]
     assert rendered(num_test_sets=1) == whole[:108]
+
+
+DRAWN = {("motions", 2): "340cc34d53fb0bd3", ("events", 1): "51b1fbc74fcb209d"}  # by level and version of its renderer
+
+
+@pytest.mark.parametrize("level", list(LEVELS))
+def test_another_picture_needs_another_version_of_the_renderer(level):
+    """Files that older code made are kept while their settings are the same, and the version is one of these."""
+    drawn, level = hashlib.sha256(), LEVELS[level]
+    for pair in range(len(level.motions) // 2):
+        rng = np.random.default_rng(pair)
+        for video in level.render_pair(rng, pair % level.colours, pair % 3, pair, level.num_frames):
+            drawn.update(video.frames.tobytes())
+    for done in (0.0, 1.0):
+        drawn.update(level.render_stills(np.random.default_rng(1), 8, done).images.tobytes())
+    found = drawn.hexdigest()[:16]
+    assert DRAWN[level.name, level.renderer_version] == found, "raise RENDERER_VERSION and note what it draws here"

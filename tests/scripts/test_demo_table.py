@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from preprocess.toy_events import LEVELS
 from preprocess.toy_shapes import MOTIONS
-from scripts.demo_table import COLUMNS, main, motion_accuracy
+from scripts.demo_table import COLUMNS, footnote, main, motion_accuracy
 
 NAMES = {task: [name for _, name in columns] for task, columns in COLUMNS.items()}
 CAPTIONS = [f"a {thing} {motion}" for thing in ("red circle", "blue cross") for motion in MOTIONS]
@@ -49,3 +50,32 @@ def test_captions_that_cannot_be_compared_are_refused():
         motion_accuracy(np.eye(1), np.eye(1), ["a dog"])
     with pytest.raises(ValueError, match="no caption 'a red circle moving right'"):
         motion_accuracy(np.eye(1), np.eye(1), ["a red circle moving left"])
+
+
+EVENTS = [f"a red circle {motion}" for motion in LEVELS["events"].motions]
+
+
+def test_two_events_in_another_order_are_another_motion():
+    turned = EVENTS.index("a red circle growing, then moving left")
+    text, video = np.eye(12), np.eye(12)
+    assert motion_accuracy(text, video, EVENTS) == 100
+    video[EVENTS.index("a red circle moving left, then growing")] = text[turned]
+    assert motion_accuracy(text, video, EVENTS) == pytest.approx(100 * 11 / 12)
+
+
+def test_all_videos_of_several_sets_count_with_the_captions_of_any():
+    captions = [*CAPTIONS, *reversed(CAPTIONS)]
+    text = np.concatenate([np.eye(12), np.eye(12)[::-1]])
+    video = text.copy()
+    assert motion_accuracy(text, video, captions) == 100
+    video[20] = text[19]  # another motion of the object
+    assert motion_accuracy(text, video, captions) == pytest.approx(100 * 23 / 24)
+
+
+@pytest.mark.parametrize(
+    ("captions", "says"), [(CAPTIONS, "six motions; chance is 16.7"), (EVENTS, "twelve motions; chance is 8.3")]
+)
+def test_the_footnote_says_chance_in_the_level_of_the_captions(captions, says, tmp_path):
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features" / "captions.txt").write_text("".join(f"{caption}\n" for caption in captions))
+    assert says in footnote("retrieval", tmp_path)
