@@ -462,6 +462,7 @@ def test_details_carry_the_papers_terms(tiny_clip):
     assert len(layers) == 3
     shapes = {name: tuple(value.shape) for name, value in layers[0].items()}
     assert shapes == {
+        "frame_sizes": (2, T),
         "attention_map": (2, T, P),
         "temporal_dynamics": (2, T, P),
         "region_scores": (2, T, P),
