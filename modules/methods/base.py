@@ -4,8 +4,48 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.settings import setting
 from modules.clip.loader import LoadedCLIP
 from modules.model.video_text import VideoTextModel
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """What can be set about the video encoder of every method."""
+
+    merge_frames: str = setting(
+        "", "layers before which neighbouring frames are merged in pairs, such as 4,8; none if empty", metavar="LAYERS"
+    )
+
+    def problems(self) -> list[str]:
+        """What does not fit together; see `common.settings.range_problems`."""
+        try:
+            parse_layers(self.merge_frames)
+        except ValueError as error:
+            return [f"--merge_frames {error}"]
+        return []
+
+    @property
+    def merge_before(self) -> tuple[int, ...]:
+        """The layers, rising."""
+        return parse_layers(self.merge_frames)
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Layers counted from 0, rising: ``4,8`` → (4, 8); none for an empty text.
+
+    Raises:
+        ValueError: if it is no such list.
+    """
+    if not text.strip():
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"must be numbers of layers with commas between them, such as 4,8; found {text!r}")
+    layers = [int(part) for part in parts]
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"names a layer twice: {text}")
+    return tuple(sorted(layers))
 
 
 @dataclass(frozen=True)
@@ -14,7 +54,7 @@ class Method:
 
     Attributes:
         summary: one line for ``--help``.
-        settings: a frozen dataclass of `common.settings.setting` fields; each becomes a flag.
+        settings: a frozen dataclass of `common.settings.setting` fields, an `EncoderSettings`; each becomes a flag.
         build: from CLIP, the settings, the frames a video T and the words a caption, the model.
         trains: whether it has something to train; if so it cannot be evaluated without a checkpoint.
         recipe: its own defaults of flags, by name (``{"lr": 1e-4}``); a dataset's count before these.

@@ -6,7 +6,7 @@ CLIP4Clip's meanP without its fine-tuning: each real frame's unit-length embeddi
 from dataclasses import dataclass
 
 from modules.clip.loader import LoadedCLIP
-from modules.methods.base import Method
+from modules.methods.base import EncoderSettings, Method
 from modules.model.heads import CosineHead
 from modules.model.readouts import Mean
 from modules.model.scopes import FrameScope
@@ -16,15 +16,15 @@ from modules.model.video_text import VideoTextModel
 
 
 @dataclass(frozen=True)
-class ZeroShotSettings:
-    """It has none."""
+class ZeroShotSettings(EncoderSettings):
+    """It has none of its own."""
 
 
 def build(clip: LoadedCLIP, settings: ZeroShotSettings, num_frames: int, max_words: int) -> VideoTextModel:
     """The frozen CLIP in the frame scope, without prompts."""
     return VideoTextModel(
         TextEncoder(clip.frozen_text_tower(), clip.tokenizer, max_words),
-        VideoEncoder(clip.vision_tower(), FrameScope(), Mean()),
+        VideoEncoder(clip.vision_tower(), FrameScope(), Mean(), merge_before=settings.merge_before),
         CosineHead(clip.logit_scale),
     )
 

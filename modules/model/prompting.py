@@ -23,8 +23,10 @@ class VideoTokens:
         cls: (B, C, D), one class token a video, or one a frame (C = T).
         patches: (B, T, P, D).
         real: (B, T) bool, which frames are real and which padding.
+        sizes: (B, T), how many frames each one stands for, 0 for padding; None where none were merged.
         carried: (G, K, D), tokens that stand behind the patches in each of the scope's G sequences, as left there by a
             prompting; None for none.
+        carried_places: which gap each of them belongs to, as the scope counts gaps, None for none; empty if none does.
         carried_mask: (G, K), which of them exist, bool, or what a scope adds to their logits as keys; None for all.
         joined: (G, N, D), the sequences of which the tensors above are views, so that a scope need not join them again;
             None once one was replaced.
@@ -33,9 +35,16 @@ class VideoTokens:
     cls: Tensor
     patches: Tensor
     real: Tensor
+    sizes: Tensor | None = None
     carried: Tensor | None = None
+    carried_places: tuple[int | None, ...] = ()
     carried_mask: Tensor | None = None
     joined: Tensor | None = None
+
+    @property
+    def frame_sizes(self) -> Tensor:
+        """(B, T), how many frames each one stands for: 1, or 0 for padding, where none were merged."""
+        return self.real.to(self.patches.dtype) if self.sizes is None else self.sizes
 
     def change(self, **tensors: Tensor) -> "VideoTokens":
         """The same with other `cls`, `patches` or `carried` tokens."""

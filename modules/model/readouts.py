@@ -44,22 +44,25 @@ class Frames(Readout):
 
 
 class Mean(Readout):
-    """Mean over real frames of unit-length frame embeddings, made unit length: (B, E). CLIP4Clip's meanP."""
+    """Mean over real frames of unit-length frame embeddings, made unit length: (B, E). CLIP4Clip's meanP.
+
+    Merged frames count as those that they stand for.
+    """
 
     def forward(self, tower: ClipVisionTower, tokens: VideoTokens) -> Tensor:
         """See `Readout`."""
-        return mean_pool(tower.project(tokens.cls), tokens.real)
+        return mean_pool(tower.project(tokens.cls), tokens.real if tokens.sizes is None else tokens.sizes)
 
 
-def mean_pool(frames: Tensor, real: Tensor) -> Tensor:
-    """The mean of real frames' directions, made unit length.
+def mean_pool(frames: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean of frames' directions, made unit length.
 
     Args:
         frames: (B, T, E), of any length.
-        real: (B, T) bool, at least one in each video.
+        weights: (B, T), which frames are real, bool, or how many each stands for, 0 for padding; not all of a video's.
 
     Returns:
         (B, E).
     """
-    directions = F.normalize(frames, dim=-1) * real[..., None]
-    return F.normalize(directions.sum(1) / real.sum(1, keepdim=True), dim=-1)
+    directions = F.normalize(frames, dim=-1) * weights[..., None]
+    return F.normalize(directions.sum(1) / weights.sum(1, keepdim=True), dim=-1)

@@ -4,6 +4,8 @@ A scope arranges tokens for a block and takes the block's output apart again; it
 layers, or each layer has its own. G is the number of sequences: B in the joint scope, B·T in the frame scope.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from modules.clip.block import Block
 from modules.model.prompting import Extra, Prompted, VideoTokens
+from modules.model.tokens import merge_pairs, merge_sizes
 
 
 class Scope(Protocol):
@@ -27,6 +30,14 @@ class Scope(Protocol):
             block: of the tower.
             prompted: its input.
             cls_only: nothing but the class tokens' output will be read; the patches may be left as they are.
+        """
+
+    def merge(self, tokens: VideoTokens) -> VideoTokens:
+        """Merge neighbouring frames in pairs, patch by patch, as means weighted by how many frames each stands for.
+
+        Class tokens of frames merge, too; what is carried inside a merged pair is dropped. A merged token counts as the
+        frames that it stands for, and so weighs as a key; tokens of a gap weigh as the mean of the frames beside it
+        did when they were made [ours].
         """
 
 
@@ -56,83 +67,106 @@ class JointScope:
         """See `Scope`."""
         tokens = prompted.tokens
         classes, (frames, patches) = tokens.cls.shape[1], tokens.patches.shape[1:3]
+        weights = self.frame_weights(tokens)
+        own = _as_keys(tokens.real.repeat_interleave(patches, dim=1), _repeat(weights, patches))
         # a padded frame's class token is masked, a video's own never
-        real_cls = tokens.real if classes > 1 else torch.ones_like(tokens.real[:, :1])
-        mask = torch.cat(
-            [
-                self.as_keys(real_cls, tokens, of_frames=classes > 1),
-                self.as_keys(tokens.real.repeat_interleave(patches, dim=1), tokens, of_frames=True),
-            ],
-            dim=1,
-        )
+        one = torch.ones_like(tokens.real[:, :1])
+        masks = [_as_keys(tokens.real, weights) if classes > 1 else one, own]
         if tokens.joined is None:
-            own = [tokens.cls, tokens.patches.flatten(1, 2)]
-            sequences = torch.cat(own if tokens.carried is None else [*own, tokens.carried], dim=1)
+            parts = [tokens.cls, tokens.patches.flatten(1, 2)]
+            sequences = torch.cat(parts if tokens.carried is None else [*parts, tokens.carried], dim=1)
         else:
             sequences = tokens.joined
-        extra, carried_mask = None, _mask_of(tokens)
+        extra, carried_mask, places = None, _mask_of(tokens), tokens.carried_places
         if carried_mask is not None:
-            if tokens.carried_mask is None:
-                carried_mask = self.as_keys(carried_mask, tokens, of_frames=False)
-            mask = torch.cat([mask, carried_mask], dim=1)
+            masks.append(carried_mask)
         if prompted.extra is not None:
-            extra, extra_mask = self.arrange(prompted.extra, tokens.real)
-            extra_mask = self.as_keys(extra_mask, tokens, of_frames=prompted.extra.place != "video")
-            mask = torch.cat([mask, extra_mask], dim=1)
+            extra, extra_mask = self.arrange(prompted.extra, tokens)
+            masks.append(extra_mask)
             if prompted.carry:
-                behind = [extra_mask] if carried_mask is None else [carried_mask, extra_mask]
-                sequences, extra, carried_mask = torch.cat([sequences, extra], dim=1), None, torch.cat(behind, dim=1)
-        out = block(sequences, extra, mask[:, None, None], classes if cls_only else None)
+                places = _places_of(tokens) + self.places(prompted.extra, frames, extra.shape[1])
+                carried_mask = extra_mask if carried_mask is None else _side_by_side([carried_mask, extra_mask])
+                sequences, extra = torch.cat([sequences, extra], dim=1), None
+        out = block(sequences, extra, _side_by_side(masks)[:, None, None], classes if cls_only else None)
         if cls_only:
             return tokens.change(cls=out)
         end = classes + frames * patches
-        return VideoTokens(
-            out[:, :classes],
-            out[:, classes:end].unflatten(1, (frames, patches)),
-            tokens.real,
-            None if carried_mask is None else out[:, end:],
-            carried_mask,
-            out,
+        return replace(
+            tokens,
+            cls=out[:, :classes],
+            patches=out[:, classes:end].unflatten(1, (frames, patches)),
+            carried=None if carried_mask is None else out[:, end:],
+            carried_mask=carried_mask,
+            carried_places=places,
+            joined=out,
         )
 
-    def as_keys(self, exist: Tensor, tokens: VideoTokens, of_frames: bool) -> Tensor:
-        """What the attention to some tokens is masked with: which of them exist, or what is added to their logits.
+    def frame_weights(self, tokens: VideoTokens) -> Tensor | None:
+        """What is added to the logits of each frame's tokens as keys, (B, T); None for nothing."""
+        if tokens.sizes is None and not self.mean_of_frames:
+            return None
+        sizes = tokens.frame_sizes
+        return sizes.log() - sizes.sum(1, keepdim=True).log() if self.mean_of_frames else sizes.log()
 
-        Args:
-            exist: (B, K) bool.
-            tokens: of the same videos.
-            of_frames: whether they belong to frames or gaps, or to the videos.
+    def gap_weights(self, tokens: VideoTokens) -> Tensor | None:
+        """The same of each gap's tokens, which weigh as the mean of the two frames beside it: (B, T − 1)."""
+        if tokens.sizes is None and not self.mean_of_frames:
+            return None
+        sizes = tokens.frame_sizes
+        weights = ((sizes[:, 1:] + sizes[:, :-1]) / 2).log()
+        return weights - sizes.sum(1, keepdim=True).log() if self.mean_of_frames else weights
 
-        Returns:
-            (B, K), bool, or float with `mean_of_frames`.
+    def arrange(self, extra: Extra, tokens: VideoTokens) -> tuple[Tensor, Tensor]:
+        """Extra tokens as each video sees them, and what masks them as keys: (B, K, D) and (B, K), bool or float.
+
+        Those of padded frames are masked out.
         """
-        if not self.mean_of_frames:
-            return exist
-        weight = torch.zeros(exist.shape, dtype=tokens.patches.dtype, device=exist.device)
-        if of_frames:
-            weight = weight - tokens.real.sum(1, keepdim=True).to(weight.dtype).log()
-        return weight.masked_fill(~exist, -torch.inf)
-
-    def arrange(self, extra: Extra, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Extra tokens as each video sees them: (B, K, D) and (B, K) bool; those of padded frames are masked out."""
-        batch, frames = real.shape
+        batch, frames = tokens.real.shape
         if extra.place == "video":
-            tokens = extra.together((batch,))
-            shown = extra.mask
-        else:
-            places = frames if extra.place == "frames" else frames - 1
-            tokens = extra.together((batch, places))
+            together = extra.together((batch,))
             shown = extra.mask
             if shown is None:
-                shown = real[:, frames - places :, None].expand(*tokens.shape[:3])
-            tokens, shown = tokens.flatten(1, 2), shown.flatten(1, 2)
-        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=real.device) if shown is None else shown
+                shown = torch.ones(together.shape[:2], dtype=torch.bool, device=together.device)
+            return together, shown
+        of_frames = extra.place == "frames"
+        places = frames if of_frames else frames - 1
+        together = extra.together((batch, places))
+        shown = extra.mask
+        if shown is None:
+            shown = tokens.real[:, frames - places :, None].expand(*together.shape[:3])
+        weights = self.frame_weights(tokens) if of_frames else self.gap_weights(tokens)
+        return together.flatten(1, 2), _as_keys(shown.flatten(1, 2), _repeat(weights, together.shape[2]))
+
+    @staticmethod
+    def places(extra: Extra, frames: int, count: int) -> tuple[int | None, ...]:
+        """The gap of each of some extra tokens, None for those that belong to none."""
+        if extra.place != "gaps":
+            return (None,) * count
+        return tuple(gap for gap in range(frames - 1) for _ in range(count // max(frames - 1, 1)))
+
+    def merge(self, tokens: VideoTokens) -> VideoTokens:
+        """See `Scope`."""
+        if tokens.real.shape[1] == 1:
+            return tokens
+        merged = _merge_frames(tokens)
+        if tokens.carried is None:
+            return merged
+        # gap 0 lies inside the first pair, gap 1 behind it
+        kept = [at for at, place in enumerate(_places_of(tokens)) if place is None or place % 2]
+        mask = tokens.carried_mask
+        return replace(
+            merged,
+            carried=tokens.carried[:, kept],
+            carried_mask=None if mask is None else mask[:, kept],
+            carried_places=tuple(None if place is None else place // 2 for place in _at(_places_of(tokens), kept)),
+        )
 
 
 class FrameScope:
     """One sequence a frame: its class token, its patches and the tokens of the two gaps beside it [ours].
 
-    CLIP's own geometry. A padded frame needs no mask: nobody sees it, and a read-out leaves it out.
+    CLIP's own geometry. A padded frame needs no mask: nobody sees it, and a read-out leaves it out. What a frame's own
+    tokens weigh makes no difference within its sequence; the others weigh in proportion to them.
     """
 
     name = "frame"
@@ -155,57 +189,154 @@ class FrameScope:
             raise ValueError(
                 f"the frame scope needs a class token for each of {frames} frames, found {tokens.cls.shape[1]}"
             )
-        mask = carried_mask = _mask_of(tokens)
+        carried_mask, places = _mask_of(tokens), tokens.carried_places
+        masks = [] if carried_mask is None else [carried_mask]
         extra = None
         if prompted.extra is not None:
-            extra, extra_mask = self.arrange(prompted.extra, tokens.real)
-            if extra_mask is None and (mask is not None or prompted.carry):
+            extra, extra_mask = self.arrange(prompted.extra, tokens)
+            if extra_mask is None and (masks or prompted.carry):
                 extra_mask = torch.ones(extra.shape[:2], dtype=torch.bool, device=extra.device)
-            mask = extra_mask if mask is None else torch.cat([mask, extra_mask], dim=1)
+            if extra_mask is not None:
+                masks.append(extra_mask)
             if prompted.carry:
-                sequences, extra, carried_mask = torch.cat([sequences, extra], dim=1), None, mask
-        if mask is not None:
-            mask = F.pad(mask, (1 + patches, 0), value=True)[:, None, None]
+                places = _places_of(tokens) + self.places(prompted.extra, extra.shape[1])
+                sequences, extra, carried_mask = torch.cat([sequences, extra], dim=1), None, _side_by_side(masks)
+        mask = None
+        if masks:
+            own = torch.ones(len(sequences), 1 + patches, dtype=torch.bool, device=sequences.device)
+            mask = _side_by_side([own, *masks])[:, None, None]
         out = block(sequences, extra, mask, 1 if cls_only else None)
         split = out.unflatten(0, (batch, frames))
         if cls_only:
             return tokens.change(cls=split[:, :, 0])
         carried = out[:, 1 + patches :]
-        return VideoTokens(
-            split[:, :, 0],
-            split[:, :, 1 : 1 + patches],
-            tokens.real,
-            carried if carried.shape[1] else None,
-            carried_mask,
-            out,
+        return replace(
+            tokens,
+            cls=split[:, :, 0],
+            patches=split[:, :, 1 : 1 + patches],
+            carried=carried if carried.shape[1] else None,
+            carried_mask=carried_mask,
+            carried_places=places,
+            joined=out,
         )
 
-    def arrange(self, extra: Extra, real: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Extra tokens as each frame sees them: (B·T, K, D), and (B·T, K) bool or None where all exist.
+    def arrange(self, extra: Extra, tokens: VideoTokens) -> tuple[Tensor, Tensor | None]:
+        """Extra tokens as each frame sees them: (B·T, K, D), and what masks them, (B·T, K) or None where all exist.
 
         Frame t has those of gap t − 1 and of gap t; beyond the ends the slots are masked out.
         """
-        batch, frames = real.shape
-        if extra.place == "gaps":
-            tokens = extra.together((batch, frames - 1))
-            mask = extra.mask
-            if mask is None:
-                mask = torch.ones(tokens.shape[:3], dtype=torch.bool, device=tokens.device)
-            return _beside_each_frame(tokens, (0, 0, 0, 0, 1, 1)), _beside_each_frame(mask, (0, 0, 1, 1))
+        batch, frames = tokens.real.shape
         mask = extra.mask
+        if extra.place == "gaps":
+            together = extra.together((batch, frames - 1))
+            if mask is None:
+                mask = torch.ones(together.shape[:3], dtype=torch.bool, device=together.device)
+            shown = _beside_each_frame(mask, (0, 0, 1, 1))
+            if tokens.sizes is not None:
+                sizes = tokens.sizes
+                gaps = ((sizes[:, 1:] + sizes[:, :-1]) / 2)[:, :, None].expand(mask.shape)
+                weights = _beside_each_frame(gaps, (0, 0, 1, 1)) / sizes.clamp_min(1).flatten()[:, None]
+                shown = _as_keys(shown, weights.log())
+            return _beside_each_frame(together, (0, 0, 0, 0, 1, 1)), shown
         if extra.place == "video":
-            tokens = extra.together((batch,))[:, None].expand(-1, frames, -1, -1)
+            together = extra.together((batch,))[:, None].expand(-1, frames, -1, -1)
             mask = None if mask is None else mask[:, None].expand(-1, frames, -1)
         else:
-            tokens = extra.together((batch, frames))
-        return tokens.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
+            together = extra.together((batch, frames))
+        return together.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
+
+    @staticmethod
+    def places(extra: Extra, count: int) -> tuple[int | None, ...]:
+        """Of each extra token of a frame whether it belongs to the gap before it, −1, behind it, 0, or none, None."""
+        if extra.place != "gaps":
+            return (None,) * count
+        return (-1,) * (count // 2) + (0,) * (count // 2)
+
+    def merge(self, tokens: VideoTokens) -> VideoTokens:
+        """See `Scope`."""
+        batch, frames = tokens.real.shape
+        if frames == 1:
+            return tokens
+        merged = _merge_frames(tokens)
+        if tokens.carried is None:
+            return merged
+        carried, sizes = tokens.carried.unflatten(0, (batch, frames)), tokens.frame_sizes
+        weights = _as_logits(_mask_of(tokens), carried.dtype).unflatten(0, (batch, frames))
+        # of a pair the tokens before the first and those behind the second stay; what belongs to no gap is merged
+        weights = weights + sizes.clamp_min(1).log()[:, :, None]
+        if frames % 2:
+            carried, weights = F.pad(carried, (0, 0, 0, 0, 0, 1)), F.pad(weights, (0, 0, 0, 1), value=-torch.inf)
+        parts, part_weights = [], []
+        for at, place in enumerate(_places_of(tokens)):
+            if place is None:
+                parts.append(merge_pairs(tokens.carried.unflatten(0, (batch, frames))[:, :, at], sizes))
+                part_weights.append(weights[:, ::2, at])
+            else:
+                first = 0 if place == -1 else 1
+                parts.append(carried[:, first::2, at])
+                part_weights.append(weights[:, first::2, at])
+        together = merged.frame_sizes.clamp_min(1).log()[:, :, None]
+        return replace(
+            merged,
+            carried=torch.stack(parts, dim=2).flatten(0, 1),
+            carried_mask=(torch.stack(part_weights, dim=2) - together).flatten(0, 1),
+        )
+
+
+def _merge_frames(tokens: VideoTokens) -> VideoTokens:
+    """Patches, and class tokens of frames, merged in pairs; what is carried is left to the scope."""
+    sizes = tokens.frame_sizes
+    merged_sizes = merge_sizes(sizes)
+    of_frames = tokens.cls.shape[1] == sizes.shape[1]
+    return replace(
+        tokens,
+        cls=merge_pairs(tokens.cls, sizes) if of_frames else tokens.cls,
+        patches=merge_pairs(tokens.patches, sizes),
+        real=merged_sizes > 0,
+        sizes=merged_sizes,
+        joined=None,
+    )
+
+
+def _as_keys(exist: Tensor, weights: Tensor | None) -> Tensor:
+    """A mask of keys: which of them exist, (B, K) bool, or with weights (B, K) what is added to their logits."""
+    return exist if weights is None else weights.masked_fill(~exist, -torch.inf)
+
+
+def _repeat(weights: Tensor | None, times: int) -> Tensor | None:
+    """The weights of the frames for each of a frame's tokens: (B, T) → (B, T·times)."""
+    return None if weights is None else weights.repeat_interleave(times, dim=1)
+
+
+def _as_logits(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a mask adds to logits."""
+    if mask.is_floating_point():
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)
+
+
+def _side_by_side(masks: Sequence[Tensor]) -> Tensor:
+    """Masks of keys side by side, bool where all of them are."""
+    dtype = next((mask.dtype for mask in masks if mask.is_floating_point()), None)
+    return torch.cat([mask if dtype is None else _as_logits(mask, dtype) for mask in masks], dim=1)
 
 
 def _mask_of(tokens: VideoTokens) -> Tensor | None:
-    """Which carried tokens exist, (G, K) bool; None where none are carried."""
+    """What masks the carried tokens as keys, (G, K); None where none are carried."""
     if tokens.carried is None or tokens.carried_mask is not None:
         return tokens.carried_mask
     return torch.ones(tokens.carried.shape[:2], dtype=torch.bool, device=tokens.carried.device)
+
+
+def _places_of(tokens: VideoTokens) -> tuple[int | None, ...]:
+    """The gap of each carried token, None for none."""
+    if tokens.carried is None:
+        return ()
+    return tokens.carried_places or (None,) * tokens.carried.shape[1]
+
+
+def _at(places: Sequence[int | None], kept: Sequence[int]) -> list[int | None]:
+    return [places[at] for at in kept]
 
 
 def _beside_each_frame(gaps: Tensor, time_axis_padding: tuple[int, ...]) -> Tensor:

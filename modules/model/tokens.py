@@ -1,12 +1,40 @@
 """Helpers for tokens on a grid over time: (B, T, P, C), P = G·G patches of T frames."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 def real_frames(num_frames: Tensor, length: int) -> Tensor:
     """Which frames are real and which padding: (B,) int → (B, length) bool."""
     return torch.arange(length, device=num_frames.device) < num_frames[:, None]
+
+
+def merge_pairs(values: Tensor, sizes: Tensor) -> Tensor:
+    """Neighbouring frames merged in pairs: the mean weighted by how many frames each stands for [ours].
+
+    Args:
+        values: (B, T, …); an odd last frame stays alone.
+        sizes: (B, T), 0 for padding; a pair of padding becomes zero.
+
+    Returns:
+        (B, ⌈T/2⌉, …).
+    """
+    first, second = values[:, ::2], values[:, 1::2]
+    sizes = sizes.to(values.dtype).view(*sizes.shape, *[1] * (values.ndim - 2))
+    weights = sizes[:, ::2].clone()
+    pairs = second.shape[1]
+    together = weights.clone()
+    together[:, :pairs] += sizes[:, 1::2]
+    share = weights / together.clamp_min(1)
+    merged = first * share
+    merged[:, :pairs] += second * (sizes[:, 1::2] / together[:, :pairs].clamp_min(1))
+    return merged
+
+
+def merge_sizes(sizes: Tensor) -> Tensor:
+    """How many frames each of the merged ones stands for: (B, T) → (B, ⌈T/2⌉)."""
+    return F.pad(sizes, (0, sizes.shape[1] % 2)).unflatten(1, (-1, 2)).sum(2)
 
 
 def extend_in_time(tokens: Tensor, real: Tensor) -> Tensor:

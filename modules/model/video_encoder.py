@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from common.errors import UserError
 from modules.clip.vision import ClipVisionTower
 from modules.model.dropout import fold_in
 from modules.model.measures import Measures
@@ -30,6 +31,7 @@ class VideoEncoder(nn.Module):
         scope: Scope | Sequence[Scope],
         readout: Readout,
         prompting: VideoPrompting | None = None,
+        merge_before: Sequence[int] = (),
     ):
         """Put the parts together.
 
@@ -38,6 +40,10 @@ class VideoEncoder(nn.Module):
             scope: which tokens attend to which; one for all layers, or one a layer.
             readout: what becomes of the tokens behind the last block.
             prompting: what stands before the blocks; None for nothing.
+            merge_before: layers before whose prompting neighbouring frames are merged in pairs, see `Scope.merge`.
+
+        Raises:
+            UserError: if the tower has no such layer.
         """
         super().__init__()
         self.tower = tower
@@ -46,6 +52,11 @@ class VideoEncoder(nn.Module):
             raise ValueError(f"one scope, or one for each of {tower.num_layers} layers; found {len(self.scopes)}")
         self.readout = readout
         self.prompting = VideoPrompting() if prompting is None else prompting
+        self.merge_before = frozenset(merge_before)
+        if outside := sorted(layer for layer in self.merge_before if not 0 <= layer < tower.num_layers):
+            raise UserError(
+                f"--merge_frames names layer {outside[0]}: this CLIP has layers 0 to {tower.num_layers - 1}"
+            )
         self.checkpoint_activations = False
 
     def forward(
@@ -104,6 +115,8 @@ class VideoEncoder(nn.Module):
 
     def _layer(self, layer: int, tokens: VideoTokens, keys: Tensor | None) -> tuple[VideoTokens, Details | None]:
         """One block and the prompting before it."""
+        if layer in self.merge_before:
+            tokens = self.scopes[layer].merge(tokens)
         layer_keys = None if keys is None else fold_in(keys, layer)
         prompted = self.prompting.before(self.tower, layer, tokens, layer_keys)
         cls_only = self.readout.cls_only and layer == self.tower.num_layers - 1

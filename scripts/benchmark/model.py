@@ -430,37 +430,46 @@ def floor_flops(clip: LoadedCLIP, setup: Setup) -> ModelFlops:
 def stop_flops(model: VideoTextModel, setup: Setup) -> ModelFlops:
     """Of STOP's video encoder in the joint scope on the frames; see `FORMULA`."""
     encoder = model.video_encoder
-    tower, intra, inter = encoder.tower, encoder.prompting.intra_frame, encoder.prompting.inter_frame
-    width, patches, gaps = tower.width, tower.num_patches, setup.num_frames - 1
-    regions, slots = setup.num_frames * patches, gaps * inter.num_slots
-    frozen = 2 * tower.proj.numel()
-    attention = 0.0
-    tokens, extra = 1 + regions, 0
+    tower, prompting = encoder.tower, encoder.prompting
+    width, patches, frames = tower.width, tower.num_patches, setup.num_frames
+    embedding = 2 * tower.conv1.weight.numel() * patches * frames
+    frozen, trained, without = 2 * tower.proj.numel(), 0.0, float(embedding)
+    carried: list[int] = []  # the gaps of tokens that go along, in units of N_max
     for layer in range(tower.num_layers):
-        if encoder.prompting.per_layer:
-            extra = slots
-        elif layer == 0:
-            tokens += slots
+        if layer in encoder.merge_before and frames > 1:
+            frames = (frames + 1) // 2
+            carried = [gap // 2 for gap in carried if gap % 2]
+        extra = 0
+        if layer in prompting.layers:
+            made, unused = prompter_flops(model, frames)
+            trained, without = trained + made, without + unused
+            if prompting.carry:
+                carried = list(range(frames - 1))
+            else:
+                extra = (frames - 1) * prompting.inter_frame.num_slots
+        tokens = 1 + frames * patches + len(carried) * prompting.inter_frame.num_slots
         queries = 1 if layer == tower.num_layers - 1 else tokens
         frozen += 20 * width**2 * queries + 4 * width**2 * (tokens + extra)
-        attention += 4 * width * queries * (tokens + extra)
-
-    w, h = intra.prompter.linear_in.in_features, intra.prompter.linear_in.out_features
-    v = inter.prompter.reduce.out_features
-    behind = 2 * (w * h + h * width)
-    c = intra.prompter.conv_in.in_channels
-    reduce = 0 if c == width else 2 * width * c
-    spatial = regions * (54 * width + reduce + 2 * (27 * c * w + 9 * w**2))
-    spatial += setup.num_frames * intra.num_regions * behind
-    temporal = gaps * patches * (54 * width + 2 * (width * v + 5 * v**2 + 2 * patches * v + 27 * v**2))
-    temporal += gaps * inter.num_slots * 2 * v * (patches + width)
-    prompted = tower.num_layers if encoder.prompting.per_layer else 1
-    embedding = 2 * tower.conv1.weight.numel() * regions
-    without = embedding + prompted * regions * (behind + 2 * tower.blocks[0].num_heads * width)
+        trained += 4 * width * queries * (tokens + extra)
     batch = setup.batch_size
-    trained = attention + prompted * (spatial + temporal)
     text_frozen, text_attention = text_flops(model.text_encoder)
     return ModelFlops(batch * (frozen + text_frozen), batch * (trained + text_attention), batch * without)
+
+
+def prompter_flops(model: VideoTextModel, frames: int) -> tuple[float, float]:
+    """Of prompting a layer's input of so many frames: products that have gradients, and those that have none."""
+    encoder = model.video_encoder
+    tower, intra, inter = encoder.tower, encoder.prompting.intra_frame, encoder.prompting.inter_frame
+    width, patches = tower.width, tower.num_patches
+    gaps, regions = frames - 1, frames * patches
+    w, h = intra.prompter.linear_in.in_features, intra.prompter.linear_in.out_features
+    v, c = inter.prompter.reduce.out_features, intra.prompter.conv_in.in_channels
+    behind = 2 * (w * h + h * width)
+    reduce = 0 if c == width else 2 * width * c
+    spatial = regions * (54 * width + reduce + 2 * (27 * c * w + 9 * w**2)) + frames * intra.num_regions * behind
+    temporal = gaps * patches * (54 * width + 2 * (width * v + 5 * v**2 + 2 * patches * v + 27 * v**2))
+    temporal += gaps * inter.num_slots * 2 * v * (patches + width)
+    return spatial + temporal, regions * (behind + 2 * tower.blocks[0].num_heads * width)
 
 
 def text_flops(encoder: TextEncoder) -> tuple[float, float]:

@@ -312,7 +312,7 @@ def test_a_frame_sees_the_tokens_of_the_gaps_beside_it():
     for t in range(T):
         visible = seen[0, t][seen_mask[0, t]].tolist()
         assert visible == [g for gap in (t, t + 1) if 1 <= gap <= T - 1 for g in [gap] * 2]
-    joint, joint_mask = JointScope().arrange(extra, real)
+    joint, joint_mask = JointScope().arrange(extra, videos)
     assert joint.shape == (2, (T - 1) * 2, D) and joint_mask.all()
 
 
@@ -462,6 +462,7 @@ def test_details_carry_the_papers_terms(tiny_clip):
     assert len(layers) == 3
     shapes = {name: tuple(value.shape) for name, value in layers[0].items()}
     assert shapes == {
+        "frame_sizes": (2, T),
         "attention_map": (2, T, P),
         "temporal_dynamics": (2, T, P),
         "region_scores": (2, T, P),
@@ -629,7 +630,7 @@ def test_every_trainable_tensor_has_a_gradient(scope, prompting):
 
 
 def test_the_number_of_parameters_at_the_defaults_on_vit_b_32():
-    prompting = build_prompting(SimpleNamespace(width=768, grid=7), StopSettings(), num_frames=12)
+    prompting = build_prompting(SimpleNamespace(width=768, grid=7, num_layers=12), StopSettings(), num_frames=12)
     total = sum(p.numel() for p in prompting.parameters())
     assert total == 2_066_756 <= 7_530_000
     per_token = (prompting.inter_frame.prompter.to_tokens, prompting.inter_frame.prompter.expand)

@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.settings import at_least, setting
 from modules.clip.loader import LoadedCLIP
 from modules.clip.vision import ClipVisionTower
-from modules.methods.base import Method
+from modules.methods.base import EncoderSettings, Method
 from modules.model.deep_prompts import DeepTextPrompts, deep_prompts
 from modules.model.heads import CosineHead
 from modules.model.prompting import Extra, Prompted, VideoPrompting, VideoTokens
@@ -33,7 +33,7 @@ from modules.model.video_text import VideoTextModel
 
 
 @dataclass(frozen=True)
-class VopSettings:
+class VopSettings(EncoderSettings):
     """Everything that can be set about VoP."""
 
     num_prompts: int = setting(8, "prompts a layer, in either tower", within=at_least(1), metavar="TOKENS")
@@ -46,9 +46,12 @@ class VopSettings:
 
     def problems(self) -> list[str]:
         """What does not fit together; see `common.settings.range_problems`."""
+        problems = super().problems()
         if self.num_context_prompts > self.num_prompts:
-            return [f"--num_context_prompts {self.num_context_prompts} is more than --num_prompts {self.num_prompts}"]
-        return []
+            problems.append(
+                f"--num_context_prompts {self.num_context_prompts} is more than --num_prompts {self.num_prompts}"
+            )
+        return problems
 
 
 class VopVideo(VideoPrompting):
@@ -67,6 +70,11 @@ class VopVideo(VideoPrompting):
                 f"--num_joint_layers must be below the {tower.num_layers} layers of this CLIP, found {joint}"
             )
         self.num_frame_layers = tower.num_layers - joint
+        if joint and any(layer <= self.num_frame_layers for layer in settings.merge_before):
+            raise UserError(
+                f"--merge_frames {settings.merge_frames}: before its joint layers, which begin with layer "
+                f"{self.num_frame_layers}, VoP has a position for each frame"
+            )
         self.num_context = settings.num_context_prompts
         learned = settings.num_prompts - settings.num_context_prompts
         self.learned = deep_prompts(self.num_frame_layers, learned, width)
@@ -119,7 +127,7 @@ def build(clip: LoadedCLIP, settings: VopSettings, num_frames: int, max_words: i
     scopes = [FrameScope()] * prompting.num_frame_layers + [JointScope()] * settings.num_joint_layers
     return VideoTextModel(
         TextEncoder(text, clip.tokenizer, max_words, DeepTextPrompts(text, settings.num_prompts, take_positions=True)),
-        VideoEncoder(vision, scopes, Mean(), prompting),
+        VideoEncoder(vision, scopes, Mean(), prompting, settings.merge_before),
         CosineHead(clip.logit_scale),
     )
 

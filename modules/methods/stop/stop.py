@@ -18,13 +18,13 @@ from common.settings import above, at_least, between, setting
 from modules.clip.loader import LoadedCLIP
 from modules.clip.vision import ClipVisionTower
 from modules.methods.adapters.bottleneck import add_side_adapters
-from modules.methods.base import Method
+from modules.methods.base import EncoderSettings, Method, parse_layers
 from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter, num_heads
 from modules.methods.stop.intra_frame import IntraFramePrompting, SpatialPrompter
 from modules.model.deep_prompts import DeepTextPrompts
 from modules.model.dropout import fold_in
 from modules.model.heads import CosineHead
-from modules.model.measures import Measures, total
+from modules.model.measures import Measures, add_up, total
 from modules.model.prompting import Extra, Prompted, VideoPrompting, VideoTokens
 from modules.model.readouts import ClassToken, Mean
 from modules.model.scopes import FrameScope, JointScope
@@ -50,7 +50,7 @@ def _width(name: str, help: str, low: int, former: int) -> int | None:
 
 
 @dataclass(frozen=True)
-class StopSettings:
+class StopSettings(EncoderSettings):
     """Everything that can be set about STOP."""
 
     attention_scope: str = setting("joint", "one sequence a video, or one a frame [ours]", ("joint", "frame"))
@@ -61,6 +61,9 @@ class StopSettings:
         former="sum",
     )
     prompting: str = setting("per_layer", "prompt before every block, or once", ("per_layer", "once"))
+    prompt_layers: str = setting(
+        "", "layers before which --prompting per_layer prompts, such as 0,4,8; all if empty", metavar="LAYERS"
+    )
     prompters: str = setting("shared", "one pair of prompters for all layers, or a pair a layer", ("shared", "own"))
     text_prompts: int = setting(
         0, "learned prompts in each layer of the text tower; 0 for none", within=at_least(0), metavar="TOKENS"
@@ -125,7 +128,16 @@ class StopSettings:
 
     def problems(self) -> list[str]:
         """What does not fit together; see `common.settings.range_problems`."""
-        problems = []
+        problems = super().problems()
+        try:
+            layers = parse_layers(self.prompt_layers)
+        except ValueError as error:
+            problems.append(f"--prompt_layers {error}")
+            layers = ()
+        if layers and self.prompting == "once":
+            problems.append("--prompting once prompts before the first layer only: give it without --prompt_layers")
+        if self.time_embedding and self.merge_frames:
+            problems.append("--time_embedding has an embedding for each frame: give it without --merge_frames")
         heads = num_heads(self.temporal_width)
         if self.temporal_width % heads:
             problems.append(f"--temporal_width must be a multiple of its {heads} heads, found {self.temporal_width}")
@@ -165,22 +177,25 @@ class StopPrompting(VideoPrompting):
         intra_frame: IntraFramePrompting | nn.ModuleList | None,
         inter_frame: InterFramePrompting | nn.ModuleList | None,
         time_embedding: TimeEmbedding | None,
-        per_layer: bool = True,
+        layers: Sequence[int],
+        carry: bool = False,
     ):
         """Put the prompters together.
 
         Args:
-            intra_frame: one, or a list of one a layer; None with N_s = 0.
+            intra_frame: one, or a list of one for each of the layers; None with N_s = 0.
             inter_frame: likewise; None with η = 0.
             time_embedding: None if not wanted.
-            per_layer: prompt before every block, the temporal tokens serving that block as keys and values only; else
-                prompt once, before the first, and carry the temporal tokens through.
+            layers: before whose blocks to prompt, rising.
+            carry: the temporal tokens go through all blocks from there; else they serve that block as keys and values
+                only.
         """
         super().__init__()
         self.intra_frame = intra_frame
         self.inter_frame = inter_frame
         self.time_embedding = time_embedding
-        self.per_layer = per_layer
+        self.layers = tuple(layers)
+        self.carry = carry
 
     def begin(self, tower: ClipVisionTower, tokens: VideoTokens) -> VideoTokens:
         """Add the frames' time embedding: to the patches, and to the class token where every frame has its own."""
@@ -191,12 +206,12 @@ class StopPrompting(VideoPrompting):
 
     def before(self, tower: ClipVisionTower, layer: int, tokens: VideoTokens, keys: Tensor | None) -> Prompted:
         """Prompt the input of a block."""
-        if layer > 0 and not self.per_layer:
+        if layer not in self.layers:
             return Prompted(tokens)
         block, patches, real = tower.blocks[layer], tokens.patches, tokens.real
-        intra_frame, inter_frame = _of_layer(self.intra_frame, layer), _of_layer(self.inter_frame, layer)
+        intra_frame, inter_frame = self._of_layer(self.intra_frame, layer), self._of_layer(self.inter_frame, layer)
         regions = torch.zeros(patches.shape[:3], dtype=patches.dtype, device=patches.device)
-        details = {}
+        details = {"frame_sizes": tokens.frame_sizes}
         if intra_frame is not None:
             read = block.read(patches)
             attention_map = block.class_attention(block.read(tokens.cls), read)
@@ -220,7 +235,7 @@ class StopPrompting(VideoPrompting):
             temporal_prompts=temporal,
         )
         extra = Extra.of_gaps(temporal, mask=inter.mask)
-        return Prompted(tokens.change(patches=patches), extra, carry=not self.per_layer, details=details)
+        return Prompted(tokens.change(patches=patches), extra, carry=self.carry, details=details)
 
     def measures(self, layers: Sequence[Mapping[str, Tensor]], real: Tensor) -> Measures:
         """Over the gaps between real frames, in all prompted layers: by them a gate that closes is seen.
@@ -230,20 +245,22 @@ class StopPrompting(VideoPrompting):
             η = 0 or videos of one frame.
         """
         gated = [layer for layer in layers if "frame_variation" in layer]
-        if not gated:
-            return {}
-        tokens = torch.stack([layer["num_temporal_prompts"] for layer in gated])  # (layers, B, T − 1)
-        variation = torch.stack([layer["frame_variation"] for layer in gated])
-        gaps = real[:, 1:]
-        return {
-            "tokens_per_gap": total(tokens, gaps),
-            "gaps_without_tokens": total(tokens == 0, gaps),
-            "frame_variation": total(variation, gaps),
-        }
+        found: dict[str, Tensor] = {}
+        for length in dict.fromkeys(layer["frame_variation"].shape[1] for layer in gated):  # it falls with each merging
+            alike = [layer for layer in gated if layer["frame_variation"].shape[1] == length]
+            tokens = torch.stack([layer["num_temporal_prompts"] for layer in alike])  # (layers, B, T − 1)
+            variation = torch.stack([layer["frame_variation"] for layer in alike])
+            gaps = alike[0]["frame_sizes"][:, 1:] > 0
+            totals = {
+                "tokens_per_gap": total(tokens, gaps),
+                "gaps_without_tokens": total(tokens == 0, gaps),
+                "frame_variation": total(variation, gaps),
+            }
+            found = add_up(found, totals)
+        return found
 
-
-def _of_layer(prompters: nn.Module | None, layer: int) -> nn.Module | None:
-    return prompters[layer] if isinstance(prompters, nn.ModuleList) else prompters
+    def _of_layer(self, prompters: nn.Module | None, layer: int) -> nn.Module | None:
+        return prompters[self.layers.index(layer)] if isinstance(prompters, nn.ModuleList) else prompters
 
 
 def _keys(keys: Tensor | None, use: int) -> Tensor | None:
@@ -262,16 +279,21 @@ def build_prompting(tower: ClipVisionTower, settings: StopSettings, num_frames: 
         UserError: naming a setting that is out of range.
     """
 
+    layers = (0,) if settings.prompting == "once" else parse_layers(settings.prompt_layers) or range(tower.num_layers)
+    if layers[-1] >= tower.num_layers:
+        raise UserError(f"--prompt_layers names layer {layers[-1]}: this CLIP has layers 0 to {tower.num_layers - 1}")
+
     def prompters(build: Callable[[ClipVisionTower, StopSettings], nn.Module]) -> nn.Module:
         if settings.prompters == "shared":
             return build(tower, settings)
-        return nn.ModuleList(build(tower, settings) for _ in range(tower.num_layers))
+        return nn.ModuleList(build(tower, settings) for _ in layers)
 
     return StopPrompting(
         None if settings.num_regions == 0 else prompters(_intra_frame),
         None if settings.eta == 0 else prompters(_inter_frame),
         TimeEmbedding(num_frames, tower.width) if settings.time_embedding else None,
-        settings.prompting == "per_layer",
+        layers,
+        carry=settings.prompting == "once",
     )
 
 
@@ -318,7 +340,7 @@ def build(clip: LoadedCLIP, settings: StopSettings, num_frames: int, max_words: 
         scope, readout = JointScope(mean_of_frames=settings.frame_weight == "mean"), ClassToken()
     else:
         scope, readout = FrameScope(), Mean()
-    encoder = VideoEncoder(tower, scope, readout, build_prompting(tower, settings, num_frames))
+    encoder = VideoEncoder(tower, scope, readout, build_prompting(tower, settings, num_frames), settings.merge_before)
     if settings.side_adapters:  # drawn behind the prompters, whose first values are the same without them
         add_side_adapters(tower, settings.side_adapters)
     return VideoTextModel(build_text_encoder(clip, settings, max_words), encoder, CosineHead(clip.logit_scale))

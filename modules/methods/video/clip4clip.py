@@ -25,7 +25,7 @@ from modules.clip.block import QUICK_GELU_FACTOR, Block
 from modules.clip.loader import LoadedCLIP
 from modules.clip.text import ClipTextTower
 from modules.clip.vision import ClipVisionTower, UnsupportedCLIP
-from modules.methods.base import Method
+from modules.methods.base import EncoderSettings, Method
 from modules.model.dropout import HEAD, SampleDropout, fold_in
 from modules.model.heads import CosineHead, Head
 from modules.model.prompting import VideoTokens
@@ -41,13 +41,20 @@ PAIR_DROPOUT = 0.1
 
 
 @dataclass(frozen=True)
-class Clip4ClipSettings:
+class Clip4ClipSettings(EncoderSettings):
     """Everything that can be set about CLIP4Clip."""
 
     sim_header: str = setting("meanP", "how frames are compared with a text", HEADERS)
     coef_lr: float = setting(
         1e-3, "factor of the learning rate inside CLIP", training_only=True, within=above(0), metavar="FACTOR"
     )
+
+    def problems(self) -> list[str]:
+        """What does not fit together; see `common.settings.range_problems`."""
+        problems = super().problems()
+        if self.merge_frames and self.sim_header in ("seqTransf", "tightTransf"):
+            problems.append(f"--merge_frames: --sim_header {self.sim_header} has a position for each frame")
+        return problems
 
 
 class SeqLSTM(Readout):
@@ -62,7 +69,7 @@ class SeqLSTM(Readout):
         """See `Readout`. Padding comes last and an LSTM does not look ahead: real frames are read as if alone."""
         frames = tower.project(tokens.cls)
         with torch.autocast(frames.device.type, enabled=False):
-            return mean_pool(frames + self.lstm(frames)[0], tokens.real)
+            return mean_pool(frames + self.lstm(frames)[0], tokens.frame_sizes)
 
 
 class SeqTransf(Readout):
@@ -174,7 +181,7 @@ def build(clip: LoadedCLIP, settings: Clip4ClipSettings, num_frames: int, max_wo
     rates = [(part, settings.coef_lr) for part in (vision, text, *([] if tight else [head]))]
     return VideoTextModel(
         TextEncoder(text, clip.tokenizer, max_words, unit_length=not tight),
-        VideoEncoder(vision, FrameScope(), readout),
+        VideoEncoder(vision, FrameScope(), readout, merge_before=settings.merge_before),
         head,
         rates,
     )
