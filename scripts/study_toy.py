@@ -47,7 +47,7 @@ STOP = (
     *("--method", "stop", "--spatial_width", "32", "--spatial_hidden", "64", "--temporal_width", "32"),
     *("--prompt_dropout", "0", "--lr", "3e-3"),
 )
-SEQ_TRANSF = ("--method", "clip4clip", "--sim_header", "seqTransf", "--lr", "1e-3")
+SEQ_TRANSF = ("--method", "clip4clip", "--sim_header", "seqTransf", "--lr", "1e-3", "--coef_lr", "1")
 BUDGET = ("--epochs", "5", "--batch_size", "36", "--n_display", "1", "--mask_same_video")
 # what each choice adds to STOP at its defaults, which is the first
 CHOICES = {

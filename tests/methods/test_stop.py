@@ -306,8 +306,9 @@ def test_variation_reaches_the_tokens():
 def test_a_frame_sees_the_tokens_of_the_gaps_beside_it():
     gaps = torch.arange(1, T).double().view(1, T - 1, 1, 1).expand(2, -1, 2, D)  # each token says which gap it is of
     mask = torch.ones(2, T - 1, 2, dtype=torch.bool)
-    extra, real = Extra.of_gaps(gaps, mask=mask), torch.ones(2, T, dtype=torch.bool)
-    seen, seen_mask = FrameScope().arrange(extra, real)
+    extra = Extra.of_gaps(gaps, mask=mask)
+    videos = VideoTokens(torch.zeros(2, 1, D), torch.zeros(2, T, P, D), torch.ones(2, T, dtype=torch.bool))
+    seen, seen_mask = FrameScope().arrange(extra, videos)
     seen, seen_mask = seen.view(2, T, 4, D)[..., 0], seen_mask.view(2, T, 4)
     for t in range(T):
         visible = seen[0, t][seen_mask[0, t]].tolist()
