@@ -1,5 +1,6 @@
 """What a method is."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,15 @@ class EncoderSettings:
     merge_frames: str = setting(
         "", "layers before which neighbouring frames are merged in pairs, such as 4,8; none if empty", metavar="LAYERS"
     )
+
+    def __post_init__(self) -> None:
+        """Layers that are given in another order are the same setting."""
+        self.sort_layers("merge_frames")
+
+    def sort_layers(self, name: str) -> None:
+        """Write a setting that is a list of layers in the one way there is; one that is none is left to `problems`."""
+        with contextlib.suppress(ValueError):
+            object.__setattr__(self, name, ",".join(map(str, parse_layers(getattr(self, name)))))
 
     def problems(self) -> list[str]:
         """What does not fit together; see `common.settings.range_problems`."""

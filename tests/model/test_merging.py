@@ -208,7 +208,9 @@ def test_what_makes_no_sense_is_refused(method, settings, message):
 
 def test_layers_are_read_in_any_order():
     assert parse_layers("8, 4") == (4, 8) and parse_layers("") == ()
-    assert StopSettings(merge_frames="8,4").merge_before == (4, 8)
+    settings = StopSettings(merge_frames="8, 4", prompt_layers="2,0")
+    assert settings.merge_before == (4, 8)
+    assert settings == StopSettings(merge_frames="4,8", prompt_layers="0,2")
 
 
 def test_gradients_flow_through_merged_frames():

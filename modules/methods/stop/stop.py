@@ -122,6 +122,8 @@ class StopSettings(EncoderSettings):
 
     def __post_init__(self) -> None:
         """Widths that are not given are those of `WIDTHS`; from here on they are numbers."""
+        super().__post_init__()
+        self.sort_layers("prompt_layers")
         for name, width in WIDTHS.get(self.prompters, {}).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, width)
@@ -278,7 +280,6 @@ def build_prompting(tower: ClipVisionTower, settings: StopSettings, num_frames: 
     Raises:
         UserError: naming a setting that is out of range.
     """
-
     layers = (0,) if settings.prompting == "once" else parse_layers(settings.prompt_layers) or range(tower.num_layers)
     if layers[-1] >= tower.num_layers:
         raise UserError(f"--prompt_layers names layer {layers[-1]}: this CLIP has layers 0 to {tower.num_layers - 1}")
