@@ -27,9 +27,10 @@ def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def logged_steps(folder: Path) -> list[int]:
-    """The steps of all lines in the metrics of a run, which may not have begun."""
+    """The steps of all lines in the metrics of a run, which may not have begun, or be writing one just now."""
     path = folder / "metrics.jsonl"
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -531,7 +531,7 @@ def test_nothing_is_measured_where_there_is_no_gap(tiny_clip, settings, num_fram
 
 
 def test_nothing_is_measured_by_a_method_without_a_gate(tiny_clip):
-    model = METHODS["zero_shot"].build(tiny_clip, None, T, 12)
+    model = METHODS["zero_shot"].build(tiny_clip, METHODS["zero_shot"].settings(), T, 12)
     assert model.encode_video(random_videos(2, T), torch.tensor([T, 3]))["measures"] == {}
 
 
@@ -539,7 +539,7 @@ def test_nothing_is_measured_by_a_method_without_a_gate(tiny_clip):
 
 
 def test_zero_shot_is_open_clips_mean_over_frames(tiny_clip):
-    model = METHODS["zero_shot"].build(tiny_clip, None, T, 12)
+    model = METHODS["zero_shot"].build(tiny_clip, METHODS["zero_shot"].settings(), T, 12)
     videos, num_frames = random_videos(3, T), [T, 2, 1]
     got = model.encode_video(videos, torch.tensor(num_frames))["embedding"]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (tiny_clip.mean, tiny_clip.std))
@@ -601,7 +601,9 @@ def test_checkpointed_activations_give_the_same_gradients_and_keep_less(scope, p
     assert kept[1] < kept[0] / 3
 
 
-@pytest.mark.parametrize(("scope", "prompting"), [("joint", "per_layer"), ("frame", "once")])
+@pytest.mark.parametrize(
+    ("scope", "prompting"), [pytest.param("joint", "per_layer", marks=pytest.mark.slow), ("frame", "once")]
+)
 def test_a_compiled_encoder_is_one_graph_and_computes_the_same(scope, prompting):
     model = make_stop(make_tiny_clip(), attention_scope=scope, prompting=prompting).double().train()
     frames, num_frames, keys = random_videos(3, T), torch.tensor([T, T, 4]), torch.arange(3)

@@ -237,7 +237,28 @@ def test_the_datasets_scripts_call_python_for_one_process_and_the_launcher_for_s
         assert arguments[arguments.index("--output_dir") + 1] == "runs/mine"
 
 
-@pytest.mark.parametrize(("flags", "expected"), [(["--lr", "-1"], 1), (["--no_such_flag"], 2)])
+@pytest.mark.parametrize(
+    ("flags", "published"),
+    [
+        ([], True),
+        (["--method", "stop"], True),
+        (["--method=stop", "--text_prompts", "0"], True),
+        (["--method", "clip4clip"], False),
+        (["--method=vop"], False),
+    ],
+)
+def test_msrvtt_sets_what_the_published_run_of_stop_set_and_nothing_of_other_methods(checkout, flags, published):
+    environment = os.environ | {"GPUS": "1"}
+    command = ["bash", "scripts/msrvtt.sh", *flags]
+    result = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    text = " ".join(result.stdout.split())
+    assert ("--method stop --text_prompts 8 --max_grad_norm 4 " in f"{text} ") == published
+    assert text.endswith(" ".join(flags)) and ("--text_prompts" in text) == published
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [(["--lr", "-1"], 1), pytest.param(["--no_such_flag"], 2, marks=pytest.mark.slow)]
+)
 def test_what_is_wrong_with_a_flag_is_said_once(tiny_run, tmp_path, flags, expected):
     status, screen = finished(launched(2, tiny_run, tmp_path / "run", *SHARED, *flags))
     assert status == expected
