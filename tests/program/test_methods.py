@@ -90,11 +90,12 @@ def test_it_trains_and_is_evaluated_without_flags(tiny_run, name, trained, tmp_p
         assert rounded(retrieval_metrics_of_embeddings(text, video)) == metrics_of(results(tmp_path))
 
 
-def test_it_has_no_gate_to_see(trained):
+def test_the_gate_is_seen_where_there_is_one(name, trained):
+    expected = WORDS.keys() if name == "stop" else {"clipped_steps"}
     for entry in (*lines(trained, "train"), *lines(trained, "eval")):
-        assert WORDS.keys() & entry.keys() == {"clipped_steps"}
-    assert not WORDS.keys() & results(trained).keys()
-    assert "tokens_per_gap" not in (trained / "log.txt").read_text()
+        assert WORDS.keys() & entry.keys() == expected
+    assert WORDS.keys() & results(trained).keys() == expected - {"clipped_steps"}
+    assert ("tokens_per_gap" in (trained / "log.txt").read_text()) == (name == "stop")
 
 
 def test_it_goes_on_to_the_same_bits(tiny_run, flags, trained, tmp_path, monkeypatch):
