@@ -16,12 +16,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts import choose_epsilon, gradient_precision, study_toy
+from scripts.benchmark import tables as benchmark_tables
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 # what a table is called: the file that it rests on, and how it is made of what that holds
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "epsilon": ("epsilon.json", choose_epsilon.make_table),
     "precision": ("precision.json", gradient_precision.table),
+    "speed": ("benchmark.json", benchmark_tables.speed),
+    "bars": ("benchmark.json", benchmark_tables.bars),
+    "growth": ("benchmark.json", benchmark_tables.growth),
+    "loader": ("benchmark.json", benchmark_tables.loader),
     "study": ("study_toy.json", study_toy.tables),
 }
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(\n<!-- end of (?P=name) -->)", re.DOTALL)
