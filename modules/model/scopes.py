@@ -153,12 +153,12 @@ class JointScope:
             return merged
         # gap 0 lies inside the first pair, gap 1 behind it
         kept = [at for at, place in enumerate(_places_of(tokens)) if place is None or place % 2]
-        mask = tokens.carried_mask
+        mask, places = tokens.carried_mask, _places_of(tokens)
         return replace(
             merged,
             carried=tokens.carried[:, kept],
             carried_mask=None if mask is None else mask[:, kept],
-            carried_places=tuple(None if place is None else place // 2 for place in _at(_places_of(tokens), kept)),
+            carried_places=tuple(None if places[at] is None else places[at] // 2 for at in kept),
         )
 
 
@@ -333,10 +333,6 @@ def _places_of(tokens: VideoTokens) -> tuple[int | None, ...]:
     if tokens.carried is None:
         return ()
     return tokens.carried_places or (None,) * tokens.carried.shape[1]
-
-
-def _at(places: Sequence[int | None], kept: Sequence[int]) -> list[int | None]:
-    return [places[at] for at in kept]
 
 
 def _beside_each_frame(gaps: Tensor, time_axis_padding: tuple[int, ...]) -> Tensor:

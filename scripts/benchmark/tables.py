@@ -1,18 +1,13 @@
 """The tables of docs/speed.md, from what the benchmark wrote."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from scripts.benchmark.benchmark import BARS
-from scripts.benchmark.model import FLOOR, ONCE, PER_LAYER, REDUCED, SUBJECTS, TEXT, TEXT_OVER_PER_LAYER
+from scripts.benchmark import benchmark
+from scripts.benchmark.model import SUBJECTS, TEXT_OVER_PER_LAYER
 
-NAMES = {
-    FLOOR: "frozen CLIP (the floor)",
-    ONCE: "STOP, `--prompting once`",
-    PER_LAYER: "STOP, `--prompting per_layer`",
-    TEXT: "the same, `--text_prompts 8`",
-    REDUCED: "the same, `--spatial_reduce 64`",
-}
+NAMES = {name: re.sub(r"--\S+ \S+", r"`\g<0>`", title) for name, title in benchmark.NAMES.items()}  # flags as code
 RATIOS = {
     "train_step_ratio.once": "training step, `once`",
     "train_step_ratio.per_layer": "training step, `per_layer`",
@@ -59,7 +54,7 @@ def bars(content: Content) -> str:
     """What was reached beside what is wanted; the column of a GPU stays empty until one was measured."""
     lines = ["| ratio | CPU, fp32 | wanted | CUDA GPU, bf16 | wanted |", "|---|---|---|---|---|"]
     for name, title in RATIOS.items():
-        cpu, gpu = BARS[name]
+        cpu, gpu = benchmark.BARS[name]
         lines.append(f"| {title} | {content[name]:.2f} | ≤ {cpu} |  | ≤ {gpu} |")
     return "\n".join(lines)
 
