@@ -97,19 +97,31 @@ class Run:
 
 
 def all_runs() -> Iterator[Run]:
-    """Every run: all choices of a seed before those of the next, so that an interrupted study can be compared."""
-    for seed in SEEDS:
-        for level in reversed(LEVELS):
-            for name, flags in CHOICES.items():
-                precision = () if "--precision" in flags else ("--precision", "fp32")
-                yield Run(level, name, FRAMES, seed, ("--do_train", *STOP, *BUDGET, *precision, *flags))
-        for frames in CURVE:
-            fp32 = ("--precision", "fp32")
-            if frames != FRAMES:
-                yield Run("events", "defaults", frames, seed, ("--do_train", *STOP, *BUDGET, *fp32))
-            yield Run("events", "seqTransf", frames, seed, ("--do_train", *SEQ_TRANSF, *BUDGET, *fp32))
-            if seed == SEEDS[0]:
-                yield Run("events", "zero-shot", frames, seed, ("--do_eval", "--method", "zero_shot", *fp32))
+    """Every run: all of a seed before the next, so that what is done can be compared; the curve's other seeds last."""
+    first, *others = SEEDS
+    yield from choice_runs(first)
+    yield from curve_runs(first)
+    for frames in CURVE:
+        yield Run("events", "zero-shot", frames, first, ("--do_eval", "--method", "zero_shot", "--precision", "fp32"))
+    for runs in (choice_runs, curve_runs):
+        for seed in others:
+            yield from runs(seed)
+
+
+def choice_runs(seed: int) -> Iterator[Run]:
+    """Each choice on both levels."""
+    for level in reversed(LEVELS):
+        for name, flags in CHOICES.items():
+            precision = () if "--precision" in flags else ("--precision", "fp32")
+            yield Run(level, name, FRAMES, seed, ("--do_train", *STOP, *BUDGET, *precision, *flags))
+
+
+def curve_runs(seed: int) -> Iterator[Run]:
+    """STOP at its defaults and seqTransf over the number of frames; of STOP's the choices have one."""
+    for frames in CURVE:
+        if frames != FRAMES:
+            yield Run("events", "defaults", frames, seed, ("--do_train", *STOP, *BUDGET, "--precision", "fp32"))
+        yield Run("events", "seqTransf", frames, seed, ("--do_train", *SEQ_TRANSF, *BUDGET, "--precision", "fp32"))
 
 
 @dataclass(frozen=True)
