@@ -1,7 +1,7 @@
 """The methods, chosen by ``--method``.
 
-A method is a settings class, whose fields become flags, and a builder, in a module that has a ``METHOD = Method(…)``.
-To add one, write its file and name it here; nothing else changes.
+A method is a settings class, whose fields become flags, and a builder, in a module that has a ``METHOD = Method(…)``,
+or another name behind a colon where it has several. To add one, write its file and name it here; nothing else changes.
 """
 
 from importlib import import_module
@@ -14,5 +14,12 @@ MODULES = {
     "clip4clip": "modules.methods.video.clip4clip",
     "vop": "modules.methods.prompts.vop",
 }
-METHODS: dict[str, Method] = {name: import_module(path).METHOD for name, path in MODULES.items()}
+
+
+def _load(place: str) -> Method:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name or "METHOD")
+
+
+METHODS: dict[str, Method] = {name: _load(place) for name, place in MODULES.items()}
 DEFAULT_METHOD = "stop"

@@ -59,6 +59,25 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+class Properties:
+    """What holds of a method's video embeddings, at its defaults and whatever was trained.
+
+    That a video's embedding depends neither on its neighbours in a batch nor on what stands in its padding holds of
+    every method.
+
+    Attributes:
+        still: a video of equal frames has the embedding of its picture alone.
+        any_length: videos may be longer or shorter than those the model was built for, and how far a video is padded
+            makes no difference; else the model refuses another length.
+        order_blind: the order of the frames makes no difference.
+    """
+
+    still: bool
+    any_length: bool
+    order_blind: bool
+
+
+@dataclass(frozen=True)
 class Method:
     """A way to make a video–text model of CLIP.
 
@@ -67,6 +86,7 @@ class Method:
         settings: a frozen dataclass of `common.settings.setting` fields, an `EncoderSettings`; each becomes a flag.
         build: from CLIP, the settings, the frames a video T and the words a caption, the model.
         trains: whether it has something to train; if so it cannot be evaluated without a checkpoint.
+        properties: what holds of its embeddings; None for a method that does not say.
         recipe: its own defaults of flags, by name (``{"lr": 1e-4}``); a dataset's count before these.
         changed: what this code does otherwise than the one that trained a checkpoint, in words; None for nothing.
     """
@@ -75,5 +95,6 @@ class Method:
     settings: type
     build: Callable[[LoadedCLIP, Any, int, int], VideoTextModel]
     trains: bool
+    properties: Properties | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     changed: Callable[[Mapping[str, Any]], str | None] = lambda checkpoint: None

@@ -6,7 +6,7 @@ CLIP4Clip's meanP without its fine-tuning: each real frame's unit-length embeddi
 from dataclasses import dataclass
 
 from modules.clip.loader import LoadedCLIP
-from modules.methods.base import EncoderSettings, Method
+from modules.methods.base import EncoderSettings, Method, Properties
 from modules.model.heads import CosineHead
 from modules.model.readouts import Mean
 from modules.model.scopes import FrameScope
@@ -29,4 +29,10 @@ def build(clip: LoadedCLIP, settings: ZeroShotSettings, num_frames: int, max_wor
     )
 
 
-METHOD = Method("frozen CLIP, mean over frames; nothing trains", ZeroShotSettings, build, trains=False)
+METHOD = Method(
+    "frozen CLIP, mean over frames; nothing trains",
+    ZeroShotSettings,
+    build,
+    trains=False,
+    properties=Properties(still=True, any_length=True, order_blind=True),
+)

@@ -9,6 +9,7 @@ import pytest
 import main_task_recognition
 import main_task_retrieval
 from dataloaders.datasets import RECOGNITION, RETRIEVAL
+from helpers import methods
 from helpers.faults import Killed
 from helpers.launching import torchrun
 from helpers.runs import assert_equal, lines, results, run, state_of
@@ -20,28 +21,7 @@ from modules.tasks.metrics import retrieval_metrics_of_embeddings, rounded
 from modules.training.trainer import TrainSettings
 
 TRAINING = ["--do_train", "--epochs", "2", "--batch_size", "6", "--n_display", "1"]
-FLAGS = {
-    **{
-        name: ["--method", "clip4clip", "--sim_header", name]
-        for name in ("meanP", "seqLSTM", "seqTransf", "tightTransf")
-    },
-    "stop": [
-        *(
-            "--method",
-            "stop",
-            "--num_regions",
-            "3",
-            "--prompters",
-            "own",
-            "--text_prompts",
-            "2",
-            "--side_adapters",
-            "4",
-        ),
-        *("--spatial_reduce", "6", "--spatial_width", "8", "--spatial_hidden", "12", "--temporal_width", "8"),
-    ],
-    "vop": ["--method", "vop", "--num_prompts", "4", "--num_context_prompts", "2", "--num_joint_layers", "1"],
-}
+FORMS = [form for form, (method, _) in methods.FORMS.items() if METHODS[method].trains]
 
 
 # each method takes some seconds: one of the frozen ones, and the one whose head scores pairs, stand for all
@@ -50,7 +30,7 @@ FAST = ("vop", "tightTransf")
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in FLAGS],
+    params=[pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in FORMS],
 )
 def name(request):
     return request.param
@@ -59,7 +39,8 @@ def name(request):
 @pytest.fixture(scope="module")
 def flags(name):
     # a rate at which CLIP changes visibly, too
-    return [*TRAINING, *FLAGS[name], "--lr", "0.01", *(["--coef_lr", "0.1"] if "clip4clip" in FLAGS[name] else [])]
+    own = methods.flags_of(name)
+    return [*TRAINING, *own, "--lr", "0.01", *(["--coef_lr", "0.1"] if "clip4clip" in own else [])]
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +72,11 @@ def test_it_trains_and_is_evaluated_without_flags(tiny_run, name, trained, tmp_p
 
 
 def test_the_gate_is_seen_where_there_is_one(name, trained):
-    expected = WORDS.keys() if name == "stop" else {"clipped_steps"}
+    expected = WORDS.keys() if name.startswith("stop") else {"clipped_steps"}
     for entry in (*lines(trained, "train"), *lines(trained, "eval")):
         assert WORDS.keys() & entry.keys() == expected
     assert WORDS.keys() & results(trained).keys() == expected - {"clipped_steps"}
-    assert ("tokens_per_gap" in (trained / "log.txt").read_text()) == (name == "stop")
+    assert ("tokens_per_gap" in (trained / "log.txt").read_text()) == (name.startswith("stop"))
 
 
 def test_it_goes_on_to_the_same_bits(tiny_run, flags, trained, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.settings import at_least, setting
 from modules.clip.loader import LoadedCLIP
 from modules.clip.vision import ClipVisionTower
-from modules.methods.base import EncoderSettings, Method
+from modules.methods.base import EncoderSettings, Method, Properties
 from modules.model.deep_prompts import DeepTextPrompts, deep_prompts
 from modules.model.heads import CosineHead
 from modules.model.prompting import Extra, Prompted, VideoPrompting, VideoTokens
@@ -137,5 +137,6 @@ METHOD = Method(
     VopSettings,
     build,
     trains=True,
+    properties=Properties(still=False, any_length=False, order_blind=False),
     recipe={"batch_size": 32, "max_words": 69},  # of the 77 positions the prompts take 8
 )

@@ -18,7 +18,7 @@ from common.settings import above, at_least, between, setting
 from modules.clip.loader import LoadedCLIP
 from modules.clip.vision import ClipVisionTower
 from modules.methods.adapters.bottleneck import add_side_adapters
-from modules.methods.base import EncoderSettings, Method, parse_layers
+from modules.methods.base import EncoderSettings, Method, Properties, parse_layers
 from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter, num_heads
 from modules.methods.stop.intra_frame import IntraFramePrompting, SpatialPrompter
 from modules.model.deep_prompts import DeepTextPrompts
@@ -383,5 +383,6 @@ METHOD = Method(
     StopSettings,
     build,
     trains=True,
+    properties=Properties(still=True, any_length=True, order_blind=False),
     changed=changed,
 )

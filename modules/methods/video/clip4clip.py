@@ -25,7 +25,7 @@ from modules.clip.block import QUICK_GELU_FACTOR, Block
 from modules.clip.loader import LoadedCLIP
 from modules.clip.text import ClipTextTower
 from modules.clip.vision import ClipVisionTower, UnsupportedCLIP
-from modules.methods.base import EncoderSettings, Method
+from modules.methods.base import EncoderSettings, Method, Properties
 from modules.model.dropout import HEAD, SampleDropout, fold_in
 from modules.model.heads import CosineHead, Head
 from modules.model.prompting import VideoTokens
@@ -192,5 +192,6 @@ METHOD = Method(
     Clip4ClipSettings,
     build,
     trains=True,
+    properties=Properties(still=True, any_length=True, order_blind=True),
     recipe={"lr": 1e-4},
 )

@@ -1,0 +1,77 @@
+"""Every method at a size that fits the tiny CLIP, which has three layers, four frames a video and twelve words."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from helpers.tiny import make_tiny_clip
+from modules.clip.loader import LoadedCLIP
+from modules.methods import METHODS
+from modules.model.video_text import VideoTextModel
+from modules.program.build import build_model
+
+# what is told apart here: a method, or one of its forms → the method and the settings that make it small
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "stop": (
+        "stop",
+        {
+            "num_regions": 3,
+            "spatial_reduce": 6,
+            "spatial_width": 8,
+            "spatial_hidden": 12,
+            "temporal_width": 8,
+        },
+    ),
+    "stop_own": (
+        "stop",
+        {
+            "num_regions": 3,
+            "prompters": "own",
+            "text_prompts": 2,
+            "side_adapters": 4,
+            "spatial_width": 8,
+            "spatial_hidden": 12,
+            "temporal_width": 8,
+        },
+    ),
+    "zero_shot": ("zero_shot", {}),
+    "meanP": ("clip4clip", {}),
+    "seqLSTM": ("clip4clip", {"sim_header": "seqLSTM"}),
+    "seqTransf": ("clip4clip", {"sim_header": "seqTransf"}),
+    "tightTransf": ("clip4clip", {"sim_header": "tightTransf"}),
+    "vop": ("vop", {"num_prompts": 4, "num_context_prompts": 2, "num_joint_layers": 1}),
+}
+# of each method the form that has its defaults, for what holds at these
+DEFAULT_FORMS = {method: next(form for form, (of, _) in FORMS.items() if of == method) for method in METHODS}
+
+
+def flags_of(form: str, **more: Any) -> list[str]:
+    """The flags of a form: ``--method`` and its settings."""
+    method, settings = FORMS[form]
+    flags = ["--method", method]
+    for name, value in (settings | more).items():
+        flags += [f"--{name}", str(value)] if not isinstance(value, bool) else [f"--{name}"] * value
+    return flags
+
+
+def make_model(
+    form: str, clip: LoadedCLIP | None = None, num_frames: int = 4, max_words: int = 12, **more: Any
+) -> VideoTextModel:
+    """The model of a form around the tiny CLIP."""
+    method, settings = FORMS[form]
+    cls = METHODS[method].settings
+    known = {field.name for field in dataclasses.fields(cls)}
+    settings = {name: value for name, value in (settings | more).items() if name in known}
+    return build_model(method, cls(**settings), clip or make_tiny_clip(), num_frames, max_words, 0)
+
+
+def disturb(model: VideoTextModel, scale: float = 0.1) -> VideoTextModel:
+    """Give everything that trains other values, as training would: nothing is zero any more."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter += scale * noise.to(parameter)
+    return model
