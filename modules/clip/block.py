@@ -46,7 +46,12 @@ class Block(nn.Module):
         return self.layer.ln_1(tokens)
 
     def forward(
-        self, tokens: Tensor, extra: Tensor | None = None, mask: Tensor | None = None, num_queries: int | None = None
+        self,
+        tokens: Tensor,
+        extra: Tensor | None = None,
+        mask: Tensor | None = None,
+        num_queries: int | None = None,
+        read: Tensor | None = None,
     ) -> Tensor:
         """Run the block.
 
@@ -56,13 +61,14 @@ class Block(nn.Module):
             mask: broadcastable to (G, heads, queries, N + K): bool, True where a key may be attended to, or a float
                 that is added to the logits; None where all may be.
             num_queries: compute the output of the first so many tokens only; None for all.
+            read: `read(tokens)` where somebody has it already.
 
         Returns:
             (G, num_queries or N, D).
         """
-        queries = tokens[:, :num_queries]
-        context = tokens if extra is None else torch.cat([tokens, extra], dim=1)
-        x = queries + self.attention_branch(context, queries.shape[1], mask)
+        read = self.read(tokens) if read is None else read
+        queries = tokens if num_queries is None else tokens[:, :num_queries]
+        x = queries + self.attention_branch(read, None if extra is None else self.read(extra), mask, num_queries)
         if self.beside_attention is not None:
             x = x + self.beside_attention(tokens)[:, :num_queries]
         if self.between is not None:
@@ -70,32 +76,46 @@ class Block(nn.Module):
         out = x + self.feed_forward_branch(x)
         return out if self.beside_mlp is None else out + self.beside_mlp(x)
 
-    def attention_branch(self, context: Tensor, num_queries: int, mask: Tensor | None) -> Tensor:
-        """What attention adds to the first tokens: (G, S, D) → (G, num_queries, D)."""
-        layer = self.layer
-        return layer.ls_1(self._attention(layer.ln_1(context), num_queries, mask))
+    def attention_branch(
+        self, read: Tensor, extra: Tensor | None, mask: Tensor | None, num_queries: int | None
+    ) -> Tensor:
+        """What attention adds to the first tokens.
+
+        Args:
+            read: (G, N, D), the tokens as the block reads them.
+            extra: (G, K, D), the same of those that serve as keys and values only.
+            mask: see `forward`.
+            num_queries: how many are the first; None for all.
+
+        Returns:
+            (G, num_queries or N, D).
+        """
+        attn, width = self.layer.attn, self.width
+        weight, bias = attn.in_proj_weight, attn.in_proj_bias
+        if num_queries is None:
+            query, key, value = F.linear(read, weight, bias).chunk(3, dim=-1)
+        else:
+            query = F.linear(read[:, :num_queries], weight[:width], bias[:width])
+            key, value = F.linear(read, weight[width:], bias[width:]).chunk(2, dim=-1)
+        if extra is not None:
+            more = F.linear(extra, weight[width:], bias[width:]).chunk(2, dim=-1)
+            key, value = (torch.cat(pair, dim=1) for pair in zip((key, value), more, strict=True))
+        query, key, value = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(query.dtype)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (G, heads, Q, D / heads)
+        return self.layer.ls_1(attn.out_proj(out.transpose(1, 2).flatten(2)))
 
     def feed_forward_branch(self, tokens: Tensor) -> Tensor:
         """What the MLP adds to its tokens: (…, D) → (…, D)."""
         layer, mlp = self.layer, self.layer.mlp
         if type(mlp.gelu) is not QuickGELU:
             return layer.ls_2(mlp(layer.ln_2(tokens)))
-        # x·σ(1.702·x) is silu(1.702·x) / 1.702, which is one operation that keeps one tensor for its gradient in place
-        # of three that keep two
-        hidden = mlp.c_fc(layer.ln_2(tokens)).mul_(QUICK_GELU_FACTOR)
-        return layer.ls_2(mlp.c_proj(F.silu(hidden).mul_(1 / QUICK_GELU_FACTOR)))
-
-    def _attention(self, context: Tensor, num_queries: int, mask: Tensor | None) -> Tensor:
-        """Multi-head attention of the first tokens of `context` (G, S, D) to all of it: (G, num_queries, D)."""
-        attn, width = self.layer.attn, self.width
-        weight, bias = attn.in_proj_weight, attn.in_proj_bias
-        query = F.linear(context[:, :num_queries], weight[:width], bias[:width])
-        key, value = F.linear(context, weight[width:], bias[width:]).chunk(2, dim=-1)
-        query, key, value = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
-        if mask is not None and mask.is_floating_point():
-            mask = mask.to(query.dtype)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (G, heads, Q, D / heads)
-        return attn.out_proj(out.transpose(1, 2).flatten(2))
+        # x·σ(1.702·x) is silu(1.702·x) / 1.702: one operation that keeps one tensor for its gradient in place of three
+        # that keep two; the factors go into the weights, which are small beside the tokens
+        c_fc, c_proj = mlp.c_fc, mlp.c_proj
+        hidden = F.linear(layer.ln_2(tokens), c_fc.weight * QUICK_GELU_FACTOR, c_fc.bias * QUICK_GELU_FACTOR)
+        return layer.ls_2(F.linear(F.silu(hidden), c_proj.weight * (1 / QUICK_GELU_FACTOR), c_proj.bias))
 
     @torch.no_grad()
     def class_attention(self, cls: Tensor, patches: Tensor) -> Tensor:
@@ -119,5 +139,8 @@ class Block(nn.Module):
             query = F.linear(cls, w_query, attn.in_proj_bias[:width]).unflatten(-1, (heads, -1))  # (B, C, heads, d)
             folded = torch.einsum("bchd,hdk->bchk", query, w_key.unflatten(0, (heads, -1)))  # (B, C, heads, D)
             folded = folded * (width // heads) ** -0.5
-            logits = patches @ folded.transpose(-1, -2)  # (B, T, P, D) · (B, C, D, heads) → (B, T, P, heads)
+            if folded.shape[1] == 1:  # one product a video; the frames need not lie apart in memory
+                logits = (patches.flatten(1, 2) @ folded[:, 0].mT).unflatten(1, patches.shape[1:3])
+            else:
+                logits = patches @ folded.mT  # (B, T, P, D) · (B, T, D, heads) → (B, T, P, heads)
             return logits.softmax(dim=-2).mean(dim=-1)

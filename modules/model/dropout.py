@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 _MASK32 = 0xFFFFFFFF
+_WEYL = 0x9E3779B9 - 2**32  # 2³² over the golden ratio
 # what the draws of a text encoder and of a head are told apart by from a video encoder's, which are folded by layer
 TEXT, HEAD = 2**20, 2**20 + 1
 
@@ -36,30 +37,55 @@ def fold_in(keys: Tensor, data: int) -> Tensor:
     return ((high >> 1) << 32) | low
 
 
-def uniform_bits(keys: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Uniform 16-bit integers for rows of a sample, by hashing: `count` for each row.
+def fold_in_each(keys: Tensor, count: int) -> Tensor:
+    """`fold_in` of 0 … count − 1 at once: (…, B) → (…, count, B)."""
+    return fold_in(keys[..., None, :], torch.arange(count, device=keys.device)[:, None])
+
+
+def row_seeds(keys: Tensor, count: int) -> Tensor:
+    """What the draws for each row of a sample begin with.
 
     A row's draws are a function of the sample's key and the row's number alone, so that some rows can be drawn without
-    the others. Rows and columns are scrambled by themselves and their sums once more, in 32 bits, which the machine's
-    own arithmetic wraps around: of what is done for each element most would otherwise be waiting for memory. Each hash
+    the others.
+
+    Args:
+        keys: (…, B) int64.
+        count: rows of a sample.
+
+    Returns:
+        (…, B, count) int32.
+    """
+    low, high = _as_int32(keys & _MASK32)[..., None], _as_int32(keys >> 32)[..., None]
+    rows = torch.arange(count, dtype=torch.int32, device=keys.device)
+    return _scramble_(_scramble_(rows ^ low).add_(high))
+
+
+def uniform_bits(seeds: Tensor, count: int) -> Tensor:
+    """Uniform 16-bit integers for rows of samples, by hashing: `count` for each row.
+
+    The columns of a row are a Weyl sequence that begins with its seed, scrambled in 32 bits, which the machine's own
+    arithmetic wraps around: of what is done for each element most would otherwise be waiting for memory. Each hash
     serves two elements.
 
     Args:
-        keys: (B,) int64.
-        rows: (B, R) or (1, R) int64, the numbers of the rows.
+        seeds: (…) int32, of `row_seeds`.
         count: draws for each row.
 
     Returns:
-        (B, R, count) int16 in [−2¹⁵, 2¹⁵).
+        (…, count) int16 in [−2¹⁵, 2¹⁵).
     """
-    low, high = keys & _MASK32, keys >> 32
-    scrambled_rows = _mix32(_mix32(rows ^ low[:, None]) + high[:, None])  # (B, R)
-    columns = _mix32(torch.arange((count + 1) // 2, device=keys.device))
-    bits = _as_int32(scrambled_rows)[..., None] + _as_int32(columns)  # (B, R, count / 2)
-    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1)):
-        bits ^= (bits >> shift) & (_MASK32 >> shift)  # the mask makes the shift one of unsigned numbers
-        bits *= factor
-    return bits.view(torch.int16)[..., :count]
+    columns = torch.arange((count + 1) // 2, dtype=torch.int32, device=seeds.device) * _WEYL
+    bits = seeds[..., None] + columns  # (…, count / 2)
+    return _scramble_(bits).view(torch.int16)[..., :count]
+
+
+def _scramble_(x: Tensor) -> Tensor:
+    """`_mix32` of int32, in place."""
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+        x ^= (x >> shift) & (_MASK32 >> shift)  # the mask makes the shift one of unsigned numbers
+        x *= factor
+    x ^= (x >> 15) & (_MASK32 >> 15)
+    return x
 
 
 def _as_int32(x: Tensor) -> Tensor:
@@ -81,27 +107,42 @@ class SampleDropout(nn.Module):
             raise ValueError(f"dropout must be in [0, 1), found {p}")
         self.p = p
 
-    def forward(self, x: Tensor, keys: Tensor | None, rows: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
         """Drop elements of each sample.
 
         Args:
             x: (B, …, C), one sample a row.
             keys: (B,) int64 from `fold_in`; needed in training only.
-            rows: (B, …) int64, the number of each vector of C in its sample, where x holds some of them only; None
-                where it holds all of them, in order.
 
         Raises:
             ValueError: in training without keys.
         """
-        if not self.training or self.p == 0.0:
+        if not self.drops or keys is None:
+            return self.drop(x, None)
+        return self.drop(x, row_seeds(keys, x[0, ..., 0].numel()).view(x.shape[:-1]))
+
+    def drop(self, x: Tensor, seeds: Tensor | None) -> Tensor:
+        """The same where `row_seeds` were made before.
+
+        Args:
+            x: (…, C).
+            seeds: (…) int32, one for each vector of C; needed in training only.
+
+        Raises:
+            ValueError: in training without seeds.
+        """
+        if not self.drops:
             return x
-        if keys is None:
+        if seeds is None:
             raise ValueError("dropout in training needs one key a sample: pass sample_keys, or keys to a head")
-        if rows is None:
-            rows = torch.arange(x[0, ..., 0].numel(), device=x.device)[None]
-        bits = uniform_bits(keys, rows.flatten(1), x.shape[-1]).view(x.shape)
         dropped = min(round(self.p * 2**16), 2**16 - 1)  # of the 2¹⁶ values
-        return x * (bits >= dropped - 2**15) * (2**16 / (2**16 - dropped))
+        kept = uniform_bits(seeds, x.shape[-1]) >= dropped - 2**15
+        return x * kept * (2**16 / (2**16 - dropped))
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped: in training, with a share above 0."""
+        return self.training and self.p > 0
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -6,6 +6,7 @@ nothing, so that a method writes down only what it changes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,9 @@ class VideoTokens:
             prompting; None for none.
         carried_places: which gap each of them belongs to, as the scope counts gaps, None for none; empty if none does.
         carried_mask: (G, K), which of them exist, bool, or what a scope adds to their logits as keys; None for all.
-        joined: (G, N, D), the sequences of which the tensors above are views, so that a scope need not join them again;
-            None once one was replaced.
+        joined: (G, N, D), the sequences of which the tensors above are parts, each with its class tokens first, then
+            its frames' patches, then what is carried; always there when a prompting gets the tokens, None once one of
+            them was replaced.
     """
 
     cls: Tensor
@@ -45,6 +47,38 @@ class VideoTokens:
     def frame_sizes(self) -> Tensor:
         """(B, T), how many frames each one stands for: 1, or 0 for padding, where none were merged."""
         return self.real.to(self.patches.dtype) if self.sizes is None else self.sizes
+
+    def parts_of(self, joined: Tensor) -> tuple[Tensor, Tensor]:
+        """Class tokens and patches of something that stands as `joined` does: (G, N, C) → (B, C, C), (B, T, P, C)."""
+        batch, frames, patches = self.patches.shape[:3]
+        sequences, length, width = joined.shape
+        classes, here = self.cls.shape[1] * batch // sequences, frames * batch // sequences * patches
+        cls, own, _ = joined.split([classes, here, length - classes - here], dim=1)
+        return cls.reshape(batch, -1, width), own.reshape(batch, frames, patches, width)
+
+    def change_joined(self, joined: Tensor) -> "VideoTokens":
+        """The same with other tokens throughout, which stand as `joined` does."""
+        cls, patches = self.parts_of(joined)
+        carried = self.carried if self.carried is None else joined[:, joined.shape[1] - self.carried.shape[1] :]
+        return replace(self, cls=cls, patches=patches, carried=carried, joined=joined)
+
+    def add_to_patches(self, index: Tensor, values: Tensor) -> Tensor:
+        """The sequences with something added to some patches of each frame.
+
+        Args:
+            index: (B, T, K) int64, which of a frame's patches.
+            values: (B, T, K, D).
+
+        Returns:
+            (G, N, D), as `joined`.
+        """
+        batch, frames, patches = self.patches.shape[:3]
+        sequences = len(self.joined)
+        classes, here = self.cls.shape[1] * batch // sequences, frames * batch // sequences
+        first = classes + patches * torch.arange(here, device=index.device)
+        places = (index.reshape(sequences, here, -1) + first[:, None]).flatten(1)
+        values = values.to(self.joined.dtype).reshape(*places.shape, -1)
+        return self.joined.scatter_add(1, places[..., None].expand_as(values), values)
 
     def change(self, **tensors: Tensor) -> "VideoTokens":
         """The same with other `cls`, `patches` or `carried` tokens."""
@@ -99,6 +133,7 @@ class Prompted:
     Attributes:
         tokens: the videos' own.
         extra: what stands beside them, or None.
+        read: `Block.read` of the joined tokens where somebody has it already; None where it is to be made.
         carry: whether the extra tokens go through this block and all after it, as tokens of their own.
         details: what a figure needs, under the names of the paper's terms; None where nothing was prompted.
     """
@@ -106,6 +141,7 @@ class Prompted:
     tokens: VideoTokens
     extra: Extra | None = None
     carry: bool = False
+    read: Tensor | None = None
     details: Mapping[str, Tensor] | None = None
 
 
@@ -116,14 +152,26 @@ class VideoPrompting(nn.Module):
         """Change the embedded tokens once, before the first block."""
         return tokens
 
-    def before(self, tower: ClipVisionTower, layer: int, tokens: VideoTokens, keys: Tensor | None) -> Prompted:
+    def draws(self, keys: Tensor, tokens: VideoTokens) -> Sequence[Any]:
+        """Prepare what dropout is drawn from, in training, before the first block.
+
+        Args:
+            keys: (L, B) int64, a key for each layer and sample.
+            tokens: as `begin` left them.
+
+        Returns:
+            What `before` is given at each of the L layers; here the layer's keys (B,).
+        """
+        return keys.unbind()
+
+    def before(self, tower: ClipVisionTower, layer: int, tokens: VideoTokens, draws: Any) -> Prompted:
         """Prompt the input of a block.
 
         Args:
             tower: whose block it is.
             layer: which, from 0.
             tokens: its input.
-            keys: (B,) int64, what dropout in this layer is drawn from; in training only.
+            draws: of this layer, from `draws`; None where nothing is drawn, as in evaluation.
         """
         return Prompted(tokens)
 

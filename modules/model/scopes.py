@@ -23,6 +23,9 @@ class Scope(Protocol):
     def class_tokens(self, cls: Tensor, batch: int, frames: int) -> Tensor:
         """The class tokens that a batch begins with where this is the first layer's scope: (D,) → (B, C, D)."""
 
+    def join(self, tokens: VideoTokens) -> VideoTokens:
+        """The same tokens with their sequences `joined`."""
+
     def block(self, block: Block, prompted: Prompted, cls_only: bool = False) -> VideoTokens:
         """Run a block.
 
@@ -63,20 +66,23 @@ class JointScope:
         """The class tokens of a batch: (D,) → (B, 1, D)."""
         return cls.expand(batch, 1, -1)
 
+    def join(self, tokens: VideoTokens) -> VideoTokens:
+        """See `Scope`."""
+        if tokens.joined is not None:
+            return tokens
+        parts = [tokens.cls, tokens.patches.flatten(1, 2)]
+        return replace(tokens, joined=torch.cat(parts if tokens.carried is None else [*parts, tokens.carried], dim=1))
+
     def block(self, block: Block, prompted: Prompted, cls_only: bool = False) -> VideoTokens:
         """See `Scope`."""
-        tokens = prompted.tokens
+        tokens = self.join(prompted.tokens)
         classes, (frames, patches) = tokens.cls.shape[1], tokens.patches.shape[1:3]
         weights = self.frame_weights(tokens)
         own = _as_keys(tokens.real.repeat_interleave(patches, dim=1), _repeat(weights, patches))
         # a padded frame's class token is masked, a video's own never
         one = torch.ones_like(tokens.real[:, :1])
         masks = [_as_keys(tokens.real, weights) if classes > 1 else one, own]
-        if tokens.joined is None:
-            parts = [tokens.cls, tokens.patches.flatten(1, 2)]
-            sequences = torch.cat(parts if tokens.carried is None else [*parts, tokens.carried], dim=1)
-        else:
-            sequences = tokens.joined
+        sequences, read = tokens.joined, prompted.read
         extra, carried_mask, places = None, _mask_of(tokens), tokens.carried_places
         if carried_mask is not None:
             masks.append(carried_mask)
@@ -86,16 +92,17 @@ class JointScope:
             if prompted.carry:
                 places = _places_of(tokens) + self.places(prompted.extra, frames, extra.shape[1])
                 carried_mask = extra_mask if carried_mask is None else _side_by_side([carried_mask, extra_mask])
-                sequences, extra = torch.cat([sequences, extra], dim=1), None
-        out = block(sequences, extra, _side_by_side(masks)[:, None, None], classes if cls_only else None)
+                sequences, extra, read = torch.cat([sequences, extra], dim=1), None, None
+        out = block(sequences, extra, _side_by_side(masks)[:, None, None], classes if cls_only else None, read)
         if cls_only:
             return tokens.change(cls=out)
         end = classes + frames * patches
+        cls, own, carried = out.split([classes, end - classes, out.shape[1] - end], dim=1)
         return replace(
             tokens,
-            cls=out[:, :classes],
-            patches=out[:, classes:end].unflatten(1, (frames, patches)),
-            carried=None if carried_mask is None else out[:, end:],
+            cls=cls,
+            patches=own.unflatten(1, (frames, patches)),
+            carried=None if carried_mask is None else carried,
             carried_mask=carried_mask,
             carried_places=places,
             joined=out,
@@ -175,20 +182,29 @@ class FrameScope:
         """The class tokens of a batch: (D,) → (B, T, D)."""
         return cls.expand(batch, frames, -1)
 
-    def block(self, block: Block, prompted: Prompted, cls_only: bool = False) -> VideoTokens:
-        """See `Scope`."""
-        tokens = prompted.tokens
-        batch, frames, patches = tokens.patches.shape[:3]
-        if tokens.joined is None:
-            sequences = torch.cat([tokens.cls[:, :, None], tokens.patches], dim=2).flatten(0, 1)
-            if tokens.carried is not None:
-                sequences = torch.cat([sequences, tokens.carried], dim=1)
-        else:
-            sequences = tokens.joined
+    def join(self, tokens: VideoTokens) -> VideoTokens:
+        """See `Scope`.
+
+        Raises:
+            ValueError: if there is not one class token a frame.
+        """
+        if tokens.joined is not None:
+            return tokens
+        frames = tokens.patches.shape[1]
         if tokens.cls.shape[1] != frames:
             raise ValueError(
                 f"the frame scope needs a class token for each of {frames} frames, found {tokens.cls.shape[1]}"
             )
+        sequences = torch.cat([tokens.cls[:, :, None], tokens.patches], dim=2).flatten(0, 1)
+        if tokens.carried is not None:
+            sequences = torch.cat([sequences, tokens.carried], dim=1)
+        return replace(tokens, joined=sequences)
+
+    def block(self, block: Block, prompted: Prompted, cls_only: bool = False) -> VideoTokens:
+        """See `Scope`."""
+        tokens = self.join(prompted.tokens)
+        batch, frames, patches = tokens.patches.shape[:3]
+        sequences, read = tokens.joined, prompted.read
         carried_mask, places = _mask_of(tokens), tokens.carried_places
         masks = [] if carried_mask is None else [carried_mask]
         extra = None
@@ -201,19 +217,19 @@ class FrameScope:
             if prompted.carry:
                 places = _places_of(tokens) + self.places(prompted.extra, extra.shape[1])
                 sequences, extra, carried_mask = torch.cat([sequences, extra], dim=1), None, _side_by_side(masks)
+                read = None
         mask = None
         if masks:
             own = torch.ones(len(sequences), 1 + patches, dtype=torch.bool, device=sequences.device)
             mask = _side_by_side([own, *masks])[:, None, None]
-        out = block(sequences, extra, mask, 1 if cls_only else None)
-        split = out.unflatten(0, (batch, frames))
+        out = block(sequences, extra, mask, 1 if cls_only else None, read)
         if cls_only:
-            return tokens.change(cls=split[:, :, 0])
-        carried = out[:, 1 + patches :]
+            return tokens.change(cls=out.unflatten(0, (batch, frames))[:, :, 0])
+        cls, own, carried = out.split([1, patches, out.shape[1] - 1 - patches], dim=1)
         return replace(
             tokens,
-            cls=split[:, :, 0],
-            patches=split[:, :, 1 : 1 + patches],
+            cls=cls[:, 0].unflatten(0, (batch, frames)),
+            patches=own.unflatten(0, (batch, frames)),
             carried=carried if carried.shape[1] else None,
             carried_mask=carried_mask,
             carried_places=places,

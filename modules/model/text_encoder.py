@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common.errors import UserError
 from modules.clip.text import ClipTextTower, WholeTextTower
-from modules.model.dropout import TEXT, fold_in
+from modules.model.dropout import TEXT, fold_in, fold_in_each
 from modules.model.prompting import TextPrompting
 
 # Captions go through the tower in groups of exactly this many, the last one filled up: a matrix product of another size
@@ -159,8 +159,9 @@ class TextEncoder(nn.Module):
         else:
             text = self.prompting.begin(tower, ids)
             tokens, length = text.tokens, text.tokens.shape[1]
+            layers = [None] * len(tower.blocks) if keys is None else fold_in_each(keys, len(tower.blocks)).unbind()
             for layer, block in enumerate(tower.blocks):
-                extra = self.prompting.before(tower, layer, None if keys is None else fold_in(keys, layer))
+                extra = self.prompting.before(tower, layer, layers[layer])
                 mask = tower.causal_mask(length, 0 if extra is None else extra.shape[-2])
                 run = partial(block, extra=None if extra is None else extra.expand(len(tokens), -1, -1), mask=mask)
                 if self.checkpoint_activations and self.training:

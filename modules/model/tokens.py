@@ -47,9 +47,57 @@ def extend_in_time(tokens: Tensor, real: Tensor) -> Tensor:
     Returns:
         (B, T + 2, P, C): one frame before, the T frames with padding replaced, one behind.
     """
-    last = tokens[torch.arange(len(tokens), device=tokens.device), real.sum(1) - 1]  # (B, P, C)
-    filled = torch.where(real[:, :, None, None], tokens, last[:, None])
-    return torch.cat([filled[:, :1], filled, filled[:, -1:]], dim=1)
+    return _ExtendInTime.apply(tokens, real)
+
+
+class _ExtendInTime(torch.autograd.Function):
+    """A gradient of slices and one small product, where indexing would sort or add up frame by frame."""
+
+    @staticmethod
+    def forward(ctx, tokens: Tensor, real: Tensor) -> Tensor:
+        ctx.save_for_backward(real)
+        batch, length = real.shape
+        frames = torch.arange(-1, length + 1, device=real.device).clamp_min(0)
+        shown = torch.minimum(frames, real.sum(1, keepdim=True) - 1)  # (B, T + 2)
+        return tokens[torch.arange(batch, device=real.device)[:, None], shown]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (real,) = ctx.saved_tensors
+        found = grad[:, 1:-1] * real[:, :, None, None]
+        found[:, 0] += grad[:, 0]
+        beyond = F.pad(~real, (0, 1), value=True).to(grad.dtype)  # (B, T + 1), frames that show the last real one
+        sums = torch.bmm(beyond[:, None], grad[:, 1:].flatten(2)).view(found[:, 0].shape)
+        found[torch.arange(len(real), device=real.device), real.sum(1) - 1] += sums
+        return found, None
+
+
+def frame_differences(tokens: Tensor, real: Tensor) -> Tensor:
+    """From each frame to the next: (B, T, P, C) → (B, T − 1, P, C), zero outside the video.
+
+    Args:
+        tokens: (B, T, P, C), T ≥ 2.
+        real: (B, T) bool; the real frames come first.
+    """
+    return _FrameDifferences.apply(tokens, real)
+
+
+class _FrameDifferences(torch.autograd.Function):
+    """The gradient is again one of differences, written where it belongs."""
+
+    @staticmethod
+    def forward(ctx, tokens: Tensor, real: Tensor) -> Tensor:
+        ctx.save_for_backward(real)
+        return (tokens[:, 1:] - tokens[:, :-1]).mul_(real[:, 1:, None, None])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (real,) = ctx.saved_tensors
+        zeros = torch.zeros_like(grad[:, :1])
+        between_zeros = torch.cat([zeros, grad * real[:, 1:, None, None], zeros], dim=1)  # (B, T + 1, P, C)
+        return between_zeros[:, :-1] - between_zeros[:, 1:], None
 
 
 def grid_conv3d(conv: nn.Conv3d, tokens: Tensor, grid: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common.errors import UserError
 from modules.clip.vision import ClipVisionTower
-from modules.model.dropout import fold_in
+from modules.model.dropout import fold_in_each
 from modules.model.measures import Measures
 from modules.model.prompting import VideoPrompting, VideoTokens
 from modules.model.readouts import Readout
@@ -94,6 +94,9 @@ class VideoEncoder(nn.Module):
             real_frames(num_frames, length),
         )
         tokens = self.prompting.begin(self.tower, tokens)
+        draws: Sequence[object] = [None] * self.tower.num_layers
+        if sample_keys is not None:
+            draws = self.prompting.draws(fold_in_each(sample_keys, self.tower.num_layers), tokens)
         details = []
         for layer in range(self.tower.num_layers):
             if layer > 0 and self.scopes[layer] is not self.scopes[layer - 1]:
@@ -103,21 +106,21 @@ class VideoEncoder(nn.Module):
             if self.checkpoint_activations and self.training:
                 # nothing draws from torch's generators: dropout is a function of its keys
                 tokens, layer_details = checkpoint(
-                    self._layer, layer, tokens, sample_keys, use_reentrant=False, preserve_rng_state=False
+                    self._layer, layer, tokens, draws[layer], use_reentrant=False, preserve_rng_state=False
                 )
             else:
-                tokens, layer_details = self._layer(layer, tokens, sample_keys)
+                tokens, layer_details = self._layer(layer, tokens, draws[layer])
             if layer_details is not None:
                 details.append(layer_details)
         measures = self.prompting.measures(details, tokens.real)
         output = {"embedding": self.readout(self.tower, tokens), "measures": measures}
         return output | {"layers": details} if return_details else output
 
-    def _layer(self, layer: int, tokens: VideoTokens, keys: Tensor | None) -> tuple[VideoTokens, Details | None]:
+    def _layer(self, layer: int, tokens: VideoTokens, draws: object) -> tuple[VideoTokens, Details | None]:
         """One block and the prompting before it."""
         if layer in self.merge_before:
             tokens = self.scopes[layer].merge(tokens)
-        layer_keys = None if keys is None else fold_in(keys, layer)
-        prompted = self.prompting.before(self.tower, layer, tokens, layer_keys)
+        tokens = self.scopes[layer].join(tokens)
+        prompted = self.prompting.before(self.tower, layer, tokens, draws)
         cls_only = self.readout.cls_only and layer == self.tower.num_layers - 1
         return self.scopes[layer].block(self.tower.blocks[layer], prompted, cls_only), prompted.details

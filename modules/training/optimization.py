@@ -27,7 +27,7 @@ def build_optimizer(parameters: Iterable[Trained], lr: float, weight_decay: floa
         {"params": members, "lr": lr * rate, "weight_decay": weight_decay if decays else 0.0}
         for (rate, decays), members in groups.items()
     ]
-    return torch.optim.AdamW(settings, betas=BETAS, eps=EPS)
+    return torch.optim.AdamW(settings, betas=BETAS, eps=EPS, fused=True)
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_share: float) -> float:

@@ -1,6 +1,7 @@
 """STOP's equations against slow loops, and what must not change a video's embedding."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import av
@@ -18,9 +19,11 @@ from modules.clip.block import Block
 from modules.clip.loader import LoadedCLIP
 from modules.kernels.convolutions import DepthwiseConv3d
 from modules.methods import METHODS, zero_shot
+from modules.methods.stop import inter_frame, intra_frame
 from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter
 from modules.methods.stop.intra_frame import IntraFrameOutput, IntraFramePrompting, SpatialPrompter, select_regions
 from modules.methods.stop.stop import StopSettings, build, build_prompting
+from modules.model.dropout import row_seeds
 from modules.model.measures import add_up, means, numbers
 from modules.model.prompting import Extra, Prompted, VideoTokens
 from modules.model.scopes import FrameScope, JointScope
@@ -61,15 +64,37 @@ def make_stop(clip, live=True, **settings):
     return model.eval()
 
 
-def as_written(intra, patches, read, attention_map, real, keys):
+def as_tokens(patches, real):
+    """Patches (B, T, P, D) of videos with a class token."""
+    return JointScope().join(VideoTokens(torch.zeros_like(patches[:, 0, :1]), patches, real))
+
+
+def extend_as_written(tokens, real):
+    last = tokens[torch.arange(len(tokens)), real.sum(1) - 1]
+    filled = torch.where(real[:, :, None, None], tokens, last[:, None])
+    return torch.cat([filled[:, :1], filled, filled[:, -1:]], dim=1)
+
+
+def differences_as_written(tokens, real):
+    return (tokens[:, 1:] - tokens[:, :-1]) * real[:, 1:, None, None]
+
+
+def as_written(intra, tokens, read, attention_map, seeds):
     """Intra-frame prompting with P^s at every patch, h + (r + (W^s − sg(W^s)))·p, in place of at the chosen ones."""
-    extended = extend_in_time(read, real)
+    real = tokens.real
+    extended = extend_as_written(read, real)
     dynamics = intra.temporal_dynamics(extended)
     scores = intra.alpha * attention_map + (1 - intra.alpha) * dynamics
     _, regions = select_regions(scores.detach(), intra.num_regions, real)
+    features = intra.prompter.features(extended)
+    prompts = intra.prompter.prompts(features, None if seeds is None else seeds.view(*real.shape, -1))
+    # where a patch is not chosen, dropout has no part in the gradient of the selection
+    with_mean = torch.where(
+        regions[..., None] > 0, prompts, intra.prompter.linear_out(intra.prompter.linear_in(features).relu())
+    )
     regions = regions + (scores - scores.detach()) * real[..., None]
-    prompts = intra.prompter.prompts(intra.prompter.features(extended), keys)
-    return IntraFrameOutput(patches + regions[..., None] * prompts, regions, dynamics, scores)
+    changed = tokens.change(patches=tokens.patches + regions[..., None] * with_mean)
+    return IntraFrameOutput(JointScope().join(changed), regions, dynamics, scores)
 
 
 def convolve(weight, volume, time_pad):
@@ -132,7 +157,7 @@ def test_temporal_dynamics_against_loops_with_padding(normalized):
 def test_region_scores_weigh_attention_against_dynamics():
     intra = make_intra(alpha=0.3)
     h, attention = tokens(), torch.rand(B, T, P, dtype=torch.float64).softmax(-1)
-    out = intra(h, h, attention, torch.ones(B, T, dtype=torch.bool), None)
+    out = intra(as_tokens(h, torch.ones(B, T, dtype=torch.bool)), h, attention, None)
     torch.testing.assert_close(out.region_scores, 0.3 * attention + 0.7 * out.temporal_dynamics)
 
 
@@ -162,7 +187,8 @@ def test_prompts_are_added_at_the_chosen_patches_only():
     intra = make_intra().eval()
     h, attention = tokens(), torch.rand(B, T, P, dtype=torch.float64)
     real = real_frames(torch.tensor([5, 3, 1]), T)
-    out = intra(h, h, attention, real, None)
+    out = intra(as_tokens(h, real), h, attention, None)
+    patches = out.tokens.patches
     extended = extend_in_time(h, real)
     for b in range(B):
         for t in range(T):
@@ -171,8 +197,8 @@ def test_prompts_are_added_at_the_chosen_patches_only():
             prompts = intra.prompter.prompts(intra.prompter.features(three), None)[0, 0]
             for j in range(P):
                 expected = h[b, t, j] + out.region_weights[b, t, j] * prompts[j]
-                torch.testing.assert_close(out.patches[b, t, j], expected)
-                assert bool(out.region_weights[b, t, j]) == bool((out.patches[b, t, j] != h[b, t, j]).any())
+                torch.testing.assert_close(patches[b, t, j], expected)
+                assert bool(out.region_weights[b, t, j]) == bool((patches[b, t, j] != h[b, t, j]).any())
 
 
 @pytest.mark.parametrize("straight_through", [True, False])
@@ -180,9 +206,9 @@ def test_training_and_evaluation_prompt_alike(straight_through):
     intra = make_intra(straight_through=straight_through)
     h, attention = tokens(), torch.rand(B, T, P, dtype=torch.float64)
     real = real_frames(torch.tensor([5, 3, 1]), T)
-    trained = intra.train()(h, h, attention, real, None)
-    evaluated = intra.eval()(h, h, attention, real, None)
-    torch.testing.assert_close(trained.patches, evaluated.patches)
+    trained = intra.train()(as_tokens(h, real), h, attention, None)
+    evaluated = intra.eval()(as_tokens(h, real), h, attention, None)
+    torch.testing.assert_close(trained.tokens.patches, evaluated.tokens.patches)
     assert set(trained.region_weights.unique().tolist()) == {0.0, 1.0}
 
 
@@ -190,24 +216,25 @@ def test_straight_through_is_what_gives_the_selection_a_gradient():
     h, attention = tokens(), torch.rand(B, T, P, dtype=torch.float64)
     for straight_through in (True, False):
         intra = make_intra(straight_through=straight_through).train()
-        intra(h, h, attention, torch.ones(B, T, dtype=torch.bool), None).patches.sum().backward()
+        intra(as_tokens(h, torch.ones(B, T, dtype=torch.bool)), h, attention, None).tokens.patches.sum().backward()
         assert (intra.dynamics.weight.grad is not None) == straight_through
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_gradients_are_those_of_prompts_made_at_every_patch(dropout):
     h, attention = tokens().requires_grad_(), torch.rand(B, T, P, dtype=torch.float64)
-    real, keys = real_frames(torch.tensor([5, 3, 1]), T), torch.arange(B) + 10
+    real, seeds = real_frames(torch.tensor([5, 3, 1]), T), row_seeds(torch.arange(B) + 10, T * P) if dropout else None
     intra = make_intra().train()
     intra.prompter.dropout.p = dropout
 
     inputs = [h, *intra.parameters()]
     weights = tokens(seed=9)
-    out = intra(h, h, attention, real, keys).patches
-    plain = as_written(intra, h, h, attention, real, keys).patches
-    torch.testing.assert_close(out, plain)
-    found = torch.autograd.grad((out * weights).sum(), inputs)
-    expected = torch.autograd.grad((plain * weights).sum(), inputs)
+    out, plain = (prompt(as_tokens(h, real), h, attention, seeds) for prompt in (intra, partial(as_written, intra)))
+    torch.testing.assert_close(out.tokens.patches, plain.tokens.patches)
+    found, expected = (
+        torch.autograd.grad((one.tokens.patches * weights).sum() + one.region_weights.pow(2).sum(), inputs)
+        for one in (out, plain)
+    )
     for one, other in zip(found, expected, strict=True):
         assert other.abs().max() > 0
         torch.testing.assert_close(one, other)
@@ -344,7 +371,7 @@ def test_a_scope_takes_apart_what_it_joined(scope):
     before = VideoTokens(cls, patches, torch.ones(B, T, dtype=torch.bool))
     extra = Extra.of_frames(torch.randn(B, T, 3, D, dtype=torch.float64))
 
-    def block(sequences, extra, mask, num_queries):
+    def block(sequences, extra, mask, num_queries, read):
         return sequences[:, :num_queries]
 
     after = scope.block(block, Prompted(before, extra, carry=True))
@@ -364,8 +391,8 @@ def test_masked_slots_change_nothing(tiny_clip, scope, prompting):
     plain = model.encode_video(videos, num_frames)["embedding"]
     make_tokens = inter.prompter.forward
 
-    def filled(differences, variation, real_gaps, keys):
-        made = make_tokens(differences, variation, real_gaps, keys)
+    def filled(differences, variation, real_gaps, seeds):
+        made = make_tokens(differences, variation, real_gaps, seeds)
         counts = torch.ceil(inter.eta * variation)
         exists = torch.arange(made.shape[2]) < counts[..., None]
         assert not exists.all()
@@ -477,7 +504,8 @@ def test_details_carry_the_papers_terms(tiny_clip):
 @pytest.mark.parametrize(("scope", "prompting"), VARIANTS)
 @pytest.mark.parametrize("way", ["evaluation", "training", "checkpointed"])
 def test_what_is_measured_are_means_of_the_details_over_real_gaps(tiny_clip, scope, prompting, way):
-    model = make_stop(tiny_clip, attention_scope=scope, prompting=prompting, eta=3.5).train(way != "evaluation")
+    settings = dict(attention_scope=scope, prompting=prompting, eta=3.5, prompt_dropout=0.0)
+    model = make_stop(tiny_clip, **settings).train(way != "evaluation")
     model.video_encoder.checkpoint_activations = way == "checkpointed"
     videos, num_frames = random_videos(4, T), torch.tensor([T, 3, 1, 2])
     videos[0, 3:] = videos[0, 2]  # a gap without tokens
@@ -702,6 +730,9 @@ def test_fifty_steps_are_those_of_the_equations_as_written(prompting):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(IntraFramePrompting, "forward", as_written)
         patch.setattr(DepthwiseConv3d, "forward", torch.nn.Conv3d.forward)
+        patch.setattr(inter_frame, "frame_differences", differences_as_written)
+        patch.setattr(inter_frame, "mean_square", lambda x: x.square().mean(-1))
+        patch.setattr(intra_frame, "mean_square", lambda x: x.square().mean(-1))
         patch.setattr(Block, "feed_forward_branch", feed_forward_as_written)
         expected = train()
     assert expected[-5:].mean() < expected[:5].mean() - 0.1  # it learnt something

@@ -81,11 +81,11 @@ def test_patches_and_temporal_tokens_weigh_a_frames_share_in_every_block(prompti
         model = alive(make(frame_weight=weight, prompting=prompting)).double()
         for layer, block in enumerate(model.video_encoder.tower.blocks):
 
-            def attention(context, num_queries, mask, key=(weight, layer), block=block):
+            def attention(read, extra, mask, num_queries, key=(weight, layer), block=block):
                 masks[key] = mask[:, 0, 0]
-                return type(block)._attention(block, context, num_queries, mask)
+                return type(block).attention_branch(block, read, extra, mask, num_queries)
 
-            block._attention = attention
+            block.attention_branch = attention
         model.encode_video(random_videos(2, T), lengths)
     for layer in range(3):
         shown, weights = masks["sum", layer], masks["mean", layer].exp()

@@ -106,13 +106,13 @@ def test_what_tokens_weigh_as_keys_in_one_sequence(settings):
     found = {}
     model = make(frame_weight="sum", merge_frames="1", eta=2.0, epsilon=1e-9, num_regions=0, **settings)
     block = model.video_encoder.tower.blocks[1]
-    attend = block._attention
+    attend = block.attention_branch
 
-    def attention(context, num_queries, mask):
+    def attention(read, extra, mask, num_queries):
         found["weights"] = mask[:, 0, 0].exp()
-        return attend(context, num_queries, mask)
+        return attend(read, extra, mask, num_queries)
 
-    block._attention = attention
+    block.attention_branch = attention
     layers = model.encode_video(random_videos(1, 5), torch.tensor([5]), return_details=True)["layers"]
     patches = torch.tensor([2.0, 2.0, 1.0]).repeat_interleave(9)
     weights = found["weights"][0].float()
@@ -136,9 +136,9 @@ def test_a_frames_own_sequence_keeps_the_tokens_outside_the_pair():
     for layer in (0, 1):
         block = model.video_encoder.tower.blocks[layer]
 
-        def forward(tokens, extra=None, mask=None, num_queries=None, layer=layer, run=block.forward):
+        def forward(tokens, extra, mask, num_queries, read, layer=layer, run=block.forward):
             seen[layer] = tokens.detach(), mask
-            out = run(tokens, extra, mask, num_queries)
+            out = run(tokens, extra, mask, num_queries, read)
             seen[layer, "out"] = out
             return out
 

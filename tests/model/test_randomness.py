@@ -3,7 +3,7 @@
 import torch
 
 from common.seeds import derive_seed
-from modules.model.dropout import SampleDropout, fold_in, uniform_bits
+from modules.model.dropout import SampleDropout, fold_in, fold_in_each, row_seeds, uniform_bits
 
 
 def test_seeds_depend_on_every_part():
@@ -33,7 +33,7 @@ def test_dropout_keeps_its_share_and_the_mean():
 
 
 def test_bits_are_uniform_and_uncorrelated_between_neighbouring_keys_and_rows():
-    bits = uniform_bits(fold_in(torch.arange(4), 3), torch.arange(4)[None], 20_001)
+    bits = uniform_bits(row_seeds(fold_in(torch.arange(4), 3), 4), 20_001)
     assert bits.shape == (4, 4, 20_001)
     shares = (bits.flatten(0, 1).double() + 2**15) / 2**16  # in [0, 1)
     assert torch.all((shares.mean(1) - 0.5).abs() < 0.015)
@@ -49,7 +49,7 @@ def test_some_rows_are_dropped_as_they_are_among_all():
     x, keys = torch.ones(3, 4, 6, 50), torch.tensor([derive_seed(2, i) for i in range(3)])
     everywhere = dropout(x, keys).flatten(1, 2)  # (3, 24, 50)
     rows = torch.tensor([[5, 0, 23], [7, 7, 8], [1, 2, 3]])
-    some = dropout(x[:, 0, :3], keys, rows)
+    some = dropout.drop(x[:, 0, :3], row_seeds(keys, 24).gather(1, rows))
     assert torch.equal(some, everywhere[torch.arange(3)[:, None], rows])
     assert not torch.equal(everywhere[0, 0], everywhere[0, 1])
 
@@ -57,3 +57,12 @@ def test_some_rows_are_dropped_as_they_are_among_all():
 def test_evaluation_drops_nothing():
     x = torch.randn(2, 3)
     assert torch.equal(SampleDropout(0.5).eval()(x, None), x)
+
+
+def test_keys_folded_at_once_are_those_folded_one_by_one():
+    keys = torch.tensor([derive_seed(3, i) for i in range(5)])
+    at_once = fold_in_each(fold_in_each(keys, 3), 2)  # (3, 2, 5)
+    for layer in range(3):
+        for use in range(2):
+            assert torch.equal(at_once[layer, use], fold_in(fold_in(keys, layer), use))
+            assert torch.equal(row_seeds(at_once, 7)[layer, use], row_seeds(at_once[layer, use], 7))

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from modules.kernels.convolutions import DepthwiseConv3d, TemporalConv3d
+from modules.kernels.reductions import mean_square
 from modules.model.dropout import SampleDropout
-from modules.model.tokens import grid_conv3d
+from modules.model.tokens import frame_differences, grid_conv3d
 
 HEAD_WIDTH = 32
 
@@ -66,9 +67,11 @@ class WithinGapAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, P, width) → (N, P, width)."""
         normed = self.norm(x)
+        weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
+        bias = torch.cat([self.query.bias, torch.zeros_like(self.query.bias), self.value.bias])
         query, key, value = (
-            project(normed).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, heads, P, width / heads)
-            for project in (self.query, self.key, self.value)
+            projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, heads, P, width / heads)
+            for projected in F.linear(normed, weight, bias).chunk(3, dim=-1)
         )
         out = F.scaled_dot_product_attention(query, key, value)
         return x + self.out(out.transpose(1, 2).flatten(2))
@@ -95,14 +98,14 @@ class TemporalPrompter(nn.Module):
         self.variation_weight = nn.Parameter(torch.randn(num_tokens, width) * 0.02)  # u
         self.dropout = SampleDropout(dropout)
 
-    def forward(self, differences: Tensor, variation: Tensor, real_gaps: Tensor, keys: Tensor | None) -> Tensor:
+    def forward(self, differences: Tensor, variation: Tensor, real_gaps: Tensor, seeds: Tensor | None) -> Tensor:
         """Make the tokens of every slot.
 
         Args:
             differences: Δh^s, (B, T − 1, P, D), zero outside the video.
             variation: W^t, (B, T − 1).
             real_gaps: (B, T − 1) bool.
-            keys: (B,) int64 for dropout; in training only.
+            seeds: (B, T − 1, N_max) int32 for dropout, of `row_seeds`; in training only.
 
         Returns:
             (B, T − 1, N_max, D).
@@ -114,7 +117,7 @@ class TemporalPrompter(nn.Module):
         x = grid_conv3d(self.conv_in, x, self.grid).relu()
         x = grid_conv3d(self.conv_out, x, self.grid)  # (B, T − 1, P, bottleneck)
         tokens = self.expand(self.to_tokens(x.transpose(2, 3)).transpose(2, 3))  # (B, T − 1, N_max, D)
-        return self.dropout(tokens + variation[:, :, None, None] * self.variation_weight, keys)
+        return self.dropout.drop(tokens + variation[:, :, None, None] * self.variation_weight, seeds)
 
 
 class InterFramePrompting(nn.Module):
@@ -185,28 +188,32 @@ class InterFramePrompting(nn.Module):
         """
         with torch.autocast(read.device.type, enabled=False):
             dtype = self.dynamics.weight.dtype
-            changes = grid_conv3d(self.dynamics, differences.to(dtype), self.grid).square().mean(-1)  # (B, T − 1, P)
-            weighted = ((1 + self.beta * regions[:, 1:]) * changes).mean(-1) * real[:, 1:]  # (B, T − 1)
-            power = read.to(dtype).square().mean((-1, -2))  # (B, T)
-            power = (power * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
-            kernel = self.dynamics.weight.detach()
-            floor = self.epsilon * power * kernel[0].numel() * kernel.square().mean()  # (B, 1)
+            changes = mean_square(grid_conv3d(self.dynamics, differences.to(dtype), self.grid))  # (B, T − 1, P)
+            weights = (1 + self.beta * regions[:, 1:]).to(changes.dtype) / changes.shape[-1]
+            weighted = torch.einsum("btp,btp->bt", weights, changes) * real[:, 1:]  # (B, T − 1)
+            with torch.no_grad():  # where the floor is the scale, every gap is below it and has none
+                power = mean_square(read.to(dtype)).mean(-1)  # (B, T)
+                power = (power * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
+                kernel = self.dynamics.weight
+                floor = self.epsilon * power * kernel[0].numel() * kernel.square().mean()  # (B, 1)
             scale = torch.maximum(weighted.amax(1, keepdim=True), floor)
-            return torch.where(weighted < floor, torch.zeros_like(weighted), weighted / scale)
+            return (weighted / scale).masked_fill(weighted < floor, 0)
 
-    def forward(self, read: Tensor, regions: Tensor, real: Tensor, keys: Tensor | None) -> InterFrameOutput:
+    def forward(self, read: Tensor, regions: Tensor, real: Tensor, seeds: Tensor | None) -> InterFrameOutput:
         """Prompt one layer's input.
 
         Args:
             read: h^s as the layer reads it, (B, T, P, D), T ≥ 2.
             regions: r, (B, T, P), with its straight-through gradient if it has one.
             real: (B, T) bool.
-            keys: (B,) int64 for dropout; in training only.
+            seeds: (B, at least (T − 1)·N_max) int32 for dropout, of `row_seeds`; in training only.
         """
         real_gaps = real[:, 1:]
-        differences = (read[:, 1:] - read[:, :-1]) * real_gaps[:, :, None, None]
+        differences = frame_differences(read, real)
         variation = self.frame_variation(read, differences, regions, real)
         counts = count_tokens(variation, self.eta)
         slots = torch.arange(self.num_slots, device=read.device)
-        tokens = self.prompter(differences, variation.to(differences.dtype), real_gaps, keys)
+        if seeds is not None:
+            seeds = seeds[:, : counts.shape[1] * self.num_slots].unflatten(1, (-1, self.num_slots))
+        tokens = self.prompter(differences, variation.to(differences.dtype), real_gaps, seeds)
         return InterFrameOutput(tokens, slots < counts[..., None], variation, counts)

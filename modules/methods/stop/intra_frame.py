@@ -7,11 +7,14 @@ N^s dynamics, P^s prompter. All of it belongs to one video at a time.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
 from modules.kernels.convolutions import DepthwiseConv3d
+from modules.kernels.reductions import mean_square
 from modules.model.dropout import SampleDropout
+from modules.model.prompting import VideoTokens
 from modules.model.tokens import extend_in_time, grid_conv3d
 
 
@@ -20,13 +23,13 @@ class IntraFrameOutput:
     """What intra-frame prompting made at one layer.
 
     Attributes:
-        patches: h^s, (B, T, P, D), the patch tokens with the prompts added.
+        tokens: with h^s, the patch tokens with the prompts added.
         region_weights: (B, T, P), 1 at the chosen patches, else 0; carries the straight-through gradient.
         temporal_dynamics: M, (B, T, P).
         region_scores: W^s, (B, T, P).
     """
 
-    patches: Tensor
+    tokens: VideoTokens
     region_weights: Tensor
     temporal_dynamics: Tensor
     region_scores: Tensor
@@ -84,19 +87,33 @@ class SpatialPrompter(nn.Module):
         x = grid_conv3d(self.conv_in, self.reduce(extended), self.grid).relu()
         return grid_conv3d(self.conv_out, x, self.grid)
 
-    def prompts(self, features: Tensor, keys: Tensor | None, positions: Tensor | None = None) -> Tensor:
+    def prompts(self, features: Tensor, seeds: Tensor | None) -> Tensor:
         """What follows the convolutions and looks at one patch at a time.
 
         Args:
-            features: (B, …, bottleneck).
-            keys: (B,) int64 for dropout; in training only.
-            positions: (B, …) int64, where in the video each patch stands, counted from 0 over frames and patches; None
-                where features has all of them.
+            features: (…, bottleneck).
+            seeds: (…) int32 for dropout, of `row_seeds`, a patch a row; in training only.
 
         Returns:
-            (B, …, D).
+            (…, D).
         """
-        return self.dropout(self.linear_out(self.linear_in(features).relu()), keys, positions)
+        return self.dropout.drop(self.linear_out(self.linear_in(features).relu()), seeds)
+
+    @torch.no_grad()
+    def project(self, vectors: Tensor, features: Tensor) -> Tensor:
+        """⟨v, p⟩ of a vector and a prompt without dropout, for which no prompt needs to be made.
+
+        Args:
+            vectors: (…, D).
+            features: (…, bottleneck), what the prompts are made of.
+
+        Returns:
+            (…).
+        """
+        into, out = ([x.to(features.dtype) for x in (f.weight, f.bias)] for f in (self.linear_in, self.linear_out))
+        hidden = F.linear(features, *into).relu()
+        vectors = vectors.to(features.dtype).contiguous()
+        return ((vectors @ out[0]) * hidden).sum(-1, dtype=self.linear_out.weight.dtype) + vectors @ out[1]
 
 
 class IntraFramePrompting(nn.Module):
@@ -149,43 +166,75 @@ class IntraFramePrompting(nn.Module):
         """
         with torch.autocast(extended.device.type, enabled=False):
             dynamics = grid_conv3d(self.dynamics, extended.to(self.dynamics.weight.dtype), self.grid)
-            strength = dynamics.square().mean(-1)
+            strength = mean_square(dynamics)
             if self.normalize_dynamics:
                 strength = strength / strength.sum(-1, keepdim=True).clamp_min(torch.finfo(strength.dtype).tiny)
             return strength
 
     def forward(
-        self, patches: Tensor, read: Tensor, attention_map: Tensor, real: Tensor, keys: Tensor | None
+        self, tokens: VideoTokens, read: Tensor, attention_map: Tensor, seeds: Tensor | None
     ) -> IntraFrameOutput:
         """Prompt one layer's input.
 
         Args:
-            patches: h, (B, T, P, D), what the prompts are added to.
-            read: (B, T, P, D), the same tokens as the layer reads them.
+            tokens: with h, the patch tokens that the prompts are added to.
+            read: (B, T, P, D), these as the layer reads them.
             attention_map: A, (B, T, P).
-            real: (B, T) bool.
-            keys: (B,) int64 for dropout; in training only.
+            seeds: (B, at least T·P) int32 for dropout, of `row_seeds`; in training only.
         """
+        real = tokens.real
         extended = extend_in_time(read, real)
         dynamics = self.temporal_dynamics(extended)
         scores = self.alpha * attention_map.to(dynamics.dtype) + (1 - self.alpha) * dynamics  # W^s
         chosen, regions = select_regions(scores.detach(), self.num_regions, real)
         features = self.prompter.features(extended)
-        prompted = self._add_at_chosen(patches, features, chosen, real, keys)
+        prompts = self._prompts_at(features, chosen, seeds) * real[:, :, None, None]
+        prompted = tokens.add_to_patches(chosen, prompts)
         if self.training and self.straight_through:
-            selection = (scores - scores.detach()) * real[..., None]  # 0 with the gradient of W^s
-            regions = regions + selection  # the order of the sum keeps the value exactly 0 or 1
-            # r·p is 0 where r is 0: only the gradient of the selection needs p at every patch, and as a factor alone
-            with torch.no_grad():
-                prompts = self.prompter.prompts(features, keys)  # (B, T, P, D)
-            prompted = prompted + selection[..., None].to(patches.dtype) * prompts.to(patches.dtype)
-        return IntraFrameOutput(prompted, regions, dynamics, scores)
+            prompted, regions = _SelectedByScores.apply(
+                scores, prompted, regions, features, chosen, prompts, tokens, self.prompter
+            )
+        return IntraFrameOutput(tokens.change_joined(prompted), regions, dynamics, scores)
 
-    def _add_at_chosen(self, patches, features, chosen, real, keys) -> Tensor:
-        """h + r·p with p made at the chosen patches only: what follows the convolutions sees one patch at a time."""
-        num_frames, num_patches = patches.shape[1:3]
+    def _prompts_at(self, features: Tensor, chosen: Tensor, seeds: Tensor | None) -> Tensor:
+        """p at the chosen patches: what follows the convolutions sees one patch at a time. (B, T, N_s, D)."""
         index = chosen[..., None]  # (B, T, N_s, 1)
         at_chosen = features.gather(2, index.expand(-1, -1, -1, features.shape[-1]))  # (B, T, N_s, bottleneck)
-        positions = chosen + torch.arange(num_frames, device=chosen.device)[:, None] * num_patches
-        prompts = self.prompter.prompts(at_chosen, keys, positions) * real[:, :, None, None]
-        return patches.scatter_add(2, index.expand_as(prompts), prompts.to(patches.dtype))
+        if seeds is not None:
+            seeds = seeds[:, : features.shape[1] * features.shape[2]].view(features.shape[:3]).gather(2, chosen)
+        return self.prompter.prompts(at_chosen, seeds)
+
+
+class _SelectedByScores(torch.autograd.Function):
+    """r + (W^s − sg(W^s)) in place of r, in h + r·p and by itself: values as they are, and a gradient to W^s.
+
+    Of a patch's gradient g that is ⟨g, p⟩, and of r's it is r's own. Only here is p needed at every patch, and as a
+    factor alone. Where a patch is not chosen, dropout has no part in it: what would be drawn there is
+    in no token, and p is the mean of it [ours].
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        scores: Tensor,
+        joined: Tensor,
+        regions: Tensor,
+        features: Tensor,
+        chosen: Tensor,
+        prompts: Tensor,
+        tokens: VideoTokens,
+        prompter: SpatialPrompter,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(tokens.real, features, chosen, prompts)
+        ctx.parts_of, ctx.prompter, ctx.dtype = tokens.parts_of, prompter, scores.dtype
+        return joined.view_as(joined), regions.view_as(regions)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor, grad_regions: Tensor) -> tuple[Tensor | None, ...]:
+        real, features, chosen, prompts = ctx.saved_tensors
+        _, of_patches = ctx.parts_of(grad)
+        at_chosen = of_patches.gather(2, chosen[..., None].expand_as(prompts))
+        found = ctx.prompter.project(of_patches, features).to(ctx.dtype)
+        found = found.scatter_(2, chosen, (at_chosen * prompts).sum(-1, dtype=ctx.dtype)).add_(grad_regions)
+        return found.mul_(real[..., None]), grad, None, None, None, None, None, None

@@ -22,7 +22,7 @@ from modules.methods.base import EncoderSettings, Method, Properties, parse_laye
 from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter, num_heads
 from modules.methods.stop.intra_frame import IntraFramePrompting, SpatialPrompter
 from modules.model.deep_prompts import DeepTextPrompts
-from modules.model.dropout import fold_in
+from modules.model.dropout import SampleDropout, fold_in_each, row_seeds
 from modules.model.heads import CosineHead
 from modules.model.measures import Measures, add_up, total
 from modules.model.prompting import Extra, Prompted, VideoPrompting, VideoTokens
@@ -206,28 +206,57 @@ class StopPrompting(VideoPrompting):
         self.time_embedding.check_length(tokens.patches.shape[1])
         return tokens.add_to_frames(self.time_embedding.frames)
 
-    def before(self, tower: ClipVisionTower, layer: int, tokens: VideoTokens, keys: Tensor | None) -> Prompted:
+    def draws(self, keys: Tensor, tokens: VideoTokens) -> Sequence[tuple[Tensor | None, Tensor | None]]:
+        """`row_seeds` for P^s and P^t in each layer, all of them made at once."""
+        num_frames, num_patches = tokens.patches.shape[1:3]
+        uses = fold_in_each(keys, 2)  # (L, 2, B)
+
+        def seeds(prompters: nn.Module | None, use: int, rows: int) -> Sequence[Tensor | None]:
+            drops = prompters is not None and any(isinstance(m, SampleDropout) and m.drops for m in prompters.modules())
+            return row_seeds(uses[:, use], rows).unbind() if drops else [None] * len(keys)
+
+        gaps = (num_frames - 1) * (
+            0 if self.inter_frame is None else self._of_layer(self.inter_frame, self.layers[0]).num_slots
+        )
+        return list(
+            zip(
+                seeds(self.intra_frame, INTRA, num_frames * num_patches),
+                seeds(self.inter_frame, INTER, gaps),
+                strict=True,
+            )
+        )
+
+    def before(
+        self,
+        tower: ClipVisionTower,
+        layer: int,
+        tokens: VideoTokens,
+        draws: tuple[Tensor | None, Tensor | None] | None,
+    ) -> Prompted:
         """Prompt the input of a block."""
         if layer not in self.layers:
             return Prompted(tokens)
-        block, patches, real = tower.blocks[layer], tokens.patches, tokens.real
+        block = tower.blocks[layer]
+        intra_seeds, inter_seeds = draws or (None, None)
         intra_frame, inter_frame = self._of_layer(self.intra_frame, layer), self._of_layer(self.inter_frame, layer)
-        regions = torch.zeros(patches.shape[:3], dtype=patches.dtype, device=patches.device)
+        regions = torch.zeros(tokens.patches.shape[:3], dtype=tokens.patches.dtype, device=tokens.patches.device)
         details = {"frame_sizes": tokens.frame_sizes}
+        read = block.read(tokens.joined)
         if intra_frame is not None:
-            read = block.read(patches)
-            attention_map = block.class_attention(block.read(tokens.cls), read)
-            intra = intra_frame(patches, read, attention_map, real, _keys(keys, INTRA))
-            patches, regions = intra.patches, intra.region_weights
+            cls, patches = tokens.parts_of(read)
+            attention_map = block.class_attention(cls, patches)
+            intra = intra_frame(tokens, patches, attention_map, intra_seeds)
+            tokens, regions = intra.tokens, intra.region_weights
+            read = block.read(tokens.joined)
             details.update(
                 attention_map=attention_map,
                 temporal_dynamics=intra.temporal_dynamics,
                 region_scores=intra.region_scores,
                 discriminative_regions=regions,
             )
-        if inter_frame is None or patches.shape[1] < 2:
-            return Prompted(tokens.change(patches=patches), details=details)
-        inter = inter_frame(block.read(patches), regions, real, _keys(keys, INTER))
+        if inter_frame is None or tokens.patches.shape[1] < 2:
+            return Prompted(tokens, read=read, details=details)
+        inter = inter_frame(tokens.parts_of(read)[1], regions, tokens.real, inter_seeds)
         temporal = inter.tokens
         if self.time_embedding is not None:
             temporal = temporal + self.time_embedding.gaps[:, None]
@@ -237,7 +266,7 @@ class StopPrompting(VideoPrompting):
             temporal_prompts=temporal,
         )
         extra = Extra.of_gaps(temporal, mask=inter.mask)
-        return Prompted(tokens.change(patches=patches), extra, carry=self.carry, details=details)
+        return Prompted(tokens, extra, carry=self.carry, read=read, details=details)
 
     def measures(self, layers: Sequence[Mapping[str, Tensor]], real: Tensor) -> Measures:
         """Over the gaps between real frames, in all prompted layers: by them a gate that closes is seen.
@@ -263,10 +292,6 @@ class StopPrompting(VideoPrompting):
 
     def _of_layer(self, prompters: nn.Module | None, layer: int) -> nn.Module | None:
         return prompters[self.layers.index(layer)] if isinstance(prompters, nn.ModuleList) else prompters
-
-
-def _keys(keys: Tensor | None, use: int) -> Tensor | None:
-    return None if keys is None else fold_in(keys, use)
 
 
 def build_prompting(tower: ClipVisionTower, settings: StopSettings, num_frames: int) -> StopPrompting:
