@@ -15,13 +15,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import choose_epsilon, gradient_precision, study_toy
+from scripts import choose_epsilon, gradient_precision, show_decay, study_toy
 from scripts.benchmark import tables as benchmark_tables
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 # what a table is called: the file that it rests on, and how it is made of what that holds
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "epsilon": ("epsilon.json", choose_epsilon.make_table),
+    "decay": ("decay.json", show_decay.table),
     "precision": ("precision.json", gradient_precision.table),
     "speed": ("benchmark.json", benchmark_tables.speed),
     "bars": ("benchmark.json", benchmark_tables.bars),

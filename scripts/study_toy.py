@@ -45,7 +45,7 @@ FEW = 6
 OF_FILES = ("--output_dir", "-", "--train_csv", "-", "--val_csv", "-", "--data_path", "-", "--packed", "-")
 STOP = (
     *("--method", "stop", "--spatial_width", "32", "--spatial_hidden", "64", "--temporal_width", "32"),
-    *("--prompt_dropout", "0", "--lr", "3e-3"),
+    *("--prompt_dropout", "0", "--lr", "3e-3", "--epsilon", "0.0009"),  # measured again since, ε is 0.001
 )
 SEQ_TRANSF = ("--method", "clip4clip", "--sim_header", "seqTransf", "--lr", "1e-3", "--coef_lr", "1")
 BUDGET = ("--epochs", "5", "--batch_size", "36", "--n_display", "1", "--mask_same_video")

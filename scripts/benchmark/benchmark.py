@@ -23,7 +23,19 @@ from common.errors import UserError
 from common.files import write_whole
 from modules.runtime.run_folder import cpu_name, git_commit
 from scripts.benchmark import data, model
-from scripts.benchmark.model import FLOOR, ONCE, PER_LAYER, REDUCED, SUBJECTS, TEXT, TEXT_OVER_PER_LAYER, Setup
+from scripts.benchmark.counts import measure_counts
+from scripts.benchmark.model import (
+    FLOOR,
+    ONCE,
+    ONCE_MERGED,
+    PER_LAYER,
+    PER_LAYER_MERGED,
+    REDUCED,
+    SUBJECTS,
+    TEXT,
+    TEXT_OVER_PER_LAYER,
+    Setup,
+)
 
 BARS = {
     "train_step_ratio.once": (1.35, 1.35),
@@ -39,6 +51,8 @@ NAMES = {
     PER_LAYER: "STOP, --prompting per_layer",
     TEXT: "the same, --text_prompts 8",
     REDUCED: "the same, --spatial_reduce 64",
+    ONCE_MERGED: "STOP, --prompting once, --merge_frames 4,8",
+    PER_LAYER_MERGED: "STOP, --prompting per_layer, --merge_frames 4,8",
 }
 # Dense bf16 FLOP/s by their maker's data sheets, of GPUs whose name begins so; the first that fits counts
 GPU_PEAKS = {
@@ -54,6 +68,7 @@ AIM = 0.4  # of a Hopper's peak
 SHARE_BAR = 0.8  # of the FLOP/s that the frozen CLIP reaches, on a Hopper
 FITTED_FROM = 12  # frames, below which a step has too little to do for its growth to show
 BATCH_ON_GPU = 128
+COUNTED = Setup(BATCH_ON_GPU, 12, "cpu", "bf16", threads=1)
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller and fewer: a first look")
+    parser.add_argument("--count", action="store_true", help="only what a step asks of a GPU, which takes none")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: fp32 on a CPU, bf16 on a GPU")
     parser.add_argument("--batch_size", type=int, help=f"videos (default: 4, --quick 1, on a GPU {BATCH_ON_GPU})")
@@ -199,6 +215,24 @@ def print_arithmetic(setup: Setup, results: dict[str, float]) -> dict[str, float
     return more
 
 
+def benchmark_counts() -> dict[str, float]:
+    """Count and print what a training step of the published batch asks of a GPU; no time is measured."""
+    say("operations, bytes and FLOPs of a training step, by fake tensors")
+    results = measure_counts(COUNTED)
+    print(f"## Calls of a training step, {COUNTED.batch_size} videos of {COUNTED.num_frames} frames, bf16\n")
+    rows = [
+        [
+            NAMES[name],
+            f"{results[f'count.operations.{name}']:,}",
+            f"{results[f'count.gigabytes.{name}']:.0f}",
+            f"{results[f'count.teraflops.{name}']:.1f}",
+        ]
+        for name in SUBJECTS
+    ]
+    print_table(["", "operations", "GB read and written", "TFLOP without attention"], rows)
+    return results
+
+
 def benchmark_growth(plan: Plan) -> dict[str, float]:
     """Measure and print how a training step grows with the number of frames."""
     say(f"steps of {plan.lengths[0]} to {plan.lengths[-1]} frames")
@@ -298,10 +332,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("# Benchmark\n\n" + ", ".join(f"{name} {value}" for name, value in results.items()) + "\n", flush=True)
     status = 0
     try:
-        results |= benchmark_model(plan)
-        results |= benchmark_growth(plan)
-        results |= benchmark_loader(plan, arguments.videos, results)
-        results |= benchmark_ranks(plan)
+        results |= benchmark_counts()
+        if not arguments.count:
+            results |= benchmark_model(plan)
+            results |= benchmark_growth(plan)
+            results |= benchmark_loader(plan, arguments.videos, results)
+            results |= benchmark_ranks(plan)
     except UserError as error:
         print(f"benchmark: {error}; what was measured until then is kept", file=sys.stderr)
         status = 1

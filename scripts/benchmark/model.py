@@ -35,13 +35,17 @@ from modules.tasks.losses import symmetric_contrastive_loss
 from modules.training.optimization import build_optimizer
 
 FLOOR, ONCE, PER_LAYER, TEXT, REDUCED = "floor", "once", "per_layer", "text_prompts", "spatial_reduce"
+ONCE_MERGED, PER_LAYER_MERGED = "once_merged", "per_layer_merged"
 # what each one of STOP sets
 STOPS: dict[str, dict[str, Any]] = {
     ONCE: {"prompting": "once"},
     PER_LAYER: {},
     TEXT: {"text_prompts": 8},
     REDUCED: {"spatial_reduce": 64},
+    ONCE_MERGED: {"prompting": "once"},
+    PER_LAYER_MERGED: {},
 }
+MERGED = (ONCE_MERGED, PER_LAYER_MERGED)  # before the second and the last third of the layers
 SUBJECTS = (FLOOR, *STOPS)
 TEXT_OVER_PER_LAYER = "train_step_of_text_prompts_over_per_layer"
 MAX_WORDS = 32
@@ -66,6 +70,7 @@ class Setup:
         compiled: the floor and STOP both through torch.compile.
         clip: an open_clip model folder; None for a ViT-B/32 with random weights.
         checkpointed: STOP computes activations again for the gradients.
+        blank: frames hold nothing, for those who look at shapes alone.
     """
 
     batch_size: int
@@ -76,6 +81,7 @@ class Setup:
     compiled: bool = False
     clip: Path | None = None
     checkpointed: bool = False
+    blank: bool = False
 
     def load_clip(self) -> LoadedCLIP:
         """The frozen CLIP, on the device."""
@@ -100,13 +106,13 @@ class Subject:
     Attributes:
         encode: encodes the frames.
         train: one training step.
-        count_slots: temporal tokens in each gap of each prompted layer, (layers, B, T − 1); None for the floor.
+        count_slots: temporal tokens in the gap of any prompted layer that has least; None for the floor.
         num_slots: how many there can be.
     """
 
     encode: Callable[[], object]
     train: Callable[[], object]
-    count_slots: Callable[[], Tensor] | None = None
+    count_slots: Callable[[], int] | None = None
     num_slots: int = 0
 
     def check_slots(self) -> None:
@@ -115,15 +121,20 @@ class Subject:
         Raises:
             SlotsNotFilled: if one is.
         """
-        if self.count_slots is not None and (least := int(self.count_slots().min())) < self.num_slots:
+        if self.count_slots is not None and (least := self.count_slots()) < self.num_slots:
             raise SlotsNotFilled(f"a gap has {least} of {self.num_slots} tokens; the measurement needs all")
 
 
 def make_frames(setup: Setup, size: int) -> Tensor:
-    """Videos that change as much in each gap as in any other, two noisy pictures in turn: (B, T, 3, S, S) uint8."""
+    """Videos that change about as much in each gap as in any other, of noise: (B, T, 3, S, S) uint8.
+
+    So do their frames merged in pairs.
+    """
     generator = torch.Generator().manual_seed(0)
-    pair = torch.randint(0, 256, (setup.batch_size, 2, 3, size, size), dtype=torch.uint8, generator=generator)
-    return pair[:, torch.arange(setup.num_frames) % 2].to(setup.device)
+    shape = (setup.batch_size, setup.num_frames, 3, size, size)
+    if setup.blank:
+        return torch.empty(shape, dtype=torch.uint8, device=setup.device)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(setup.device)
 
 
 def make_floor(clip: LoadedCLIP, setup: Setup) -> Subject:
@@ -152,7 +163,9 @@ def make_floor(clip: LoadedCLIP, setup: Setup) -> Subject:
 def build_stop(clip: LoadedCLIP, setup: Setup, name: str) -> VideoTextModel:
     """One of `STOPS`."""
     max_words = min(MAX_WORDS, clip.model.context_length)
-    return build(clip, StopSettings(**STOPS[name]), setup.num_frames, max_words)
+    layers = clip.model.visual.transformer.layers
+    merges = f"{layers // 3},{2 * layers // 3}" if name in MERGED else ""
+    return build(clip, StopSettings(**STOPS[name], merge_frames=merges), setup.num_frames, max_words)
 
 
 def make_stop(clip: LoadedCLIP, setup: Setup, name: str) -> Subject:
@@ -161,7 +174,7 @@ def make_stop(clip: LoadedCLIP, setup: Setup, name: str) -> Subject:
     model = build_stop(clip, setup, name).to(setup.device)
     model.video_encoder.checkpoint_activations = setup.checkpointed
     inter_frame = model.video_encoder.prompting.inter_frame
-    with torch.no_grad():  # N^t sees one gap at a time: equal changes then give equal variation
+    with torch.no_grad():  # N^t sees one gap at a time: changes that are alike then give variation that is alike
         inter_frame.dynamics.weight[:, :, [0, 2]] = 0
     frames = make_frames(setup, clip.image_size)
     num_frames = torch.full((setup.batch_size,), setup.num_frames, device=setup.device)
@@ -189,16 +202,16 @@ def make_stop(clip: LoadedCLIP, setup: Setup, name: str) -> Subject:
             video = model.encode_video(frames, num_frames, keys)["embedding"]
             text = model.encode_text(captions, keys) if text_trains else kept
         symmetric_contrastive_loss(model.similarity(text, video)).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         optimizer.step()
         optimizer.zero_grad()
 
     @torch.no_grad()
-    def count_slots() -> Tensor:
+    def count_slots() -> int:
         model.eval()
         with precision.autocast():
             layers = model.encode_video(frames, num_frames, return_details=True)["layers"]
-        return torch.stack([layer["num_temporal_prompts"] for layer in layers])
+        return min(int(layer["num_temporal_prompts"].min()) for layer in layers if "num_temporal_prompts" in layer)
 
     return Subject(encode, train, count_slots, inter_frame.num_slots)
 
@@ -388,8 +401,8 @@ T frames, R = T·P, S tokens of a sequence, K tokens that are keys and values on
                    STOP: S = 1 + R, K = (T−1)·N_max in the prompted blocks, and with `once` S grows by K after the first
   prompters        N^s, N^t: 2·27·D at each patch of a frame or gap; A: 2·H·D a patch
                    P^s: 2·(27·C·w + 9·w²) a patch, C = D, or behind a Linear C < D and 2·D·C more; and
-                   2·(w·h + h·D) a patch, without gradient, and again
-                   a chosen patch; P^t: 2·(D·v + 5·v² + 2·P·v + 27·v²) a patch of a gap, 2·v·N_max·P and
+                   2·(w·h + h·D) a chosen patch, and as much a patch for the gradient of the selection;
+                   P^t: 2·(D·v + 5·v² + 2·P·v + 27·v²) a patch of a gap, 2·v·N_max·P and
                    2·v·D·N_max a gap
   text prompts     the blocks of the text tower on W words with K prompts, as STOP's, and its projection
   training step    2 × linears and, for the floor, embedding of the frozen CLIP (no gradient of weights),

@@ -40,7 +40,7 @@ def speed(content: Content) -> str:
         f"| {title} | encoding, s | ratio | training step, s | ratio | peak memory of a step, MiB | ratio |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name in SUBJECTS:
+    for name in (name for name in SUBJECTS if f"encode_seconds.{name}" in content):
         cells = [NAMES[name]]
         for what, unit in (("encode", "seconds"), ("train_step", "seconds"), ("peak_memory", "mib")):
             ratio = content.get(f"{what}_ratio.{name}")

@@ -2,17 +2,23 @@
 
 import json
 
+import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.tiny import make_tiny_clip, save_clip_folder
+from helpers.tiny import TINY_CONFIG, make_tiny_clip, save_clip_folder
 from scripts.benchmark import benchmark
+from scripts.benchmark.counts import Counter, count_step
 from scripts.benchmark.data import SOURCES, LoaderSetup, make_clips, make_samples, prepare
 from scripts.benchmark.model import (
+    FLOOR,
     ONCE,
+    ONCE_MERGED,
     PER_LAYER,
+    PER_LAYER_MERGED,
     SUBJECTS,
     PeakMemory,
     Setup,
@@ -46,15 +52,49 @@ def test_flops_are_those_that_torch_counts(setup, name):
     assert counter.get_total_flops() == pytest.approx(expected.train, rel=0.1)
 
 
+def test_what_is_counted_are_calls_that_make_something():
+    x, weight = torch.ones(4, 6, requires_grad=True), torch.ones(5, 6)
+    with Counter() as counter:
+        out = x.view(2, 2, 6).flatten(0, 1) @ weight.t()  # views, and a product
+        out.relu().sum().backward()
+    counts = counter.counts
+    # mm, relu, sum, ones_like, threshold_backward, mm; the gradient of sum is a view
+    assert counts.operations == 6
+    assert counts.flops == 2 * (2 * 4 * 6 * 5)
+    product, elements = 4 * 6 + 6 * 5 + 4 * 5, 4 * 5
+    assert counts.bytes == 4 * (2 * product + 2 * elements + (elements + 1) + 2 + 3 * elements)
+    volume, kernel = torch.ones(2, 8, 5, 3, 3), torch.ones(8, 1, 3, 3, 3)
+    with Counter() as counter:
+        F.conv3d(volume, kernel, padding=1, groups=8)
+    assert counter.counts.flops == 2 * volume.numel() * 27
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory) -> Setup:
+    """A CLIP as deep as ViT-B/32 and narrow: as many calls, of less."""
+    torch.manual_seed(0)
+    config = TINY_CONFIG | {"vision_cfg": TINY_CONFIG["vision_cfg"] | {"layers": 12}}
+    folder = save_clip_folder(tmp_path_factory.mktemp("deep") / "clip", open_clip.CLIP(**config), config)
+    return Setup(2, 12, "cpu", "bf16", threads=1, clip=folder, blank=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [(FLOOR, 620), (ONCE, 1_210), (PER_LAYER, 4_790), (ONCE_MERGED, 1_270), (PER_LAYER_MERGED, 4_890)]
+)
+def test_a_step_asks_for_no_more_calls_than_it_did(deep, name, most):
+    found = count_step(name, deep.load_clip(), deep).operations
+    assert 0.95 * most < found <= most
+
+
 def test_every_slot_is_filled_before_anything_is_measured(setup):
-    for name in (ONCE, PER_LAYER):
+    for name in (ONCE, PER_LAYER, ONCE_MERGED, PER_LAYER_MERGED):
         subject = make_subject(name, setup.load_clip(), setup)
         subject.check_slots()
         for _ in range(3):
             subject.train()
         subject.check_slots()
     with pytest.raises(SlotsNotFilled, match="3 of 4"):
-        Subject(lambda: None, lambda: None, lambda: torch.tensor([[4, 3]]), 4).check_slots()
+        Subject(lambda: None, lambda: None, lambda: 3, 4).check_slots()
 
 
 def test_a_ratio_compares_seconds_of_the_same_round():
@@ -124,6 +164,7 @@ def test_the_loader_is_measured_on_the_clips_that_are_good_and_long_enough(tmp_p
 def test_what_was_measured_is_kept_when_the_rest_cannot_be(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "benchmark_model", lambda plan: {"train_step_ratio.once": 1.0})
     monkeypatch.setattr(benchmark, "benchmark_growth", lambda plan: {})
+    monkeypatch.setattr(benchmark, "benchmark_counts", lambda: {})
     (tmp_path / "videos").mkdir()
     output = tmp_path / "benchmark.json"
     assert benchmark.main(["--videos", str(tmp_path / "videos"), "--output", str(output)]) == 1

@@ -170,11 +170,11 @@ class InterFramePrompting(nn.Module):
         kernel, so that W^t does not depend on the kernel's scale, and ε means at any scale what it means at the start
         of training, where the last two factors are 1 together.
 
-        How ε = 0.0009 was chosen (`scripts/choose_epsilon.py`; the table is in docs/method.md): on nine real clips (12
+        How ε = 0.001 was chosen (`scripts/choose_epsilon.py`; the table is in docs/method.md): on nine real clips (12
         frames; two random ViT-B/32 and the toy CLIP; untrained N^t) the largest gap of a clip, as a share of the mean
-        square, is in every layer at least 1.7e-3 for an actor before a fixed camera, and at least 0.049 for the others.
-        Their first frames as still videos, encoded anew as H.264 (crf 23 and 35), stay below 5e-5, and below 5.2e-4
-        with noise of four grey levels added to each frame. What keyframes at crf 35 change is up to 5.1e-3, which no ε
+        square, is in every layer at least 1.8e-3 for an actor before a fixed camera, and at least 0.049 for the others.
+        Their first frames as still videos, encoded anew as H.264 (crf 23 and 35), stay below 5e-5, and below 5.9e-4
+        with noise of four grey levels added to each frame. What keyframes at crf 35 change is up to 5.0e-3, which no ε
         tells from so little movement.
 
         Args:

@@ -86,7 +86,7 @@ class StopSettings(EncoderSettings):
         metavar="TOKENS",
     )
     epsilon: float = setting(
-        0.0009,
+        0.001,
         "ε, share of the tokens' mean square below which a gap counts as still",
         within=above(0),
         metavar="SHARE",
