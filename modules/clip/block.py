@@ -19,9 +19,11 @@ class Block(nn.Module):
     Attributes:
         layer: open_clip's block; its weights are shared, not copied.
         beside_attention, between, beside_mlp: modules for adapters, None where there is none. Each gets tokens
-            (G, N, D) and returns what it adds to them, of the same shape: the first reads the block's input and adds to
-            what attention adds; the second reads, and adds to, the tokens after attention; the third reads those and
-            adds to what the MLP adds.
+            (G, N, D), and by name what a prompting tells them, and returns what it adds to them, of the same shape: the
+            first reads the block's input and adds to what attention adds; the second reads, and adds to, the tokens
+            after attention; the third reads those and adds to what the MLP adds.
+        beside_projection: likewise, but for what it adds: it reads what attention reads, (G, S, D), and adds to the
+            queries, keys and values of these tokens, side by side (G, S, 3·D). It is told nothing.
     """
 
     def __init__(self, layer: ResidualAttentionBlock):
@@ -30,6 +32,7 @@ class Block(nn.Module):
         self.num_heads = layer.attn.num_heads
         self.width = layer.attn.embed_dim
         self.beside_attention: nn.Module | None = None
+        self.beside_projection: nn.Module | None = None
         self.between: nn.Module | None = None
         self.beside_mlp: nn.Module | None = None
 
@@ -46,7 +49,12 @@ class Block(nn.Module):
         return self.layer.ln_1(tokens)
 
     def forward(
-        self, tokens: Tensor, extra: Tensor | None = None, mask: Tensor | None = None, num_queries: int | None = None
+        self,
+        tokens: Tensor,
+        extra: Tensor | None = None,
+        mask: Tensor | None = None,
+        num_queries: int | None = None,
+        **for_adapters: Tensor,
     ) -> Tensor:
         """Run the block.
 
@@ -56,6 +64,7 @@ class Block(nn.Module):
             mask: broadcastable to (G, heads, queries, N + K): bool, True where a key may be attended to, or a float
                 that is added to the logits; None where all may be.
             num_queries: compute the output of the first so many tokens only; None for all.
+            for_adapters: what the adapters need to know beside their tokens, by the names they have for it.
 
         Returns:
             (G, num_queries or N, D).
@@ -64,11 +73,11 @@ class Block(nn.Module):
         context = tokens if extra is None else torch.cat([tokens, extra], dim=1)
         x = queries + self.attention_branch(context, queries.shape[1], mask)
         if self.beside_attention is not None:
-            x = x + self.beside_attention(tokens)[:, :num_queries]
+            x = x + self.beside_attention(tokens, **for_adapters)[:, :num_queries]
         if self.between is not None:
-            x = x + self.between(x)
+            x = x + self.between(x, **for_adapters)
         out = x + self.feed_forward_branch(x)
-        return out if self.beside_mlp is None else out + self.beside_mlp(x)
+        return out if self.beside_mlp is None else out + self.beside_mlp(x, **for_adapters)
 
     def attention_branch(self, context: Tensor, num_queries: int, mask: Tensor | None) -> Tensor:
         """What attention adds to the first tokens: (G, S, D) → (G, num_queries, D)."""
@@ -91,6 +100,9 @@ class Block(nn.Module):
         weight, bias = attn.in_proj_weight, attn.in_proj_bias
         query = F.linear(context[:, :num_queries], weight[:width], bias[:width])
         key, value = F.linear(context, weight[width:], bias[width:]).chunk(2, dim=-1)
+        if self.beside_projection is not None:
+            beside = self.beside_projection(context).chunk(3, dim=-1)
+            query, key, value = query + beside[0][:, :num_queries], key + beside[1], value + beside[2]
         query, key, value = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
         if mask is not None and mask.is_floating_point():
             mask = mask.to(query.dtype)

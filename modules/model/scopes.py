@@ -87,7 +87,8 @@ class JointScope:
                 places = _places_of(tokens) + self.places(prompted.extra, frames, extra.shape[1])
                 carried_mask = extra_mask if carried_mask is None else _side_by_side([carried_mask, extra_mask])
                 sequences, extra = torch.cat([sequences, extra], dim=1), None
-        out = block(sequences, extra, _side_by_side(masks)[:, None, None], classes if cls_only else None)
+        mask = _side_by_side(masks)[:, None, None]
+        out = block(sequences, extra, mask, classes if cls_only else None, **prompted.for_adapters)
         if cls_only:
             return tokens.change(cls=out)
         end = classes + frames * patches
@@ -205,7 +206,7 @@ class FrameScope:
         if masks:
             own = torch.ones(len(sequences), 1 + patches, dtype=torch.bool, device=sequences.device)
             mask = _side_by_side([own, *masks])[:, None, None]
-        out = block(sequences, extra, mask, 1 if cls_only else None)
+        out = block(sequences, extra, mask, 1 if cls_only else None, **prompted.for_adapters)
         split = out.unflatten(0, (batch, frames))
         if cls_only:
             return tokens.change(cls=split[:, :, 0])

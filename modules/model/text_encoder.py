@@ -160,9 +160,11 @@ class TextEncoder(nn.Module):
             text = self.prompting.begin(tower, ids)
             tokens, length = text.tokens, text.tokens.shape[1]
             for layer, block in enumerate(tower.blocks):
-                extra = self.prompting.before(tower, layer, None if keys is None else fold_in(keys, layer))
+                layer_keys = None if keys is None else fold_in(keys, layer)
+                extra = self.prompting.before(tower, layer, layer_keys)
                 mask = tower.causal_mask(length, 0 if extra is None else extra.shape[-2])
-                run = partial(block, extra=None if extra is None else extra.expand(len(tokens), -1, -1), mask=mask)
+                extra = None if extra is None else extra.expand(len(tokens), -1, -1)
+                run = partial(block, extra=extra, mask=mask, **self.prompting.for_adapters(layer, layer_keys))
                 if self.checkpoint_activations and self.training:
                     tokens = checkpoint(run, tokens, use_reentrant=False, preserve_rng_state=False)
                 else:
