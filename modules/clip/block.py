@@ -37,7 +37,7 @@ class Block(nn.Module):
         self.beside_mlp: nn.Module | None = None
 
     def weights(self) -> Iterator[tuple[nn.Module, str]]:
-        """The four weight matrices, each as a module and the name that it has there; what LoRA parametrizes."""
+        """The four weight matrices, each as a module and the name that it has there; for parametrizations."""
         attn, mlp = self.layer.attn, self.layer.mlp
         yield attn, "in_proj_weight"
         yield attn.out_proj, "weight"

@@ -44,6 +44,12 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "seqTransf": ("clip4clip", {"sim_header": "seqTransf"}),
     "tightTransf": ("clip4clip", {"sim_header": "tightTransf"}),
     "vop": ("vop", {"num_prompts": 4, "num_context_prompts": 2, "num_joint_layers": 1}),
+    "bias": ("bias", {}),
+    "adapter_attn": ("adapter_attn", {"adapter_width": 4}),
+    "adapter_ffn": ("adapter_ffn", {"adapter_width": 4}),
+    "lora": ("lora", {"lora_rank": 2}),
+    "visual_text_adapter": ("visual_text_adapter", {"adapter_width": 8}),
+    "video_text_adapter": ("video_text_adapter", {"adapter_width": 8}),
 }
 # of each method the form that has its defaults, for what holds at these
 DEFAULT_FORMS = {method: next(form for form, (of, _) in FORMS.items() if of == method) for method in METHODS}

@@ -82,6 +82,7 @@ def test_order(method, model):
 
 # what a method tunes of CLIP itself; all others freeze all of it
 TUNED = {
+    "bias": lambda name: name.endswith("bias"),
     "clip4clip": lambda name: (
         not name.startswith(
             (
