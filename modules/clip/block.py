@@ -19,9 +19,11 @@ class Block(nn.Module):
     Attributes:
         layer: open_clip's block; its weights are shared, not copied.
         beside_attention, between, beside_mlp: modules for adapters, None where there is none. Each gets tokens
-            (G, N, D) and returns what it adds to them, of the same shape: the first reads the block's input and adds to
-            what attention adds; the second reads, and adds to, the tokens after attention; the third reads those and
-            adds to what the MLP adds.
+            (G, N, D), and by name what a prompting tells them, and returns what it adds to them, of the same shape: the
+            first reads the block's input and adds to what attention adds; the second reads, and adds to, the tokens
+            after attention; the third reads those and adds to what the MLP adds.
+        beside_projection: likewise, but for what it adds: it reads what attention reads, (G, S, D), and adds to the
+            queries, keys and values of these tokens, side by side (G, S, 3·D). It is told nothing.
     """
 
     def __init__(self, layer: ResidualAttentionBlock):
@@ -30,11 +32,12 @@ class Block(nn.Module):
         self.num_heads = layer.attn.num_heads
         self.width = layer.attn.embed_dim
         self.beside_attention: nn.Module | None = None
+        self.beside_projection: nn.Module | None = None
         self.between: nn.Module | None = None
         self.beside_mlp: nn.Module | None = None
 
     def weights(self) -> Iterator[tuple[nn.Module, str]]:
-        """The four weight matrices, each as a module and the name that it has there; what LoRA parametrizes."""
+        """The four weight matrices, each as a module and the name that it has there; for parametrizations."""
         attn, mlp = self.layer.attn, self.layer.mlp
         yield attn, "in_proj_weight"
         yield attn.out_proj, "weight"
@@ -52,6 +55,7 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         num_queries: int | None = None,
         read: Tensor | None = None,
+        **for_adapters: Tensor,
     ) -> Tensor:
         """Run the block.
 
@@ -62,6 +66,7 @@ class Block(nn.Module):
                 that is added to the logits; None where all may be.
             num_queries: compute the output of the first so many tokens only; None for all.
             read: `read(tokens)` where somebody has it already.
+            for_adapters: what the adapters need to know beside their tokens, by the names they have for it.
 
         Returns:
             (G, num_queries or N, D).
@@ -70,11 +75,11 @@ class Block(nn.Module):
         queries = tokens if num_queries is None else tokens[:, :num_queries]
         x = queries + self.attention_branch(read, None if extra is None else self.read(extra), mask, num_queries)
         if self.beside_attention is not None:
-            x = x + self.beside_attention(tokens)[:, :num_queries]
+            x = x + self.beside_attention(tokens, **for_adapters)[:, :num_queries]
         if self.between is not None:
-            x = x + self.between(x)
+            x = x + self.between(x, **for_adapters)
         out = x + self.feed_forward_branch(x)
-        return out if self.beside_mlp is None else out + self.beside_mlp(x)
+        return out if self.beside_mlp is None else out + self.beside_mlp(x, **for_adapters)
 
     def attention_branch(
         self, read: Tensor, extra: Tensor | None, mask: Tensor | None, num_queries: int | None
@@ -97,8 +102,14 @@ class Block(nn.Module):
         else:
             query = F.linear(read[:, :num_queries], weight[:width], bias[:width])
             key, value = F.linear(read, weight[width:], bias[width:]).chunk(2, dim=-1)
+        if self.beside_projection is not None:
+            beside = self.beside_projection(read).chunk(3, dim=-1)
+            query, key, value = query + beside[0][:, :num_queries], key + beside[1], value + beside[2]
         if extra is not None:
             more = F.linear(extra, weight[width:], bias[width:]).chunk(2, dim=-1)
+            if self.beside_projection is not None:
+                _, *beside = self.beside_projection(extra).chunk(3, dim=-1)
+                more = [one + other for one, other in zip(more, beside, strict=True)]
             key, value = (torch.cat(pair, dim=1) for pair in zip((key, value), more, strict=True))
         query, key, value = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
         if mask is not None and mask.is_floating_point():

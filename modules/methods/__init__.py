@@ -13,6 +13,12 @@ MODULES = {
     "zero_shot": "modules.methods.zero_shot",
     "clip4clip": "modules.methods.video.clip4clip",
     "vop": "modules.methods.prompts.vop",
+    "bias": "modules.methods.adapters.bias",
+    "adapter_attn": "modules.methods.adapters.parallel:ATTN",
+    "adapter_ffn": "modules.methods.adapters.parallel:FFN",
+    "lora": "modules.methods.adapters.lora",
+    "visual_text_adapter": "modules.methods.adapters.between:VISUAL_TEXT",
+    "video_text_adapter": "modules.methods.adapters.between:VIDEO_TEXT",
 }
 
 

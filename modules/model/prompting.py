@@ -5,7 +5,7 @@ nothing, so that a method writes down only what it changes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -136,6 +136,7 @@ class Prompted:
         read: `Block.read` of the joined tokens where somebody has it already; None where it is to be made.
         carry: whether the extra tokens go through this block and all after it, as tokens of their own.
         details: what a figure needs, under the names of the paper's terms; None where nothing was prompted.
+        for_adapters: what the block's adapters need to know beside their tokens, by the names they have for it.
     """
 
     tokens: VideoTokens
@@ -143,6 +144,7 @@ class Prompted:
     carry: bool = False
     read: Tensor | None = None
     details: Mapping[str, Tensor] | None = None
+    for_adapters: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class VideoPrompting(nn.Module):
@@ -225,3 +227,7 @@ class TextPrompting(nn.Module):
             (K, D), or (N, K, D) where captions have their own; None for none.
         """
         return None
+
+    def for_adapters(self, layer: int, keys: Tensor | None) -> Mapping[str, Tensor]:
+        """What a block's adapters need to know beside their tokens, by the names they have for it; see `before`."""
+        return {}

@@ -93,7 +93,8 @@ class JointScope:
                 places = _places_of(tokens) + self.places(prompted.extra, frames, extra.shape[1])
                 carried_mask = extra_mask if carried_mask is None else _side_by_side([carried_mask, extra_mask])
                 sequences, extra, read = torch.cat([sequences, extra], dim=1), None, None
-        out = block(sequences, extra, _side_by_side(masks)[:, None, None], classes if cls_only else None, read)
+        mask, queries = _side_by_side(masks)[:, None, None], classes if cls_only else None
+        out = block(sequences, extra, mask, queries, read, **prompted.for_adapters)
         if cls_only:
             return tokens.change(cls=out)
         end = classes + frames * patches
@@ -222,7 +223,7 @@ class FrameScope:
         if masks:
             own = torch.ones(len(sequences), 1 + patches, dtype=torch.bool, device=sequences.device)
             mask = _side_by_side([own, *masks])[:, None, None]
-        out = block(sequences, extra, mask, 1 if cls_only else None, read)
+        out = block(sequences, extra, mask, 1 if cls_only else None, read, **prompted.for_adapters)
         if cls_only:
             return tokens.change(cls=out.unflatten(0, (batch, frames))[:, :, 0])
         cls, own, carried = out.split([1, patches, out.shape[1] - 1 - patches], dim=1)

@@ -163,7 +163,8 @@ class TextEncoder(nn.Module):
             for layer, block in enumerate(tower.blocks):
                 extra = self.prompting.before(tower, layer, layers[layer])
                 mask = tower.causal_mask(length, 0 if extra is None else extra.shape[-2])
-                run = partial(block, extra=None if extra is None else extra.expand(len(tokens), -1, -1), mask=mask)
+                extra = None if extra is None else extra.expand(len(tokens), -1, -1)
+                run = partial(block, extra=extra, mask=mask, **self.prompting.for_adapters(layer, layers[layer]))
                 if self.checkpoint_activations and self.training:
                     tokens = checkpoint(run, tokens, use_reentrant=False, preserve_rng_state=False)
                 else:

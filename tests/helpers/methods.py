@@ -1,15 +1,18 @@
 """Every method at a size that fits the tiny CLIP, which has three layers, four frames a video and twelve words."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from helpers.tiny import make_tiny_clip
+from helpers.tiny import make_tiny_clip, random_videos
 from modules.clip.loader import LoadedCLIP
 from modules.methods import METHODS
 from modules.model.video_text import VideoTextModel
 from modules.program.build import build_model
+from modules.training.optimization import build_optimizer
 
 # what is told apart here: a method, or one of its forms → the method and the settings that make it small
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,6 +44,12 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "seqTransf": ("clip4clip", {"sim_header": "seqTransf"}),
     "tightTransf": ("clip4clip", {"sim_header": "tightTransf"}),
     "vop": ("vop", {"num_prompts": 4, "num_context_prompts": 2, "num_joint_layers": 1}),
+    "bias": ("bias", {}),
+    "adapter_attn": ("adapter_attn", {"adapter_width": 4}),
+    "adapter_ffn": ("adapter_ffn", {"adapter_width": 4}),
+    "lora": ("lora", {"lora_rank": 2}),
+    "visual_text_adapter": ("visual_text_adapter", {"adapter_width": 8}),
+    "video_text_adapter": ("video_text_adapter", {"adapter_width": 8}),
 }
 # of each method the form that has its defaults, for what holds at these
 DEFAULT_FORMS = {method: next(form for form, (of, _) in FORMS.items() if of == method) for method in METHODS}
@@ -75,3 +84,31 @@ def disturb(model: VideoTextModel, scale: float = 0.1) -> VideoTextModel:
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter += scale * noise.to(parameter)
     return model
+
+
+def train(model: VideoTextModel, num_frames: int = 4, num_steps: int = 2) -> VideoTextModel:
+    """Some training steps of three pairs, at a rate at which everything that has a gradient, or decays, changes."""
+    optimizer = build_optimizer(model.how_parameters_train(), lr=0.1, weight_decay=0.2)
+    videos, lengths = random_videos(3, num_frames), torch.tensor([num_frames, num_frames - 1, num_frames])
+    model.train()
+    for step in range(num_steps):
+        keys = torch.arange(3) + step
+        text = model.encode_text(["a red circle", "moving", "to the left side"], keys)
+        video = model.encode_video(videos, lengths, keys)["embedding"]
+        optimizer.zero_grad()
+        F.cross_entropy(model.similarity(text, video, keys), torch.arange(3)).backward()
+        optimizer.step()
+    return model
+
+
+def changed_in_clip(build: Callable[[LoadedCLIP], VideoTextModel]) -> set[str]:
+    """Which of CLIP's tensors are no longer there, or hold other bits, after training what `build` makes of it.
+
+    They are told by what they are and not by their names, which a parametrization changes.
+    """
+    clip = make_tiny_clip()
+    tensors = {**dict(clip.model.named_parameters()), **dict(clip.model.named_buffers())}
+    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    train(build(clip))
+    left = {id(tensor) for tensor in (*clip.model.parameters(), *clip.model.buffers())}
+    return {name for name, tensor in tensors.items() if id(tensor) not in left or not torch.equal(tensor, before[name])}

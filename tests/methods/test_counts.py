@@ -15,6 +15,12 @@ COUNTS = [
     ("zero_shot", {}, 0),
     ("clip4clip", {}, 123_540_993),
     ("vop", {}, 14_269_440 + T * 768),  # the paper leaves out the frames' embedding
+    ("bias", {}, 171_008),
+    ("adapter_attn", {}, 1_982_976),
+    ("adapter_ffn", {}, 1_982_976),
+    ("lora", {}, 491_520),
+    ("visual_text_adapter", {}, 11_821_056),
+    ("video_text_adapter", {}, 11_945_472),
     ("stop", {}, 2_066_756),
     ("stop", {"prompters": "own"}, 6_826_608),
 ]

@@ -1,13 +1,14 @@
-"""A method from outside the package: LoRA by parametrization, registered and trained without touching anything else."""
+"""A method from outside the package: low-rank changes by parametrization, with nothing touched to add it."""
 
 import pytest
 import torch
 
+from helpers.methods import changed_in_clip
 from helpers.runs import checkpoint, lines, results, run
 from modules.methods import METHODS
 
 # as someone would write it in a file of their own
-LORA = """
+LOW_RANK = """
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from modules.methods.zero_shot import ZeroShotSettings, build as build_zero_shot
 
 
 @dataclass(frozen=True)
-class LoraSettings:
+class LowRankSettings:
     rank: int = setting(4, "rank of what is added to each weight", within=at_least(1))
 
 
@@ -43,20 +44,32 @@ def build(clip, settings, num_frames, max_words):
     return model
 
 
-METHODS["lora"] = Method("low-rank changes of all weights", LoraSettings, build, trains=True)
+METHODS["low_rank"] = Method("low-rank changes of all weights", LowRankSettings, build, trains=True)
 """
 
 
 @pytest.fixture
-def lora():
-    exec(compile(LORA, "lora.py", "exec"), {"__name__": "lora_of_a_test"})
-    yield
-    METHODS.pop("lora", None)
+def low_rank():
+    exec(compile(LOW_RANK, "low_rank.py", "exec"), {"__name__": "low_rank_of_a_test"})
+    yield METHODS["low_rank"]
+    METHODS.pop("low_rank", None)
 
 
-def test_lora_in_forty_lines_trains_and_is_evaluated(tiny_run, tmp_path, lora):
-    assert len(LORA.strip().splitlines()) <= 40
-    flags = ["--do_train", "--method", "lora", "--rank", "2", "--epochs", "3", "--batch_size", "6", "--n_display", "1"]
+def test_a_method_of_forty_lines_trains_and_is_evaluated(tiny_run, tmp_path, low_rank):
+    assert len(LOW_RANK.strip().splitlines()) <= 40
+    flags = [
+        "--do_train",
+        "--method",
+        "low_rank",
+        "--rank",
+        "2",
+        "--epochs",
+        "3",
+        "--batch_size",
+        "6",
+        "--n_display",
+        "1",
+    ]
     assert run(tiny_run, tmp_path / "train", *flags, "--lr", "0.02") == 0
     losses = [entry["loss"] for entry in lines(tmp_path / "train", "train")]
     assert min(losses[-3:]) < losses[0]
@@ -67,3 +80,7 @@ def test_lora_in_forty_lines_trains_and_is_evaluated(tiny_run, tmp_path, lora):
     assert run(tiny_run, tmp_path / "eval", *evaluation) == 0
     assert results(tmp_path / "eval")["t2v_MnR"] == results(tmp_path / "train")["t2v_MnR"]
     assert results(tmp_path / "eval")["trainable_parameters"] == sum(map(torch.Tensor.numel, state.values()))
+
+
+def test_training_leaves_every_bit_of_weights_as_it_is_that_are_parametrized(low_rank):
+    assert changed_in_clip(lambda clip: low_rank.build(clip, low_rank.settings(), 4, 12)) == set()
