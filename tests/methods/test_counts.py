@@ -15,6 +15,7 @@ COUNTS = [
     ("zero_shot", {}, 0),
     ("clip4clip", {}, 123_540_993),
     ("vop", {}, 14_269_440 + T * 768),  # the paper leaves out the frames' embedding
+    ("unipt", {}, 9_584_642),
     ("stop", {}, 2_066_756),
     ("stop", {"prompters": "own"}, 6_826_608),
 ]
