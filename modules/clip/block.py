@@ -72,8 +72,11 @@ class Block(nn.Module):
 
     def attention_branch(self, context: Tensor, num_queries: int, mask: Tensor | None) -> Tensor:
         """What attention adds to the first tokens: (G, S, D) → (G, num_queries, D)."""
-        layer = self.layer
-        return layer.ls_1(self._attention(layer.ln_1(context), num_queries, mask))
+        return self.attend(self.read(context), num_queries, mask)
+
+    def attend(self, read: Tensor, num_queries: int, mask: Tensor | None) -> Tensor:
+        """The same of tokens that were read already."""
+        return self.layer.ls_1(self._attention(read, num_queries, mask))
 
     def feed_forward_branch(self, tokens: Tensor) -> Tensor:
         """What the MLP adds to its tokens: (…, D) → (…, D)."""
@@ -96,6 +99,18 @@ class Block(nn.Module):
             mask = mask.to(query.dtype)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (G, heads, Q, D / heads)
         return attn.out_proj(out.transpose(1, 2).flatten(2))
+
+    @torch.no_grad()
+    def mean_keys(self, read: Tensor) -> Tensor:
+        """Tokens' keys, their mean over heads, in full precision: (…, D) as the block reads them → (…, D / heads).
+
+        The mean is taken of the projection, which leaves a fraction of its arithmetic.
+        """
+        attn, keys = self.layer.attn, slice(self.width, 2 * self.width)
+        with torch.autocast(read.device.type, enabled=False):
+            weight = attn.in_proj_weight[keys].unflatten(0, (self.num_heads, -1)).mean(0)
+            bias = attn.in_proj_bias[keys].unflatten(0, (self.num_heads, -1)).mean(0)
+            return F.linear(read.to(weight.dtype), weight, bias)
 
     @torch.no_grad()
     def class_attention(self, cls: Tensor, patches: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ MODULES = {
     "clip4clip": "modules.methods.video.clip4clip",
     "vop": "modules.methods.prompts.vop",
     "unipt": "modules.methods.adapters.unipt",
+    "tempme": "modules.methods.video.tempme",
 }
 
 

@@ -42,6 +42,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "tightTransf": ("clip4clip", {"sim_header": "tightTransf"}),
     "vop": ("vop", {"num_prompts": 4, "num_context_prompts": 2, "num_joint_layers": 1}),
     "unipt": ("unipt", {}),
+    "tempme": ("tempme", {"lora_rank": 2}),
 }
 # of each method the form that has its defaults, for what holds at these
 DEFAULT_FORMS = {method: next(form for form, (of, _) in FORMS.items() if of == method) for method in METHODS}
