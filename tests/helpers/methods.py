@@ -35,6 +35,12 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
             "temporal_width": 8,
         },
     ),
+    "stop_without_intra": ("stop", {"ablate": "intra", "temporal_width": 8}),
+    "stop_without_inter": (
+        "stop",
+        {"ablate": "inter", "num_regions": 3, "spatial_width": 8, "spatial_hidden": 12, "time_embedding": True},
+    ),
+    "stop_without_both": ("stop", {"ablate": "both", "text_prompts": 2, "side_adapters": 4}),
     "zero_shot": ("zero_shot", {}),
     "meanP": ("clip4clip", {}),
     "seqLSTM": ("clip4clip", {"sim_header": "seqLSTM"}),
