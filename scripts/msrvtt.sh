@@ -3,8 +3,30 @@
 # ViT-B/32, 12 frames, 32 words, global batch 128 (there 4 GPUs x 32), 5 epochs, rate 1e-3.
 #   bash scripts/msrvtt.sh
 #   GPUS=1 VIDEOS=/data/msrvtt_3fps bash scripts/msrvtt.sh --batch_size 64 --output_dir runs/msrvtt_64
+#   bash scripts/msrvtt.sh --method vop
 # The same command continues an interrupted run. Every path is an environment variable with a default; arguments behind
 # the script's name override its settings.
+#
+# --method runs another method with its own published setting, the flags in its line here, which it brings itself; where
+# there is none, with the program's defaults: batches of 128, 5 epochs, rate 1e-3, decay 0.2, 12 frames, 32 words.
+#   stop                 what this script sets, see below
+#   zero_shot            nothing to train: it is evaluated
+#   clip4clip            lr 1e-4, and coef_lr 1e-3 of it inside CLIP
+#   vop                  batch_size 32, max_words 69 (77 less its 8 prompts); its paper searches the rate
+#   bias                 batch_size 32, max_words 77, as VoP's paper runs it; that searches the rate
+#   adapter_attn         batch_size 32, max_words 77, as VoP's paper runs it; that searches the rate
+#   adapter_ffn          batch_size 32, max_words 77, as VoP's paper runs it; that searches the rate
+#   lora                 none
+#   visual_text_adapter  none
+#   video_text_adapter   none
+#   efficient_prompt     lr 1e-4, batch_size 64, weight_decay 0.01, of its runs on HMDB51; none on MSR-VTT
+#   vpt                  none for video
+#   upt                  none
+#   dgl_linear           none on MSR-VTT
+#   dgl_transformer      lr 2e-3, batch_size 512 (4 GPUs x 128)
+#   unipt                lr 1e-4
+#   tempme               lr 6e-4
+#   stpn                 none with CLIP
 #
 # Three rungs lead from the paper's equations to what its public release trains; this script is the second:
 #   bash scripts/msrvtt.sh --text_prompts 0         1. the equations alone, which say nothing of text; the flag's default
@@ -25,33 +47,39 @@ DATA=${DATA:-data/msrvtt}                     # MSRVTT_data.json, MSRVTT_train.9
 VIDEOS=${VIDEOS:-$DATA/videos_3fps}           # what preprocess/compress_video.py made
 PACKED=${PACKED:-}                            # what preprocess/pack_frames.py made; read in place of VIDEOS
 PRETRAINED=${PRETRAINED:-data/pretrained}     # ViT-B-32.pt; downloaded to here if it is missing
-OUTPUT=${OUTPUT:-runs/msrvtt}
 
 FRAMES=(--features_path "$VIDEOS")
 if [ -n "$PACKED" ]; then FRAMES=(--packed "$PACKED"); fi
 
-# what the published run of STOP set
-STOP=(
-  --method stop
-  --text_prompts 8              # the published numbers were trained with prompts in both towers
-  # there 4 processes of 32 each average gradients that hold their own rows' share only, a quarter of the true one, and
-  # clip that at 1; here the gradient is the true one
-  --max_grad_norm 4
-)
-before=
-for flag in "$@"; do  # another method has its own defaults
-  case $before$flag in --method=stop | --methodstop) ;; --method=* | --method?*) STOP=() ;; esac
-  before=
-  if [ "$flag" = --method ]; then before=--method; fi
+method=stop before=
+for flag in "$@"; do  # the last one given counts
+  if [ "$before" = --method ]; then method=$flag; fi
+  case $flag in --method=*) method=${flag#--method=} ;; esac
+  before=$flag
 done
+TASK=--do_train OWN=() folder=runs/msrvtt_$method
+case $method in
+  stop)  # what the published run set
+    folder=runs/msrvtt
+    OWN=(
+      --method stop
+      --text_prompts 8          # the published numbers were trained with prompts in both towers
+      # there 4 processes of 32 each average gradients that hold their own rows' share only, a quarter of the true one,
+      # and clip that at 1; here the gradient is the true one
+      --max_grad_norm 4
+    ) ;;
+  zero_shot) TASK=--do_eval ;;
+esac
+OUTPUT=${OUTPUT:-$folder}
 FLAGS=(
-  --do_train --datatype msrvtt
+  "$TASK" --datatype msrvtt
   --pretrained_clip_name ViT-B/32 --pretrained_dir "$PRETRAINED"
   --train_csv "$DATA/MSRVTT_train.9k.csv" --val_csv "$DATA/MSRVTT_JSFUSION_test.csv" --data_path "$DATA/MSRVTT_data.json"
   "${FRAMES[@]}"
   --expand_msrvtt_sentences     # every caption a sample: 180,000 of 9,000 videos
   --num_thread_reader 8 --output_dir "$OUTPUT"
 )
-# the rest are the defaults, for STOP batches of 128, 5 epochs, a rate of 1e-3, 12 frames and 32 words. The published runs
-# computed in fp16 with loss scaling; --precision amp, the default, is bf16 where the GPU has it, and --precision fp16 theirs
-exec bash scripts/launch.sh main_task_retrieval.py "${FLAGS[@]}" "${STOP[@]}" "$@"
+# the rest are the defaults, of the method first: for STOP batches of 128, 5 epochs, a rate of 1e-3, 12 frames and 32
+# words. The published runs computed in fp16 with loss scaling; --precision amp, the default, is bf16 where the GPU has
+# it, and --precision fp16 theirs
+exec bash scripts/launch.sh main_task_retrieval.py "${FLAGS[@]}" ${OWN[@]+"${OWN[@]}"} "$@"

@@ -129,6 +129,23 @@ class Block(nn.Module):
         return layer.ls_2(F.linear(F.silu(hidden), c_proj.weight * (1 / QUICK_GELU_FACTOR), c_proj.bias))
 
     @torch.no_grad()
+    def mean_keys(self, read: Tensor) -> Tensor:
+        """Tokens' keys, their mean over heads, in full precision: (…, D) as the block reads them → (…, D / heads).
+
+        The mean is taken of the projection, which leaves a fraction of its arithmetic.
+        """
+        attn, keys = self.layer.attn, slice(self.width, 2 * self.width)
+        with torch.autocast(read.device.type, enabled=False):
+            weight = attn.in_proj_weight[keys].unflatten(0, (self.num_heads, -1)).mean(0)
+            bias = attn.in_proj_bias[keys].unflatten(0, (self.num_heads, -1)).mean(0)
+            read = read.to(weight.dtype)
+            found = F.linear(read, weight, bias)
+            if self.beside_projection is not None:
+                beside = self.beside_projection(read)[..., keys]
+                found = found + beside.unflatten(-1, (self.num_heads, -1)).mean(-2)
+            return found
+
+    @torch.no_grad()
     def class_attention(self, cls: Tensor, patches: Tensor) -> Tensor:
         """Attention of the class token to each frame's patches (A_i, STOP's equation for Attn).
 

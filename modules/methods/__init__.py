@@ -19,6 +19,8 @@ MODULES = {
     "lora": "modules.methods.adapters.lora",
     "visual_text_adapter": "modules.methods.adapters.between:VISUAL_TEXT",
     "video_text_adapter": "modules.methods.adapters.between:VIDEO_TEXT",
+    "unipt": "modules.methods.adapters.unipt",
+    "tempme": "modules.methods.video.tempme",
 }
 
 

@@ -24,7 +24,7 @@ class Scope(Protocol):
         """The class tokens that a batch begins with where this is the first layer's scope: (D,) → (B, C, D)."""
 
     def join(self, tokens: VideoTokens) -> VideoTokens:
-        """The same tokens with their sequences `joined`."""
+        """The same tokens with their sequences `joined`, if this scope's promptings ask for these."""
 
     def block(self, block: Block, prompted: Prompted, cls_only: bool = False) -> VideoTokens:
         """Run a block.

@@ -38,6 +38,12 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
             "temporal_width": 8,
         },
     ),
+    "stop_without_intra": ("stop", {"ablate": "intra", "temporal_width": 8}),
+    "stop_without_inter": (
+        "stop",
+        {"ablate": "inter", "num_regions": 3, "spatial_width": 8, "spatial_hidden": 12, "time_embedding": True},
+    ),
+    "stop_without_both": ("stop", {"ablate": "both", "text_prompts": 2, "side_adapters": 4}),
     "zero_shot": ("zero_shot", {}),
     "meanP": ("clip4clip", {}),
     "seqLSTM": ("clip4clip", {"sim_header": "seqLSTM"}),
@@ -50,6 +56,8 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"lora_rank": 2}),
     "visual_text_adapter": ("visual_text_adapter", {"adapter_width": 8}),
     "video_text_adapter": ("video_text_adapter", {"adapter_width": 8}),
+    "unipt": ("unipt", {}),
+    "tempme": ("tempme", {"lora_rank": 2}),
 }
 # of each method the form that has its defaults, for what holds at these
 DEFAULT_FORMS = {method: next(form for form, (of, _) in FORMS.items() if of == method) for method in METHODS}

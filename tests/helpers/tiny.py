@@ -35,6 +35,16 @@ def make_tiny_clip(seed: int = 0) -> LoadedCLIP:
     return LoadedCLIP(model, tokenizer, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 
 
+def make_clip_without_values() -> LoadedCLIP:
+    """A CLIP of the size of OpenAI's ViT-B/32 that takes no memory."""
+    model = open_clip.create_model("ViT-B-32-quickgelu", load_weights=False, device="meta")
+    model.logit_scale = torch.nn.Parameter(torch.tensor(4.6))  # whose value methods ask for
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    return LoadedCLIP(
+        model.eval().requires_grad_(False), tokenizer, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    )
+
+
 def save_clip_folder(folder: Path, model: torch.nn.Module, config: dict = TINY_CONFIG) -> Path:
     """Save a model as an open_clip model folder."""
     folder.mkdir()

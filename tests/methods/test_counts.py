@@ -1,10 +1,9 @@
 """How much trains at ViT-B/32 with 12 frames, as the papers count it."""
 
-import open_clip
 import pytest
 import torch
 
-from modules.clip.loader import LoadedCLIP
+from helpers.tiny import make_clip_without_values
 from modules.methods import METHODS
 from modules.program.build import build_model
 
@@ -21,19 +20,11 @@ COUNTS = [
     ("lora", {}, 491_520),
     ("visual_text_adapter", {}, 11_821_056),
     ("video_text_adapter", {}, 11_945_472),
+    ("unipt", {}, 9_584_642),
+    ("tempme", {}, 507_648),
     ("stop", {}, 2_066_756),
     ("stop", {"prompters": "own"}, 6_826_608),
 ]
-
-
-def make_clip_without_values() -> LoadedCLIP:
-    """A CLIP of the size of OpenAI's ViT-B/32 that takes no memory."""
-    model = open_clip.create_model("ViT-B-32-quickgelu", load_weights=False, device="meta")
-    model.logit_scale = torch.nn.Parameter(torch.tensor(4.6))  # whose value methods ask for
-    tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    return LoadedCLIP(
-        model.eval().requires_grad_(False), tokenizer, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-    )
 
 
 @pytest.mark.parametrize(("method", "settings", "count"), COUNTS)

@@ -1,5 +1,6 @@
 """STOP's choices beside the equations: what frames weigh, what decays, the text side, adapters, widths."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -332,3 +333,68 @@ def test_regions_and_counts_are_never_chosen_in_tf32(name, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     choose_precision(name, torch.device("cpu"))
     assert not torch.backends.cudnn.allow_tf32
+
+
+# what is left out
+
+HALVES = {"none": {"intra", "inter"}, "intra": {"inter"}, "inter": {"intra"}, "both": set()}
+
+
+@pytest.mark.parametrize("settings", [{}, {"prompters": "own"}, {"prompting": "once"}, {"time_embedding": True}])
+@pytest.mark.parametrize("ablate", HALVES)
+def test_what_is_left_out_is_not_there_and_all_that_is_there_trains(ablate, settings):
+    model = alive(make(ablate=ablate, text_prompts=2, **settings)).train()
+    prompting = model.video_encoder.prompting
+    there = {"intra": prompting.intra_frame, "inter": prompting.inter_frame}
+    assert {half for half, prompter in there.items() if prompter is not None} == HALVES[ablate]
+    output = model.encode_video(random_videos(3, T), torch.tensor([T, 3, T]), torch.arange(3), return_details=True)
+    for layer in output["layers"]:
+        assert ("discriminative_regions" in layer) == ("intra" in HALVES[ablate])
+        assert ("frame_variation" in layer) == ("inter" in HALVES[ablate])
+    assert bool(output["measures"]) == ("inter" in HALVES[ablate])
+    similarity = model.similarity(model.encode_text(CAPTIONS, torch.arange(3)), output["embedding"])
+    torch.nn.functional.cross_entropy(similarity, torch.arange(3)).backward()
+    for name, parameter in model.trainable_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("ablate", "numbers"),
+    [("intra", {"num_regions": 0}), ("inter", {"eta": 0.0}), ("both", {"num_regions": 0, "eta": 0})],
+)
+def test_leaving_out_has_one_name_however_it_is_said(ablate, numbers):
+    assert StopSettings(ablate=ablate) == StopSettings(**numbers) == StopSettings(ablate=ablate, **numbers)
+    assert StopSettings(**numbers).ablate == ablate
+    assert StopSettings().ablate == "none"
+
+
+def test_the_halves_are_the_whole():
+    whole, *halves = (make(ablate=ablate).num_trainable() for ablate in ("none", "intra", "inter"))
+    assert sum(halves) == whole and min(halves) > 0
+
+
+def test_with_both_halves_left_out_something_else_must_train():
+    with pytest.raises(UserError, match=r"--ablate both leaves nothing to train: give --text_prompts.* zero_shot"):
+        make(num_regions=0, eta=0.0)
+    for trains in ({"text_prompts": 1}, {"side_adapters": 2}, {"time_embedding": True}):
+        assert make(ablate="both", **trains).num_trainable() > 0
+
+
+def test_a_checkpoint_says_what_was_left_out_and_another_is_refused(tiny_run, tmp_path, capsys):
+    small = [*TINY_TRAINING, "--epochs", "1"]
+    assert run(tiny_run, tmp_path / "train", *small, "--ablate", "inter") == 0
+    identity = checkpoint(tmp_path / "train", "best.pt")["identity"]
+    assert identity["eta"] == 0 and "ablate" not in identity  # as before there was the flag
+    evaluated = ["--do_eval", "--init_model", str(tmp_path / "train" / "best.pt")]
+    for flags in ([], ["--ablate", "inter"], ["--eta", "0"]):
+        assert run(tiny_run, tmp_path / "eval", *evaluated, *flags) == 0
+        settings = json.loads((tmp_path / "eval" / "config.json").read_text())["settings"]
+        assert (settings["ablate"], settings["eta"], settings["num_regions"]) == ("inter", 0, 3)
+    assert run(tiny_run, tmp_path / "other", *evaluated, "--ablate", "both", "--text_prompts", "1") == 1
+    assert run(tiny_run, tmp_path / "other", *evaluated, "--eta", "2") == 1
+    assert "--eta 2.0, trained with 0" in capsys.readouterr().err
+    assert run(tiny_run, tmp_path / "train", *small) == 1  # another model does not go on in its folder
+    assert "eta: was 0.0, is 4.0" in capsys.readouterr().err
+    assert run(tiny_run, tmp_path / "none", *small, "--ablate", "both") == 1
+    assert "--ablate both leaves nothing to train" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

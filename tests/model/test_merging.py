@@ -90,7 +90,7 @@ def test_a_still_videos_embedding_stays_its_pictures(settings):
 @pytest.mark.parametrize("scope", ["joint", "frame"])
 def test_without_prompts_merged_copies_weigh_as_the_frames_that_they_are(scope):
     """Each frame shown twice and merged before the first layer is the video itself."""
-    settings = {"num_regions": 0, "eta": 0.0, "attention_scope": scope}
+    settings = {"ablate": "both", "text_prompts": 1, "attention_scope": scope}
     for weight in ("mean", "sum") if scope == "joint" else ("mean",):
         videos = random_videos(2, 3)
         twice = videos.repeat_interleave(2, dim=1)
@@ -104,7 +104,7 @@ def test_without_prompts_merged_copies_weigh_as_the_frames_that_they_are(scope):
 def test_what_tokens_weigh_as_keys_in_one_sequence(settings):
     """Behind a merge: patches as many frames as they hold, tokens of gaps the mean of the frames beside them."""
     found = {}
-    model = make(frame_weight="sum", merge_frames="1", eta=2.0, epsilon=1e-9, num_regions=0, **settings)
+    model = make(frame_weight="sum", merge_frames="1", eta=2.0, epsilon=1e-9, ablate="intra", **settings)
     block = model.video_encoder.tower.blocks[1]
     attend = block.attention_branch
 

@@ -26,6 +26,7 @@ FORMS = [form for form, (method, _) in methods.FORMS.items() if METHODS[method].
 
 # each method takes some seconds: one of the frozen ones, and the one whose head scores pairs, stand for all
 FAST = ("vop", "tightTransf")
+GATED = ("stop", "stop_own", "stop_without_intra")
 
 
 @pytest.fixture(
@@ -72,11 +73,12 @@ def test_it_trains_and_is_evaluated_without_flags(tiny_run, name, trained, tmp_p
 
 
 def test_the_gate_is_seen_where_there_is_one(name, trained):
-    expected = WORDS.keys() if name.startswith("stop") else {"clipped_steps"}
+    gated = name in GATED
+    expected = WORDS.keys() if gated else {"clipped_steps"}
     for entry in (*lines(trained, "train"), *lines(trained, "eval")):
         assert WORDS.keys() & entry.keys() == expected
     assert WORDS.keys() & results(trained).keys() == expected - {"clipped_steps"}
-    assert ("tokens_per_gap" in (trained / "log.txt").read_text()) == (name.startswith("stop"))
+    assert ("tokens_per_gap" in (trained / "log.txt").read_text()) == gated
 
 
 def test_it_goes_on_to_the_same_bits(tiny_run, flags, trained, tmp_path, monkeypatch):

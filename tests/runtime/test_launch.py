@@ -7,22 +7,28 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+import main_task_retrieval
+from common.settings import result_settings
+from dataloaders.datasets import RETRIEVAL
 from helpers.faults import failing, spoil
 from helpers.flags import path_of, train_ids, with_value
 from helpers.launching import ENVIRONMENT, start, start_training, wait_for
 from helpers.paths import ROOT
 from helpers.runs import lines, logged_steps, run
 from helpers.tiny import TINY_TRAINING
+from modules.methods import METHODS
+from modules.program.arguments import CommonSettings, parse_arguments
 from modules.runtime import interruption, launch
 from modules.runtime.interruption import EXIT_CODE, Interruption
 from modules.runtime.launch import exit_status
 from modules.runtime.processes import check_gpus
 from modules.runtime.run_folder import LogFile
-from modules.training.trainer import Trainer
+from modules.training.trainer import Trainer, TrainSettings
 
 SHARED = [*TINY_TRAINING, "--batch_size", "4", "--epochs", "4", "--on_bad_video", "error"]
 LONG = [*SHARED, "--epochs", "100000"]
@@ -245,6 +251,7 @@ def test_the_datasets_scripts_call_python_for_one_process_and_the_launcher_for_s
         (["--method=stop", "--text_prompts", "0"], True),
         (["--method", "clip4clip"], False),
         (["--method=vop"], False),
+        (["--method", "vop", "--method", "stop"], True),
     ],
 )
 def test_msrvtt_sets_what_the_published_run_of_stop_set_and_nothing_of_other_methods(checkout, flags, published):
@@ -254,6 +261,34 @@ def test_msrvtt_sets_what_the_published_run_of_stop_set_and_nothing_of_other_met
     text = " ".join(result.stdout.split())
     assert ("--method stop --text_prompts 8 --max_grad_norm 4 " in f"{text} ") == published
     assert text.endswith(" ".join(flags)) and ("--text_prompts" in text) == published
+
+
+# of every program, what they take where nothing brings its own
+DEFAULTS = result_settings(TrainSettings(), CommonSettings())
+
+
+def said_of_methods():
+    """What the header of msrvtt.sh says of each method: its own values of flags."""
+    header = (ROOT / "scripts" / "msrvtt.sh").read_text().split("# --method runs")[1].split("set -euo")[0]
+    lines = re.findall(r"^#   (\w+)  +(.*)$", header, re.MULTILINE)
+    return {
+        method: {name: float(value) for name, value in re.findall(r"(\w+) ([\de.-]+)", text) if name in DEFAULTS}
+        for method, text in lines
+    }
+
+
+def test_msrvtt_runs_each_method_with_its_own_setting_and_its_header_says_which_have_one(checkout):
+    environment = {key: value for key, value in os.environ.items() if key != "OUTPUT"} | {"GPUS": "1"}
+    for name, method in METHODS.items():
+        assert said_of_methods()[name] == method.recipe
+        command = ["bash", "scripts/msrvtt.sh", "--method", name]
+        result = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+        flags = result.stdout.splitlines()[1:]
+        found = parse_arguments(flags, "", RETRIEVAL, main_task_retrieval.RetrievalSettings)
+        assert (found.method, found.common.do_train, found.common.do_eval) == (name, method.trains, not method.trains)
+        own = {"max_grad_norm": 4} if name == "stop" else {}
+        assert result_settings(found.train, found.common) == DEFAULTS | method.recipe | own
+        assert found.common.output_dir == Path("runs/msrvtt" if name == "stop" else f"runs/msrvtt_{name}")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from common.settings import above, at_least, setting
 from modules.clip.loader import LoadedCLIP
+from modules.clip.text import ClipTextTower
+from modules.clip.vision import ClipVisionTower
 from modules.methods.base import EncoderSettings, Method, Properties
 from modules.model.heads import CosineHead
 from modules.model.readouts import Mean
@@ -54,12 +56,17 @@ class LowRank(nn.Module):
         return f"scale={self.scale}"
 
 
+def add_lora(*towers: ClipVisionTower | ClipTextTower, rank: int, scale: float = 1.0) -> None:
+    """Put a change beside the joined projection of every block of some towers."""
+    for tower in towers:
+        for block in tower.blocks:
+            block.beside_projection = LowRank(tower.width, 3 * tower.width, rank, scale)
+
+
 def build(clip: LoadedCLIP, settings: LoraSettings, num_frames: int, max_words: int) -> VideoTextModel:
     """A frozen CLIP with LoRA in both towers."""
     vision, text = clip.vision_tower(), clip.text_tower()
-    for tower in (vision, text):
-        for block in tower.blocks:
-            block.beside_projection = LowRank(tower.width, 3 * tower.width, settings.lora_rank, settings.lora_scale)
+    add_lora(vision, text, rank=settings.lora_rank, scale=settings.lora_scale)
     return VideoTextModel(
         TextEncoder(text, clip.tokenizer, max_words),
         VideoEncoder(vision, FrameScope(), Mean(), merge_before=settings.merge_before),

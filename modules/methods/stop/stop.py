@@ -34,6 +34,9 @@ from modules.model.video_text import VideoTextModel
 
 INTRA, INTER = 0, 1  # what the two prompters' dropout keys are told apart by
 
+# what --ablate leaves out: (intra-frame, inter-frame) prompts
+ABLATIONS = {"none": (False, False), "intra": (True, False), "inter": (False, True), "both": (True, True)}
+
 # what the prompters' widths are where none is given: each layer's own are narrower, so that all together stay below the
 # paper's 7.53 million parameters, and those of a layer that act at every patch below a third of a million
 WIDTHS = {
@@ -74,14 +77,23 @@ class StopSettings(EncoderSettings):
         within=at_least(0),
         metavar="WIDTH",
     )
+    # a checkpoint has it in the numbers below, which are 0, as it had before there was this flag
+    ablate: str = setting(
+        "none",
+        "leave intra-frame prompts out, inter-frame ones or both, whatever --num_regions and --eta say; both needs "
+        "something else that trains, such as --text_prompts",
+        tuple(ABLATIONS),
+        affects_results=False,
+        training_only=True,
+    )
     num_regions: int = setting(
-        6, "N_s, patches prompted in each frame; 0 for no intra-frame prompts", within=at_least(0), metavar="PATCHES"
+        6, "N_s, patches prompted in each frame; 0 is --ablate intra", within=at_least(0), metavar="PATCHES"
     )
     alpha: float = setting(0.5, "α, weight of attention against temporal dynamics in W^s", within=between(0, 1))
     beta: float = setting(1.0, "β, extra weight of discriminative regions in W^t", within=at_least(0))
     eta: float = setting(
         4.0,
-        "η, tokens for the gap that varies most; 0 for no inter-frame prompts",
+        "η, tokens for the gap that varies most; 0 is --ablate inter",
         within=at_least(0),
         metavar="TOKENS",
     )
@@ -121,9 +133,15 @@ class StopSettings(EncoderSettings):
     )
 
     def __post_init__(self) -> None:
-        """Widths that are not given are those of `WIDTHS`; from here on they are numbers."""
+        """Widths that are not given are those of `WIDTHS`, from here on they are numbers; what is left out has none."""
         super().__post_init__()
         self.sort_layers("prompt_layers")
+        intra, inter = ABLATIONS.get(self.ablate, ABLATIONS["none"])
+        left_out = (intra or self.num_regions == 0, inter or self.eta == 0)
+        object.__setattr__(self, "ablate", next(name for name, halves in ABLATIONS.items() if halves == left_out))
+        for name, nothing, out in zip(("num_regions", "eta"), (0, 0.0), left_out, strict=True):
+            if out:
+                object.__setattr__(self, name, nothing)
         for name, width in WIDTHS.get(self.prompters, {}).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, width)
@@ -147,16 +165,22 @@ class StopSettings(EncoderSettings):
             problems.append(
                 "--prompters own has a pair for each layer, of which --prompting once uses the first's only"
             )
+        if self.ablate == "both" and not (self.text_prompts or self.side_adapters or self.time_embedding):
+            problems.append(
+                "--ablate both leaves nothing to train: give --text_prompts, --side_adapters or --time_embedding too; "
+                "the frozen CLIP itself is --method zero_shot"
+            )
         return problems
 
 
 class TimeEmbedding(nn.Module):
-    """A learned, zero-initialised embedding of each frame and each gap [ours]."""
+    """A learned, zero-initialised embedding of each frame and, where gaps have tokens, each gap [ours]."""
 
-    def __init__(self, num_frames: int, width: int):
+    def __init__(self, num_frames: int, width: int, with_gaps: bool):
+        """num_frames: T. width: D. with_gaps: whether there are inter-frame prompts."""
         super().__init__()
         self.frames = nn.Parameter(torch.zeros(num_frames, width))
-        self.gaps = nn.Parameter(torch.zeros(max(num_frames - 1, 0), width))
+        self.gaps = nn.Parameter(torch.zeros(num_frames - 1, width)) if with_gaps else None
 
     def check_length(self, length: int) -> None:
         """Refuse videos of another T than the embedding was made for.
@@ -185,8 +209,8 @@ class StopPrompting(VideoPrompting):
         """Put the prompters together.
 
         Args:
-            intra_frame: one, or a list of one for each of the layers; None with N_s = 0.
-            inter_frame: likewise; None with η = 0.
+            intra_frame: one, or a list of one for each of the layers; None where it is left out.
+            inter_frame: likewise.
             time_embedding: None if not wanted.
             layers: before whose blocks to prompt, rising.
             carry: the temporal tokens go through all blocks from there; else they serve that block as keys and values
@@ -314,10 +338,11 @@ def build_prompting(tower: ClipVisionTower, settings: StopSettings, num_frames: 
             return build(tower, settings)
         return nn.ModuleList(build(tower, settings) for _ in layers)
 
+    without_intra, without_inter = ABLATIONS[settings.ablate]
     return StopPrompting(
-        None if settings.num_regions == 0 else prompters(_intra_frame),
-        None if settings.eta == 0 else prompters(_inter_frame),
-        TimeEmbedding(num_frames, tower.width) if settings.time_embedding else None,
+        None if without_intra else prompters(_intra_frame),
+        None if without_inter else prompters(_inter_frame),
+        TimeEmbedding(num_frames, tower.width, not without_inter) if settings.time_embedding else None,
         layers,
         carry=settings.prompting == "once",
     )
