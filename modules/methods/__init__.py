@@ -13,6 +13,7 @@ MODULES = {
     "zero_shot": "modules.methods.zero_shot",
     "clip4clip": "modules.methods.video.clip4clip",
     "vop": "modules.methods.prompts.vop",
+    "vpt": "modules.methods.prompts.vpt",
 }
 
 

@@ -41,6 +41,8 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "seqTransf": ("clip4clip", {"sim_header": "seqTransf"}),
     "tightTransf": ("clip4clip", {"sim_header": "tightTransf"}),
     "vop": ("vop", {"num_prompts": 4, "num_context_prompts": 2, "num_joint_layers": 1}),
+    "vpt": ("vpt", {"num_prompts": 3}),
+    "vpt_text": ("vpt", {"num_prompts": 3, "text_prompts": 2}),
 }
 # of each method the form that has its defaults, for what holds at these
 DEFAULT_FORMS = {method: next(form for form, (of, _) in FORMS.items() if of == method) for method in METHODS}

@@ -15,6 +15,8 @@ COUNTS = [
     ("zero_shot", {}, 0),
     ("clip4clip", {}, 123_540_993),
     ("vop", {}, 14_269_440 + T * 768),  # the paper leaves out the frames' embedding
+    ("vpt", {}, 184_320),
+    ("vpt", {"num_prompts": 12, "text_prompts": 12}, 184_320),  # the other reading of the published number
     ("stop", {}, 2_066_756),
     ("stop", {"prompters": "own"}, 6_826_608),
 ]
