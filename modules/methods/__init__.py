@@ -14,6 +14,7 @@ MODULES = {
     "clip4clip": "modules.methods.video.clip4clip",
     "vop": "modules.methods.prompts.vop",
     "vpt": "modules.methods.prompts.vpt",
+    "efficient_prompt": "modules.methods.prompts.efficient_prompt",
 }
 
 

@@ -43,6 +43,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "vop": ("vop", {"num_prompts": 4, "num_context_prompts": 2, "num_joint_layers": 1}),
     "vpt": ("vpt", {"num_prompts": 3}),
     "vpt_text": ("vpt", {"num_prompts": 3, "text_prompts": 2}),
+    "efficient_prompt": ("efficient_prompt", {"prefix_prompts": 2, "postfix_prompts": 2}),
 }
 # of each method the form that has its defaults, for what holds at these
 DEFAULT_FORMS = {method: next(form for form, (of, _) in FORMS.items() if of == method) for method in METHODS}

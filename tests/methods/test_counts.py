@@ -17,6 +17,7 @@ COUNTS = [
     ("vop", {}, 14_269_440 + T * 768),  # the paper leaves out the frames' embedding
     ("vpt", {}, 184_320),
     ("vpt", {"num_prompts": 12, "text_prompts": 12}, 184_320),  # the other reading of the published number
+    ("efficient_prompt", {}, 6_350_336),
     ("stop", {}, 2_066_756),
     ("stop", {"prompters": "own"}, 6_826_608),
 ]
