@@ -60,9 +60,13 @@ class Block(nn.Module):
         Returns:
             (G, num_queries or N, D).
         """
-        queries = tokens[:, :num_queries]
         context = tokens if extra is None else torch.cat([tokens, extra], dim=1)
-        x = queries + self.attention_branch(context, queries.shape[1], mask)
+        return self.finish(tokens, self.attention_branch(context, tokens[:, :num_queries].shape[1], mask))
+
+    def finish(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        """The output for the first tokens, of what attention adds to them: (G, N, D), (G, Q, D) → (G, Q, D)."""
+        num_queries = attended.shape[1]
+        x = tokens[:, :num_queries] + attended
         if self.beside_attention is not None:
             x = x + self.beside_attention(tokens)[:, :num_queries]
         if self.between is not None:
@@ -72,8 +76,7 @@ class Block(nn.Module):
 
     def attention_branch(self, context: Tensor, num_queries: int, mask: Tensor | None) -> Tensor:
         """What attention adds to the first tokens: (G, S, D) → (G, num_queries, D)."""
-        layer = self.layer
-        return layer.ls_1(self._attention(layer.ln_1(context), num_queries, mask))
+        return self.attend(*self.by_heads(self.read(context), num_queries), mask)
 
     def feed_forward_branch(self, tokens: Tensor) -> Tensor:
         """What the MLP adds to its tokens: (…, D) → (…, D)."""
@@ -85,17 +88,29 @@ class Block(nn.Module):
         hidden = mlp.c_fc(layer.ln_2(tokens)).mul_(QUICK_GELU_FACTOR)
         return layer.ls_2(mlp.c_proj(F.silu(hidden).mul_(1 / QUICK_GELU_FACTOR)))
 
-    def _attention(self, context: Tensor, num_queries: int, mask: Tensor | None) -> Tensor:
-        """Multi-head attention of the first tokens of `context` (G, S, D) to all of it: (G, num_queries, D)."""
+    def by_heads(self, read: Tensor, num_queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the first tokens, keys and values of all, so that some can be shared by several attentions.
+
+        Args:
+            read: (G, S, D), through `read`.
+            num_queries: of how many tokens queries are wanted; None for all.
+
+        Returns:
+            (G, heads, num_queries or S, D / heads), (G, heads, S, D / heads) and the same again.
+        """
         attn, width = self.layer.attn, self.width
         weight, bias = attn.in_proj_weight, attn.in_proj_bias
-        query = F.linear(context[:, :num_queries], weight[:width], bias[:width])
-        key, value = F.linear(context, weight[width:], bias[width:]).chunk(2, dim=-1)
+        query = F.linear(read[:, :num_queries], weight[:width], bias[:width])
+        key, value = F.linear(read, weight[width:], bias[width:]).chunk(2, dim=-1)
         query, key, value = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
+        return query, key, value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What attention adds to tokens, of what `by_heads` gives, with a mask as in `forward`: (G, Q, D)."""
         if mask is not None and mask.is_floating_point():
             mask = mask.to(query.dtype)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (G, heads, Q, D / heads)
-        return attn.out_proj(out.transpose(1, 2).flatten(2))
+        return self.layer.ls_1(self.layer.attn.out_proj(out.transpose(1, 2).flatten(2)))
 
     @torch.no_grad()
     def class_attention(self, cls: Tensor, patches: Tensor) -> Tensor:

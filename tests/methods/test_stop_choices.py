@@ -83,9 +83,9 @@ def test_patches_and_temporal_tokens_weigh_a_frames_share_in_every_block(prompti
 
             def attention(context, num_queries, mask, key=(weight, layer), block=block):
                 masks[key] = mask[:, 0, 0]
-                return type(block)._attention(block, context, num_queries, mask)
+                return type(block).attention_branch(block, context, num_queries, mask)
 
-            block._attention = attention
+            block.attention_branch = attention
         model.encode_video(random_videos(2, T), lengths)
     for layer in range(3):
         shown, weights = masks["sum", layer], masks["mean", layer].exp()

@@ -106,13 +106,13 @@ def test_what_tokens_weigh_as_keys_in_one_sequence(settings):
     found = {}
     model = make(frame_weight="sum", merge_frames="1", eta=2.0, epsilon=1e-9, num_regions=0, **settings)
     block = model.video_encoder.tower.blocks[1]
-    attend = block._attention
+    attend = block.attention_branch
 
     def attention(context, num_queries, mask):
         found["weights"] = mask[:, 0, 0].exp()
         return attend(context, num_queries, mask)
 
-    block._attention = attention
+    block.attention_branch = attention
     layers = model.encode_video(random_videos(1, 5), torch.tensor([5]), return_details=True)["layers"]
     patches = torch.tensor([2.0, 2.0, 1.0]).repeat_interleave(9)
     weights = found["weights"][0].float()
