@@ -160,8 +160,11 @@ class TextEncoder(nn.Module):
             text = self.prompting.begin(tower, ids)
             tokens, length = text.tokens, text.tokens.shape[1]
             for layer, block in enumerate(tower.blocks):
-                extra = self.prompting.before(tower, layer, None if keys is None else fold_in(keys, layer))
+                extra = self.prompting.before(tower, layer, text, None if keys is None else fold_in(keys, layer))
                 mask = tower.causal_mask(length, 0 if extra is None else extra.shape[-2])
+                if extra is not None and text.shown is not None:
+                    among_words = mask[:, :length].expand(len(tokens), -1, -1)
+                    mask = torch.cat([among_words, text.shown], dim=-1)[:, None]  # (N, 1, W, W + K)
                 run = partial(block, extra=None if extra is None else extra.expand(len(tokens), -1, -1), mask=mask)
                 if self.checkpoint_activations and self.training:
                     tokens = checkpoint(run, tokens, use_reentrant=False, preserve_rng_state=False)
