@@ -15,6 +15,8 @@ MODULES = {
     "vop": "modules.methods.prompts.vop",
     "vpt": "modules.methods.prompts.vpt",
     "efficient_prompt": "modules.methods.prompts.efficient_prompt",
+    "dgl_linear": "modules.methods.prompts.dgl:LINEAR",
+    "dgl_transformer": "modules.methods.prompts.dgl:TRANSFORMER",
 }
 
 

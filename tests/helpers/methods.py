@@ -44,6 +44,11 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "vpt": ("vpt", {"num_prompts": 3}),
     "vpt_text": ("vpt", {"num_prompts": 3, "text_prompts": 2}),
     "efficient_prompt": ("efficient_prompt", {"prefix_prompts": 2, "postfix_prompts": 2}),
+    "dgl_linear": ("dgl_linear", {"num_prompts": 2, "global_prompts": 3}),
+    "dgl_transformer": (
+        "dgl_transformer",
+        {"num_prompts": 2, "prefix_prompts": 3, "postfix_prompts": 1, "global_prompts": 3},
+    ),
 }
 # of each method the form that has its defaults, for what holds at these
 DEFAULT_FORMS = {method: next(form for form, (of, _) in FORMS.items() if of == method) for method in METHODS}

@@ -21,6 +21,8 @@ COUNTS = [
     ("vpt", {}, 184_320),
     ("vpt", {"num_prompts": 12, "text_prompts": 12}, 184_320),  # the other reading of the published number
     ("efficient_prompt", {}, 6_350_336),
+    ("dgl_linear", {}, 827_392),
+    ("dgl_transformer", {}, 9_575_168),
     ("stop", {}, 2_066_756),
     ("stop", {"prompters": "own"}, 6_826_608),
 ]
