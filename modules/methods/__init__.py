@@ -17,6 +17,7 @@ MODULES = {
     "efficient_prompt": "modules.methods.prompts.efficient_prompt",
     "dgl_linear": "modules.methods.prompts.dgl:LINEAR",
     "dgl_transformer": "modules.methods.prompts.dgl:TRANSFORMER",
+    "upt": "modules.methods.prompts.upt",
 }
 
 

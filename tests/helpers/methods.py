@@ -49,6 +49,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
         "dgl_transformer",
         {"num_prompts": 2, "prefix_prompts": 3, "postfix_prompts": 1, "global_prompts": 3},
     ),
+    "upt": ("upt", {"num_prompts": 2, "prefix_prompts": 3, "postfix_prompts": 1}),
 }
 # of each method the form that has its defaults, for what holds at these
 DEFAULT_FORMS = {method: next(form for form, (of, _) in FORMS.items() if of == method) for method in METHODS}

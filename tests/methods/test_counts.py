@@ -23,6 +23,7 @@ COUNTS = [
     ("efficient_prompt", {}, 6_350_336),
     ("dgl_linear", {}, 827_392),
     ("dgl_transformer", {}, 9_575_168),
+    ("upt", {}, 9_572_096),
     ("stop", {}, 2_066_756),
     ("stop", {"prompters": "own"}, 6_826_608),
 ]
