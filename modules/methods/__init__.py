@@ -18,6 +18,7 @@ MODULES = {
     "dgl_linear": "modules.methods.prompts.dgl:LINEAR",
     "dgl_transformer": "modules.methods.prompts.dgl:TRANSFORMER",
     "upt": "modules.methods.prompts.upt",
+    "stpn": "modules.methods.prompts.stpn",
 }
 
 

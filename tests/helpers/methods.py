@@ -50,6 +50,9 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_prompts": 2, "prefix_prompts": 3, "postfix_prompts": 1, "global_prompts": 3},
     ),
     "upt": ("upt", {"num_prompts": 2, "prefix_prompts": 3, "postfix_prompts": 1}),
+    "stpn": ("stpn", {"num_prompts": 3, "predictor_width": 8}),
+    "stpn_mixer": ("stpn", {"num_prompts": 3, "predictor_width": 8, "predictor": "mixer"}),
+    "stpn_deep": ("stpn", {"num_prompts": 3, "predictor_width": 8, "depth": "deep"}),
 }
 # of each method the form that has its defaults, for what holds at these
 DEFAULT_FORMS = {method: next(form for form, (of, _) in FORMS.items() if of == method) for method in METHODS}

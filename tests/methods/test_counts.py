@@ -24,6 +24,10 @@ COUNTS = [
     ("dgl_linear", {}, 827_392),
     ("dgl_transformer", {}, 9_575_168),
     ("upt", {}, 9_572_096),
+    ("stpn", {}, 317_568),
+    ("stpn", {"predictor": "mixer"}, 151_501),
+    ("stpn", {"depth": "deep"}, 317_568 + 11 * 74_496),
+    ("stpn", {"predictor": "mixer", "depth": "deep"}, 151_501 + 11 * 74_496),
     ("stop", {}, 2_066_756),
     ("stop", {"prompters": "own"}, 6_826_608),
 ]
