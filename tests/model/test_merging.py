@@ -60,6 +60,8 @@ SETTINGS = [
     ("stop", {"prompters": "own", "prompt_layers": "0,2"}),
     ("zero_shot", {}),
     ("clip4clip", {"sim_header": "seqLSTM"}),
+    ("dgl_linear", {}),
+    ("stpn", {}),
 ]
 
 

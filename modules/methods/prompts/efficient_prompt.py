@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
+from common.errors import UserError
 from common.settings import at_least, setting
 from modules.clip.block import Block
 from modules.clip.loader import LoadedCLIP
@@ -67,8 +68,18 @@ class PositionPrompts(TextPrompting):
     """A table of learned vectors, a row for each position, of which captions have those before and behind the words."""
 
     def __init__(self, tower: ClipTextTower, num_prefix: int, num_postfix: int):
-        """tower: whose input is prompted. num_prefix: P. num_postfix: Q."""
+        """tower: whose input is prompted. num_prefix: P. num_postfix: Q.
+
+        Raises:
+            UserError: if they leave no room for a word.
+        """
         super().__init__()
+        if tower.context_length - num_prefix - num_postfix < 3:
+            raise UserError(
+                f"--prefix_prompts {num_prefix} and --postfix_prompts {num_postfix} leave no room for start, word and "
+                f"end among the {tower.context_length} positions of this CLIP's text tower: give at most "
+                f"{tower.context_length - 3} together"
+            )
         self.num_prefix = num_prefix
         self.num_postfix = num_postfix
         self.positions_taken = num_prefix + num_postfix

@@ -1,5 +1,7 @@
 """DGL: who attends to whom, what makes the prompts, and where they stand in a text."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from common.errors import UserError
 from helpers.methods import disturb, make_model
 from helpers.tiny import random_videos
 from modules.methods.prompts.dgl import GlobalLocalScope
+from modules.methods.prompts.generators import PromptGenerator
 from modules.model.prompting import Extra, Prompted, VideoTokens
 
 T, P, D = 4, 9, 32
@@ -48,14 +51,15 @@ def test_the_image_tower_is_one_sequence_with_a_mask_written_out(form):
 
 @torch.no_grad()
 def test_a_frame_learns_of_another_only_through_the_global_prompts(tiny_clip):
+    torch.manual_seed(0)
     tower, scope = tiny_clip.vision_tower(), GlobalLocalScope()
     tokens = VideoTokens(
         torch.randn(1, T, D), torch.randn(1, T, P, D), torch.ones(1, T, dtype=torch.bool), carried=torch.randn(1, 2, D)
     )
     changed = tokens.patches.clone()
-    changed[0, 1, 5] += 1
+    changed[0, 1, 5] += 3 * torch.randn(D)
     one, other = (
-        scope.block(tower.blocks[0], Prompted(t, Extra.of_frames(torch.ones(1, D))))
+        scope.block(tower.blocks[0], Prompted(t, Extra.of_frames(torch.ones(2, D))))
         for t in (tokens, tokens.change(patches=changed))
     )
     same = (one.cls == other.cls).all(-1)[0]
@@ -67,6 +71,7 @@ def test_a_frame_learns_of_another_only_through_the_global_prompts(tiny_clip):
 @torch.no_grad()
 def test_frames_that_were_merged_weigh_as_those_they_stand_for(tiny_clip):
     """Two equal frames merged are to the global prompts what they were side by side."""
+    torch.manual_seed(0)
     tower, scope = tiny_clip.vision_tower(), GlobalLocalScope()
     cls, patches, carried = torch.randn(1, 2, D), torch.randn(1, 2, P, D), torch.randn(1, 3, D)
     real = torch.tensor([[True] * 4])
@@ -91,6 +96,12 @@ def test_the_linear_generators_text_prompts_are_maps_of_the_image_towers():
         torch.testing.assert_close(prefix, generator.to_prefix.weight @ prompt + generator.to_prefix.bias)
         torch.testing.assert_close(postfix, generator.to_postfix.weight @ prompt + generator.to_postfix.bias)
     assert torch.equal(generator.video()[:, 0], generator.learned)
+
+
+@pytest.mark.parametrize(("image", "text", "expected"), [(12, 12, range(12)), (4, 2, [0, 2]), (3, 5, [0, 0, 1, 1, 2])])
+def test_a_text_tower_of_another_depth_takes_prompts_of_layers_spread_over_the_image_towers(image, text, expected):
+    towers = SimpleNamespace(num_layers=image), SimpleNamespace(num_layers=text)
+    assert PromptGenerator(*towers, num_postfix=0).text_layers == list(expected)
 
 
 @torch.no_grad()

@@ -33,6 +33,9 @@ def test_the_words_are_cut_to_what_the_vectors_leave():
     assert make_model("efficient_prompt", prefix_prompts=P, postfix_prompts=Q).text_encoder.context_length == 16 - 4
     with pytest.raises(UserError, match=r"12 is more than .* 11 tokens"):
         make_model("efficient_prompt", prefix_prompts=P, postfix_prompts=2)
+    with pytest.raises(UserError, match=r"--prefix_prompts 7 and --postfix_prompts 7 leave .* at most 13 together"):
+        make_model("efficient_prompt", prefix_prompts=7, postfix_prompts=7)
+    make_model("efficient_prompt", prefix_prompts=7, postfix_prompts=6, max_words=3)
 
 
 @torch.no_grad()
