@@ -72,8 +72,13 @@ class Block(nn.Module):
             (G, num_queries or N, D).
         """
         read = self.read(tokens) if read is None else read
-        queries = tokens if num_queries is None else tokens[:, :num_queries]
-        x = queries + self.attention_branch(read, None if extra is None else self.read(extra), mask, num_queries)
+        attended = self.attention_branch(read, None if extra is None else self.read(extra), mask, num_queries)
+        return self.finish(tokens, attended, **for_adapters)
+
+    def finish(self, tokens: Tensor, attended: Tensor, **for_adapters: Tensor) -> Tensor:
+        """The output for the first tokens, of what attention adds to them: (G, N, D), (G, Q, D) → (G, Q, D)."""
+        num_queries = attended.shape[1]
+        x = tokens + attended if num_queries == tokens.shape[1] else tokens[:, :num_queries] + attended
         if self.beside_attention is not None:
             x = x + self.beside_attention(tokens, **for_adapters)[:, :num_queries]
         if self.between is not None:
@@ -95,6 +100,21 @@ class Block(nn.Module):
         Returns:
             (G, num_queries or N, D).
         """
+        return self.attend(*self.by_heads(read, num_queries, extra), mask)
+
+    def by_heads(
+        self, read: Tensor, num_queries: int | None = None, extra: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the first tokens, keys and values of all, so that some can be shared by several attentions.
+
+        Args:
+            read: (G, N, D), through `read`.
+            num_queries: of how many tokens queries are wanted; None for all.
+            extra: (G, K, D), through `read`, tokens that are keys and values only.
+
+        Returns:
+            (G, heads, num_queries or N, D / heads), (G, heads, N + K, D / heads) and the same again.
+        """
         attn, width = self.layer.attn, self.width
         weight, bias = attn.in_proj_weight, attn.in_proj_bias
         if num_queries is None:
@@ -112,10 +132,14 @@ class Block(nn.Module):
                 more = [one + other for one, other in zip(more, beside, strict=True)]
             key, value = (torch.cat(pair, dim=1) for pair in zip((key, value), more, strict=True))
         query, key, value = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
+        return query, key, value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What attention adds to tokens, of what `by_heads` gives, with a mask as in `forward`: (G, Q, D)."""
         if mask is not None and mask.is_floating_point():
             mask = mask.to(query.dtype)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (G, heads, Q, D / heads)
-        return self.layer.ls_1(attn.out_proj(out.transpose(1, 2).flatten(2)))
+        return self.layer.ls_1(self.layer.attn.out_proj(out.transpose(1, 2).flatten(2)))
 
     def feed_forward_branch(self, tokens: Tensor) -> Tensor:
         """What the MLP adds to its tokens: (…, D) → (…, D)."""

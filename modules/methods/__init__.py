@@ -21,6 +21,12 @@ MODULES = {
     "video_text_adapter": "modules.methods.adapters.between:VIDEO_TEXT",
     "unipt": "modules.methods.adapters.unipt",
     "tempme": "modules.methods.video.tempme",
+    "vpt": "modules.methods.prompts.vpt",
+    "efficient_prompt": "modules.methods.prompts.efficient_prompt",
+    "dgl_linear": "modules.methods.prompts.dgl:LINEAR",
+    "dgl_transformer": "modules.methods.prompts.dgl:TRANSFORMER",
+    "upt": "modules.methods.prompts.upt",
+    "stpn": "modules.methods.prompts.stpn",
 }
 
 

@@ -35,7 +35,7 @@ class DeepTextPrompts(TextPrompting):
         """Embed captions (N, W), the words at the positions behind the prompts'."""
         return TextTokens(tower.embed(ids, first=self.positions_taken), tower.ends(ids))
 
-    def before(self, tower: ClipTextTower, layer: int, keys: Tensor | None) -> Tensor:
+    def before(self, tower: ClipTextTower, layer: int, text: TextTokens, keys: Tensor | None) -> Tensor:
         """The prompts of a block: (K, D)."""
         prompts = self.learned[layer]
         if layer > 0 or self.positions_taken == 0:

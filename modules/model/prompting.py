@@ -196,10 +196,12 @@ class TextTokens:
     Attributes:
         tokens: (N, W, D).
         ends: (N,) int64, where each caption is read from.
+        shown: (N, W, K) bool, which of a block's K prompts each token sees; None where all but the start token see all.
     """
 
     tokens: Tensor
     ends: Tensor
+    shown: Tensor | None = None
 
 
 class TextPrompting(nn.Module):
@@ -215,12 +217,13 @@ class TextPrompting(nn.Module):
         """Embed captions (N, W) int64."""
         return TextTokens(tower.embed(ids), tower.ends(ids))
 
-    def before(self, tower: ClipTextTower, layer: int, keys: Tensor | None) -> Tensor | None:
-        """Keys and values of a block that stand behind the start token, which does not see them.
+    def before(self, tower: ClipTextTower, layer: int, text: TextTokens, keys: Tensor | None) -> Tensor | None:
+        """Prompts of a block, which are keys and values only: who sees them the captions say (`TextTokens.shown`).
 
         Args:
             tower: whose block it is.
             layer: which, from 0.
+            text: the captions as `begin` left them.
             keys: (N,) int64, what dropout in this layer is drawn from; in training only.
 
         Returns:

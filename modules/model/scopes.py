@@ -279,10 +279,12 @@ class FrameScope:
             return merged
         carried, sizes = tokens.carried.unflatten(0, (batch, frames)), tokens.frame_sizes
         weights = _as_logits(_mask_of(tokens), carried.dtype).unflatten(0, (batch, frames))
-        # of a pair the tokens before the first and those behind the second stay; what belongs to no gap is merged
-        weights = weights + sizes.clamp_min(1).log()[:, :, None]
+        together = merged.frame_sizes.clamp_min(1).log()
+        # of a pair the tokens before the first and those behind the second stay and weigh as they did with their frame;
+        # what belongs to no gap is merged as the frame's own tokens are, and weighs among these as before
+        of_gaps = weights + sizes.clamp_min(1).log()[:, :, None]
         if frames % 2:
-            carried, weights = F.pad(carried, (0, 0, 0, 0, 0, 1)), F.pad(weights, (0, 0, 0, 1), value=-torch.inf)
+            carried, of_gaps = F.pad(carried, (0, 0, 0, 0, 0, 1)), F.pad(of_gaps, (0, 0, 0, 1), value=-torch.inf)
         parts, part_weights = [], []
         for at, place in enumerate(_places_of(tokens)):
             if place is None:
@@ -291,12 +293,11 @@ class FrameScope:
             else:
                 first = 0 if place == -1 else 1
                 parts.append(carried[:, first::2, at])
-                part_weights.append(weights[:, first::2, at])
-        together = merged.frame_sizes.clamp_min(1).log()[:, :, None]
+                part_weights.append(of_gaps[:, first::2, at] - together)
         return replace(
             merged,
             carried=torch.stack(parts, dim=2).flatten(0, 1),
-            carried_mask=(torch.stack(part_weights, dim=2) - together).flatten(0, 1),
+            carried_mask=torch.stack(part_weights, dim=2).flatten(0, 1),
         )
 
 

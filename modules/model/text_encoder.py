@@ -161,8 +161,11 @@ class TextEncoder(nn.Module):
             tokens, length = text.tokens, text.tokens.shape[1]
             layers = [None] * len(tower.blocks) if keys is None else fold_in_each(keys, len(tower.blocks)).unbind()
             for layer, block in enumerate(tower.blocks):
-                extra = self.prompting.before(tower, layer, layers[layer])
+                extra = self.prompting.before(tower, layer, text, layers[layer])
                 mask = tower.causal_mask(length, 0 if extra is None else extra.shape[-2])
+                if extra is not None and text.shown is not None:
+                    among_words = mask[:, :length].expand(len(tokens), -1, -1)
+                    mask = torch.cat([among_words, text.shown], dim=-1)[:, None]  # (N, 1, W, W + K)
                 extra = None if extra is None else extra.expand(len(tokens), -1, -1)
                 run = partial(block, extra=extra, mask=mask, **self.prompting.for_adapters(layer, layers[layer]))
                 if self.checkpoint_activations and self.training:

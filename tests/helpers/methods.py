@@ -58,6 +58,18 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "video_text_adapter": ("video_text_adapter", {"adapter_width": 8}),
     "unipt": ("unipt", {}),
     "tempme": ("tempme", {"lora_rank": 2}),
+    "vpt": ("vpt", {"num_prompts": 3}),
+    "vpt_text": ("vpt", {"num_prompts": 3, "text_prompts": 2}),
+    "efficient_prompt": ("efficient_prompt", {"prefix_prompts": 2, "postfix_prompts": 2}),
+    "dgl_linear": ("dgl_linear", {"num_prompts": 2, "global_prompts": 3}),
+    "dgl_transformer": (
+        "dgl_transformer",
+        {"num_prompts": 2, "prefix_prompts": 3, "postfix_prompts": 1, "global_prompts": 3},
+    ),
+    "upt": ("upt", {"num_prompts": 2, "prefix_prompts": 3, "postfix_prompts": 1}),
+    "stpn": ("stpn", {"num_prompts": 3, "predictor_width": 8}),
+    "stpn_mixer": ("stpn", {"num_prompts": 3, "predictor_width": 8, "predictor": "mixer"}),
+    "stpn_deep": ("stpn", {"num_prompts": 3, "predictor_width": 8, "depth": "deep"}),
 }
 # of each method the form that has its defaults, for what holds at these
 DEFAULT_FORMS = {method: next(form for form, (of, _) in FORMS.items() if of == method) for method in METHODS}

@@ -22,6 +22,16 @@ COUNTS = [
     ("video_text_adapter", {}, 11_945_472),
     ("unipt", {}, 9_584_642),
     ("tempme", {}, 507_648),
+    ("vpt", {}, 184_320),
+    ("vpt", {"num_prompts": 12, "text_prompts": 12}, 184_320),  # the other reading of the published number
+    ("efficient_prompt", {}, 6_350_336),
+    ("dgl_linear", {}, 827_392),
+    ("dgl_transformer", {}, 9_575_168),
+    ("upt", {}, 9_572_096),
+    ("stpn", {}, 317_568),
+    ("stpn", {"predictor": "mixer"}, 151_501),
+    ("stpn", {"depth": "deep"}, 317_568 + 11 * 74_496),
+    ("stpn", {"predictor": "mixer", "depth": "deep"}, 151_501 + 11 * 74_496),
     ("stop", {}, 2_066_756),
     ("stop", {"prompters": "own"}, 6_826_608),
 ]

@@ -148,7 +148,8 @@ class Multiplications(TorchFunctionMode):
         self.width, self.total = width, 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.linear and args[1].shape[0] >= self.width:
+        # the maps of low rank can be added to the weights that they stand beside
+        if func is F.linear and min(args[1].shape) >= self.width:
             self.total += args[0].numel() * args[1].shape[0]
         if func is F.scaled_dot_product_attention:
             query, key = args[0], args[1]

@@ -8,6 +8,8 @@ from helpers.tiny import make_tiny_clip, random_videos
 from modules.methods import METHODS
 from modules.methods.base import parse_layers
 from modules.methods.stop.stop import StopSettings
+from modules.model.prompting import Prompted, VideoTokens
+from modules.model.scopes import FrameScope
 from modules.model.tokens import merge_pairs, merge_sizes
 from modules.program.build import build_model
 
@@ -58,6 +60,8 @@ SETTINGS = [
     ("stop", {"prompters": "own", "prompt_layers": "0,2"}),
     ("zero_shot", {}),
     ("clip4clip", {"sim_header": "seqLSTM"}),
+    ("dgl_linear", {}),
+    ("stpn", {}),
 ]
 
 
@@ -220,3 +224,20 @@ def test_gradients_flow_through_merged_frames():
     (embedding * torch.randn(embedding.shape, dtype=torch.float64)).sum().backward()
     for name, parameter in model.trainable_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 1e-9, name
+
+
+@torch.no_grad()
+def test_tokens_of_a_frame_that_belong_to_no_gap_weigh_in_a_merged_one_as_before(tiny_clip):
+    """Two equal frames merged are the frame itself, with what is carried beside it."""
+    scope, block = FrameScope(), tiny_clip.vision_tower().blocks[0]
+    cls, patches, carried = torch.randn(2, 1, 32), torch.randn(2, 1, 9, 32), torch.randn(2, 3, 32)
+    real = torch.ones(2, 4, dtype=torch.bool)
+    single = VideoTokens(cls, patches, real[:, :1], carried=carried)
+    repeated = VideoTokens(
+        cls.repeat(1, 4, 1), patches.repeat(1, 4, 1, 1), real, carried=carried.repeat_interleave(4, dim=0)
+    )
+    merged = scope.merge(scope.merge(repeated))
+    assert merged.cls.shape == cls.shape
+    expected, found = (scope.block(block, Prompted(tokens)) for tokens in (single, merged))
+    torch.testing.assert_close(found.cls, expected.cls)
+    torch.testing.assert_close(found.carried, expected.carried)
