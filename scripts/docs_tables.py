@@ -15,8 +15,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import choose_epsilon, gradient_precision, show_decay, study_toy
+from scripts import choose_epsilon, gradient_precision, show_decay
 from scripts.benchmark import tables as benchmark_tables
+from scripts.studies import choices
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 # what a table is called: the file that it rests on, and how it is made of what that holds
@@ -28,7 +29,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "bars": ("benchmark.json", benchmark_tables.bars),
     "growth": ("benchmark.json", benchmark_tables.growth),
     "loader": ("benchmark.json", benchmark_tables.loader),
-    "study": ("study_toy.json", study_toy.tables),
+    "study": ("study_toy.json", choices.tables),
 }
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(\n<!-- end of (?P=name) -->)", re.DOTALL)
 

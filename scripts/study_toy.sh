@@ -10,4 +10,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE CUDA_VISIBLE_DEVICES=
-exec .venv/bin/python scripts/study_toy.py "$@"
+exec .venv/bin/python scripts/studies/choices.py "$@"

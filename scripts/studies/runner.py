@@ -1,11 +1,8 @@
-"""Studies on the toy testbed: each of STOP's open choices against its alternative, and accuracy over frames.
+"""Trainings on the toy testbed, some at a time, whose results are kept in a record that a later call goes on from.
 
-  bash scripts/study_toy.sh                    # everything; continues where it stopped
-  python scripts/study_toy.py --table          # prints the tables of docs/method.md from docs/results/study_toy.json
-
-Every training is one process of one thread, two at a time. It reports its last epoch, so that nothing is chosen on a
-test set: its last checkpoint is evaluated on the four test sets. What is measured is written to the record after each
-training, with the flags that were given, the seed, the commit and the machine.
+Every training is one process of one thread. It reports its last epoch, so that nothing is chosen on a test set: its
+last checkpoint is evaluated on the four test sets. What is measured is written to the record after each training, with
+the settings, the seed, the commit and the machine.
 """
 
 import argparse
@@ -14,14 +11,12 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, quantiles, stdev
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import main_task_retrieval
 from common.files import lock_folder, write_whole
@@ -35,36 +30,18 @@ from preprocess.make_toy_dataset import DatasetSettings, make_dataset
 from preprocess.pretrain_toy_clip import Bars, PretrainSettings, pretrain
 from scripts.demo_table import add_motion_accuracy
 
-ROOT = Path(__file__).resolve().parents[1]
-RECORD = ROOT / "docs" / "results" / "study_toy.json"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "results"
 LEVELS = ("motions", "events")
-SEEDS = (1, 2, 3)
-FRAMES = 8  # of the choices; the curve has others
-CURVE = (3, 4, 6, 8, 12)
+FRAMES = 8  # that the toy CLIPs and the demo look at
 FEW = 6
 OF_FILES = ("--output_dir", "-", "--train_csv", "-", "--val_csv", "-", "--data_path", "-", "--packed", "-")
+# the demo's, but for what a study varies
 STOP = (
     *("--method", "stop", "--spatial_width", "32", "--spatial_hidden", "64", "--temporal_width", "32"),
     *("--prompt_dropout", "0", "--lr", "3e-3", "--epsilon", "0.0009"),  # measured again since, ε is 0.001
 )
-SEQ_TRANSF = ("--method", "clip4clip", "--sim_header", "seqTransf", "--lr", "1e-3", "--coef_lr", "1")
 BUDGET = ("--epochs", "5", "--batch_size", "36", "--n_display", "1", "--mask_same_video")
-# what each choice adds to STOP at its defaults, which is the first
-CHOICES = {
-    "defaults": (),
-    "sum": ("--frame_weight", "sum"),
-    "text prompts 8": ("--text_prompts", "8"),
-    "side adapters 8": ("--side_adapters", "8"),
-    "spatial reduce 16": ("--spatial_reduce", "16"),
-    "own, equal width": ("--prompters", "own", "--spatial_reduce", "0"),
-    "own, equal total": (
-        *("--prompters", "own", "--spatial_reduce", "0"),
-        *("--spatial_width", "8", "--spatial_hidden", "16", "--temporal_width", "14"),
-    ),
-    "bf16": ("--precision", "bf16"),
-    "fp16": ("--precision", "fp16"),
-    "frame scope": ("--attention_scope", "frame"),
-}
 
 
 @dataclass(frozen=True)
@@ -94,34 +71,6 @@ class Run:
     def trains(self) -> bool:
         """Whether there is something to train."""
         return "--do_train" in self.flags
-
-
-def all_runs() -> Iterator[Run]:
-    """Every run: all of a seed before the next, so that what is done can be compared; the curve's other seeds last."""
-    first, *others = SEEDS
-    yield from choice_runs(first)
-    yield from curve_runs(first)
-    for frames in CURVE:
-        yield Run("events", "zero-shot", frames, first, ("--do_eval", "--method", "zero_shot", "--precision", "fp32"))
-    for runs in (choice_runs, curve_runs):
-        for seed in others:
-            yield from runs(seed)
-
-
-def choice_runs(seed: int) -> Iterator[Run]:
-    """Each choice on both levels."""
-    for level in reversed(LEVELS):
-        for name, flags in CHOICES.items():
-            precision = () if "--precision" in flags else ("--precision", "fp32")
-            yield Run(level, name, FRAMES, seed, ("--do_train", *STOP, *BUDGET, *precision, *flags))
-
-
-def curve_runs(seed: int) -> Iterator[Run]:
-    """STOP at its defaults and seqTransf over the number of frames; of STOP's the choices have one."""
-    for frames in CURVE:
-        if frames != FRAMES:
-            yield Run("events", "defaults", frames, seed, ("--do_train", *STOP, *BUDGET, "--precision", "fp32"))
-        yield Run("events", "seqTransf", frames, seed, ("--do_train", *SEQ_TRANSF, *BUDGET, "--precision", "fp32"))
 
 
 @dataclass(frozen=True)
@@ -290,8 +239,19 @@ def read_record(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def study(places: Places, runs: Iterable[Run], jobs: int) -> bool:
-    """Do those of the runs that the record does not hold, or holds with other settings, some at a time.
+def read_records(paths: Iterable[Path]) -> dict[str, Any]:
+    """The runs of several records; of those in several the last one's."""
+    return {key: run for path in paths for key, run in read_record(path).items()}
+
+
+def study(places: Places, runs: Iterable[Run], jobs: int, others: Sequence[Path] = ()) -> bool:
+    """Do those of the runs that no record holds, or only with other settings, some at a time.
+
+    Args:
+        places: where, and what is done.
+        runs: of the study.
+        jobs: how many at a time.
+        others: records that are read and not written.
 
     Returns:
         Whether all of them could be done.
@@ -302,7 +262,8 @@ def study(places: Places, runs: Iterable[Run], jobs: int) -> bool:
     places.runs.mkdir(parents=True, exist_ok=True)
     with lock_folder(places.runs):
         done = read_record(places.record)
-        missing = [run for run in runs if not is_done(run, places, done)]
+        elsewhere = read_records(others)
+        missing = [run for run in runs if not is_done(run, places, done) and not is_done(run, places, elsewhere)]
         print(f"{len(done)} runs are in {places.record}, {len(missing)} are to be done", flush=True)
         for level in dict.fromkeys(run.level for run in missing):
             make_files(level, places)
@@ -332,9 +293,6 @@ def write_record(path: Path, done: Mapping[str, Any]) -> None:
     write_whole(path, lambda file: file.write(f"{text}\n".encode()))
 
 
-# tables
-
-
 def spread(values: Sequence[float], digits: int = 1) -> str:
     """Mean ± standard deviation, the latter where there are several."""
     if not values:
@@ -343,90 +301,53 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     return f"{mean} ± {stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def of(record: dict[str, Any], level: str, name: str, frames: int) -> list[dict[str, Any]]:
+def runs_of(record: dict[str, Any], level: str, name: str, frames: int) -> list[dict[str, Any]]:
     """The runs of one row, a seed each."""
     return [run for run in record.values() if (run["level"], run["name"], run["frames"]) == (level, name, frames)]
 
 
-def choices_table(record: dict[str, Any], level: str) -> str:
-    """A row a choice."""
-    lines = [
-        f"| {level} | seeds | R@1 | motion | s a step | tokens a gap | trained |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in CHOICES:
-        runs = of(record, level, name, FRAMES)
-        if not runs:
-            continue
-        at = [fmean(run.get(f"tokens_per_gap_at_the_{when}", 0.0) for run in runs) for when in ("start", "end")]
-        cells = [
-            name,
-            str(len(runs)),
-            spread([run["metrics"]["t2v_R1"] for run in runs]),
-            spread([run["metrics"]["motion_accuracy"] for run in runs]),
-            f"{fmean(run['seconds_per_step'] for run in runs):.2f}",
-            f"{at[0]:.2f} → {at[1]:.2f}",
-            f"{runs[0]['metrics']['trainable_parameters']:,}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def run_study(
+    argv: Sequence[str] | None,
+    description: str,
+    record: Path,
+    runs: Sequence[Run],
+    quick: Sequence[Run],
+    tables: Callable[[dict[str, Any]], str],
+    others: Sequence[Path] = (),
+) -> None:
+    """The command line of a study: do what is missing, then print its tables.
 
-
-def curve_table(record: dict[str, Any]) -> str:
-    """A row a method, a column a number of frames."""
-    lines = [
-        "| events, R@1 (motion) | " + " | ".join(f"{frames} frames" for frames in CURVE) + " |",
-        "|---" * (1 + len(CURVE)) + "|",
-    ]
-    for name, title in (("zero-shot", "zero-shot"), ("defaults", "STOP"), ("seqTransf", "clip4clip seqTransf")):
-        cells = []
-        for frames in CURVE:
-            runs = of(record, "events", name, frames)
-            values = [spread([run["metrics"][key] for run in runs]) for key in ("t2v_R1", "motion_accuracy")]
-            cells.append(f"{values[0]} ({values[1]})" if runs else "")
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def tables(record: dict[str, Any]) -> str:
-    """All tables, as docs/method.md has them."""
-    return "\n\n".join([*(choices_table(record, level) for level in LEVELS), curve_table(record)])
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="TEXT", help="runs whose key (LEVEL/CHOICE/…) holds this")
+    Args:
+        argv: the command line; None for the program's own.
+        description: of the program.
+        record: what is done.
+        runs: of the study.
+        quick: those of ``--quick``, which does them with a step each, elsewhere.
+        tables: what is printed, of the runs that are done.
+        others: records of other studies, whose runs count as done where they are the same.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="TEXT", help="runs whose key (LEVEL/NAME/…) holds this")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
     parser.add_argument("--table", action="store_true", help="print the tables of what is done, and stop")
-    parser.add_argument("--record", type=Path, default=RECORD, metavar="FILE", help="what is done")
+    parser.add_argument("--record", type=Path, default=record, metavar="FILE", help="what is done")
     parser.add_argument("--quick", action="store_true", help="a step of some on a few videos")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Study, then print the tables."""
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     if args.table:
-        print(tables(read_record(args.record)))
+        print(tables(read_records([*others, args.record])))
         return
-    runs = [run for run in all_runs() if args.only in run.key]
     if args.quick:
-        folder = ROOT / "runs" / "study_quick"
+        folder = ROOT / "runs" / f"{record.stem}_quick"
         shutil.rmtree(folder, ignore_errors=True)
-        places = quick_places(folder, folder / "record.json" if args.record == RECORD else args.record)
-        runs = [run for run in runs if run.seed == SEEDS[0] and run.frames == min(CURVE)]
+        places = quick_places(folder, folder / "record.json" if args.record == record else args.record)
+        runs, others = quick, ()
     else:
         places = Places(ROOT / "runs" / "toy", ROOT / "runs" / "study", args.record)
     places.record.parent.mkdir(parents=True, exist_ok=True)
     try:
-        complete = study(places, runs, args.jobs)
+        complete = study(places, [run for run in runs if args.only in run.key], args.jobs, others)
     except BlockingIOError:
         sys.exit(f"another study writes to {places.runs}: wait for it, or end it")
-    print(tables(read_record(places.record)))
+    print(tables(read_records([*others, places.record])))
     if not complete:
         sys.exit("some runs failed, see above: the same command tries them again")
-
-
-if __name__ == "__main__":
-    main()

@@ -11,20 +11,9 @@ from common.files import lock_folder
 from dataloaders.datasets import RETRIEVAL
 from helpers.registry import PROGRAMS
 from modules.program.arguments import parse_arguments
-from scripts import study_toy
-from scripts.study_toy import (
-    CHOICES,
-    CURVE,
-    FRAMES,
-    LEVELS,
-    SEEDS,
-    all_runs,
-    made_of,
-    quick_places,
-    read_record,
-    study,
-    tables,
-)
+from scripts.studies import runner
+from scripts.studies.choices import CHOICES, CURVE, SEEDS, all_runs, tables
+from scripts.studies.runner import FRAMES, LEVELS, made_of, quick_places, read_record, study
 
 PLACES = quick_places(Path("nowhere"), Path("nowhere") / "record.json")
 
@@ -68,8 +57,8 @@ def studied(tmp_path, monkeypatch):
             raise error
         return a_result(run)
 
-    monkeypatch.setattr(study_toy, "make_files", lambda level, places: None)
-    monkeypatch.setattr(study_toy, "execute", execute)
+    monkeypatch.setattr(runner, "make_files", lambda level, places: None)
+    monkeypatch.setattr(runner, "execute", execute)
     return quick_places(tmp_path, tmp_path / "record.json"), begun, trouble
 
 
@@ -110,7 +99,7 @@ def test_what_was_recorded_with_other_settings_is_done_again(studied):
     record[changed]["made_of"]["epsilon"] = 0.5  # a default that has changed since
     del record[lacking]["made_of"]["frame_weight"]  # from before there was such a setting, when it was "sum"
     del record[runs[2].key]["made_of"]["prompters"]  # which was "shared"
-    study_toy.write_record(places.record, record)
+    runner.write_record(places.record, record)
     assert study(places, runs, jobs=1)
     assert sorted(begun) == sorted([changed, lacking])
 

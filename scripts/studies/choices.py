@@ -1,0 +1,122 @@
+"""Studies on the toy testbed: each of STOP's open choices against its alternative, and accuracy over frames.
+
+  bash scripts/study_toy.sh                        # everything; continues where it stopped
+  python scripts/studies/choices.py --table        # prints what docs/method.md has of it
+
+See `scripts.studies.runner` for how a training is done and what it reports.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.studies.runner import BUDGET, FRAMES, LEVELS, RESULTS, STOP, Run, run_study, runs_of, spread
+
+RECORD = RESULTS / "study_toy.json"
+SEEDS = (1, 2, 3)
+CURVE = (3, 4, 6, 8, 12)  # frames
+SEQ_TRANSF = ("--method", "clip4clip", "--sim_header", "seqTransf", "--lr", "1e-3", "--coef_lr", "1")
+# what each choice adds to STOP at its defaults, which is the first
+CHOICES = {
+    "defaults": (),
+    "sum": ("--frame_weight", "sum"),
+    "text prompts 8": ("--text_prompts", "8"),
+    "side adapters 8": ("--side_adapters", "8"),
+    "spatial reduce 16": ("--spatial_reduce", "16"),
+    "own, equal width": ("--prompters", "own", "--spatial_reduce", "0"),
+    "own, equal total": (
+        *("--prompters", "own", "--spatial_reduce", "0"),
+        *("--spatial_width", "8", "--spatial_hidden", "16", "--temporal_width", "14"),
+    ),
+    "bf16": ("--precision", "bf16"),
+    "fp16": ("--precision", "fp16"),
+    "frame scope": ("--attention_scope", "frame"),
+}
+
+
+def all_runs() -> Iterator[Run]:
+    """Every run: all of a seed before the next, so that what is done can be compared; the curve's other seeds last."""
+    first, *others = SEEDS
+    yield from choice_runs(first)
+    yield from curve_runs(first)
+    for frames in CURVE:
+        yield Run("events", "zero-shot", frames, first, ("--do_eval", "--method", "zero_shot", "--precision", "fp32"))
+    for runs in (choice_runs, curve_runs):
+        for seed in others:
+            yield from runs(seed)
+
+
+def choice_runs(seed: int) -> Iterator[Run]:
+    """Each choice on both levels."""
+    for level in reversed(LEVELS):
+        for name, flags in CHOICES.items():
+            precision = () if "--precision" in flags else ("--precision", "fp32")
+            yield Run(level, name, FRAMES, seed, ("--do_train", *STOP, *BUDGET, *precision, *flags))
+
+
+def curve_runs(seed: int) -> Iterator[Run]:
+    """STOP at its defaults and seqTransf over the number of frames; of STOP's the choices have one."""
+    for frames in CURVE:
+        if frames != FRAMES:
+            yield Run("events", "defaults", frames, seed, ("--do_train", *STOP, *BUDGET, "--precision", "fp32"))
+        yield Run("events", "seqTransf", frames, seed, ("--do_train", *SEQ_TRANSF, *BUDGET, "--precision", "fp32"))
+
+
+def choices_table(record: dict[str, Any], level: str) -> str:
+    """A row a choice."""
+    lines = [
+        f"| {level} | seeds | R@1 | motion | s a step | tokens a gap | trained |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in CHOICES:
+        runs = runs_of(record, level, name, FRAMES)
+        if not runs:
+            continue
+        at = [fmean(run.get(f"tokens_per_gap_at_the_{when}", 0.0) for run in runs) for when in ("start", "end")]
+        cells = [
+            name,
+            str(len(runs)),
+            spread([run["metrics"]["t2v_R1"] for run in runs]),
+            spread([run["metrics"]["motion_accuracy"] for run in runs]),
+            f"{fmean(run['seconds_per_step'] for run in runs):.2f}",
+            f"{at[0]:.2f} → {at[1]:.2f}",
+            f"{runs[0]['metrics']['trainable_parameters']:,}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def curve_table(record: dict[str, Any]) -> str:
+    """A row a method, a column a number of frames."""
+    lines = [
+        "| events, R@1 (motion) | " + " | ".join(f"{frames} frames" for frames in CURVE) + " |",
+        "|---" * (1 + len(CURVE)) + "|",
+    ]
+    for name, title in (("zero-shot", "zero-shot"), ("defaults", "STOP"), ("seqTransf", "clip4clip seqTransf")):
+        cells = []
+        for frames in CURVE:
+            runs = runs_of(record, "events", name, frames)
+            values = [spread([run["metrics"][key] for run in runs]) for key in ("t2v_R1", "motion_accuracy")]
+            cells.append(f"{values[0]} ({values[1]})" if runs else "")
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def tables(record: dict[str, Any]) -> str:
+    """All tables, as docs/method.md has them."""
+    return "\n\n".join([*(choices_table(record, level) for level in LEVELS), curve_table(record)])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Study, then print the tables."""
+    runs = list(all_runs())
+    quick = [run for run in runs if run.seed == SEEDS[0] and run.frames == min(CURVE)]
+    run_study(argv, __doc__, RECORD, runs, quick, tables)
+
+
+if __name__ == "__main__":
+    main()
