@@ -9,6 +9,7 @@ import pytest
 from dataloaders.datasets import RECOGNITION, RETRIEVAL
 from helpers.paths import ROOT
 from helpers.registry import DATASETS, PROGRAMS
+from methods.test_counts import COUNTS
 from modules.methods import METHODS
 from modules.program.arguments import CommonSettings
 from modules.training.trainer import TrainSettings
@@ -114,3 +115,13 @@ def test_the_readmes_demo_is_what_was_measured():
         assert f"| {name} | {' | '.join(cells)} | {run['results']['trainable_parameters']:,} |" in readme
     zero_shot, stop, shuffled = (f"{run['results']['top1']:.1f}" for run in measured["recognition"].values())
     assert f"top-1 {zero_shot} for zero-shot, {stop} for STOP, {shuffled} with shuffled frames" in readme
+
+
+def test_the_table_of_methods_is_what_they_say():
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    trained = {method: count for method, _, count in reversed(COUNTS)}  # the first of a method is its defaults'
+    for name, method in METHODS.items():
+        said = method.properties
+        still, length = ("yes" if said.still else ""), ("yes" if said.any_length else "refused")
+        assert f"| `{name}` | {trained[name]:,} | {still} | {length} | {'' if said.order_blind else 'yes'} |" in page
+        assert f"{trained[name]:,}" in (ROOT / "README.md").read_text(encoding="utf-8")
