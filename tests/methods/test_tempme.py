@@ -151,6 +151,8 @@ class Multiplications(TorchFunctionMode):
         # the maps of low rank can be added to the weights that they stand beside
         if func is F.linear and min(args[1].shape) >= self.width:
             self.total += args[0].numel() * args[1].shape[0]
+        if func is torch.addmm:
+            self.total += args[1].numel() * args[2].shape[1]
         if func is F.scaled_dot_product_attention:
             query, key = args[0], args[1]
             self.total += 2 * query.numel() * key.shape[-2]
