@@ -4,7 +4,7 @@ A prompting is a module that owns what it trains and stands before the blocks of
 nothing, so that a method writes down only what it changes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ class VideoTokens:
         joined: (G, N, D), the sequences of which the tensors above are parts, each with its class tokens first, then
             its frames' patches, then what is carried; always there when a prompting gets the tokens, None once one of
             them was replaced.
+        known: see `once`; another one where `real` or `sizes` are others.
     """
 
     cls: Tensor
@@ -42,6 +43,18 @@ class VideoTokens:
     carried_places: tuple[int | None, ...] = ()
     carried_mask: Tensor | None = None
     joined: Tensor | None = None
+    known: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, name: object, make: Callable[[], Any]) -> Any:
+        """Something that follows from `real`, `sizes` and the shapes alone, made for the first layer that asks.
+
+        Args:
+            name: what it is called, among all who ask.
+            make: makes it.
+        """
+        if name not in self.known:
+            self.known[name] = make()
+        return self.known[name]
 
     @property
     def frame_sizes(self) -> Tensor:
@@ -75,8 +88,8 @@ class VideoTokens:
         batch, frames, patches = self.patches.shape[:3]
         sequences = len(self.joined)
         classes, here = self.cls.shape[1] * batch // sequences, frames * batch // sequences
-        first = classes + patches * torch.arange(here, device=index.device)
-        places = (index.reshape(sequences, here, -1) + first[:, None]).flatten(1)
+        first = self.once("first patches", lambda: classes + patches * torch.arange(here, device=index.device)[:, None])
+        places = (index.reshape(sequences, here, -1) + first).flatten(1)
         values = values.to(self.joined.dtype).reshape(*places.shape, -1)
         return self.joined.scatter_add(1, places[..., None].expand_as(values), values)
 

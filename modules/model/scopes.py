@@ -77,11 +77,7 @@ class JointScope:
         """See `Scope`."""
         tokens = self.join(prompted.tokens)
         classes, (frames, patches) = tokens.cls.shape[1], tokens.patches.shape[1:3]
-        weights = self.frame_weights(tokens)
-        own = _as_keys(tokens.real.repeat_interleave(patches, dim=1), _repeat(weights, patches))
-        # a padded frame's class token is masked, a video's own never
-        one = torch.ones_like(tokens.real[:, :1])
-        masks = [_as_keys(tokens.real, weights) if classes > 1 else one, own]
+        masks = [tokens.once((self, "own keys"), lambda: self._own_keys(tokens))]
         sequences, read = tokens.joined, prompted.read
         extra, carried_mask, places = None, _mask_of(tokens), tokens.carried_places
         if carried_mask is not None:
@@ -108,6 +104,17 @@ class JointScope:
             carried_places=places,
             joined=out,
         )
+
+    def _own_keys(self, tokens: VideoTokens) -> Tensor:
+        """What masks class tokens and patches as keys: (B, C + T·P), bool or float.
+
+        A padded frame's class token is masked, a video's own never.
+        """
+        classes, patches = tokens.cls.shape[1], tokens.patches.shape[2]
+        weights = self.frame_weights(tokens)
+        own = _as_keys(tokens.real.repeat_interleave(patches, dim=1), _repeat(weights, patches))
+        one = torch.ones_like(tokens.real[:, :1])
+        return _side_by_side([_as_keys(tokens.real, weights) if classes > 1 else one, own])
 
     def frame_weights(self, tokens: VideoTokens) -> Tensor | None:
         """What is added to the logits of each frame's tokens as keys, (B, T); None for nothing."""
@@ -142,8 +149,9 @@ class JointScope:
         shown = extra.mask
         if shown is None:
             shown = tokens.real[:, frames - places :, None].expand(*together.shape[:3])
-        weights = self.frame_weights(tokens) if of_frames else self.gap_weights(tokens)
-        return together.flatten(1, 2), _as_keys(shown.flatten(1, 2), _repeat(weights, together.shape[2]))
+        weights_of, each = (self.frame_weights if of_frames else self.gap_weights), together.shape[2]
+        weights = tokens.once((self, extra.place, each), lambda: _repeat(weights_of(tokens), each))
+        return together.flatten(1, 2), _as_keys(shown.flatten(1, 2), weights)
 
     @staticmethod
     def places(extra: Extra, frames: int, count: int) -> tuple[int | None, ...]:
@@ -221,7 +229,10 @@ class FrameScope:
                 read = None
         mask = None
         if masks:
-            own = torch.ones(len(sequences), 1 + patches, dtype=torch.bool, device=sequences.device)
+            own = tokens.once(
+                (self, "own keys"),
+                lambda: torch.ones(len(sequences), 1 + patches, dtype=torch.bool, device=sequences.device),
+            )
             mask = _side_by_side([own, *masks])[:, None, None]
         out = block(sequences, extra, mask, 1 if cls_only else None, read, **prompted.for_adapters)
         if cls_only:
@@ -313,6 +324,7 @@ def _merge_frames(tokens: VideoTokens) -> VideoTokens:
         real=merged_sizes > 0,
         sizes=merged_sizes,
         joined=None,
+        known={},
     )
 
 

@@ -37,40 +37,46 @@ def merge_sizes(sizes: Tensor) -> Tensor:
     return F.pad(sizes, (0, sizes.shape[1] % 2)).unflatten(1, (-1, 2)).sum(2)
 
 
-def extend_in_time(tokens: Tensor, real: Tensor) -> Tensor:
+def extended_frames(real: Tensor) -> tuple[Tensor, Tensor]:
+    """Which frames stand where in videos that are extended in time, as indices of (B, T): (B, 1) and (B, T + 2)."""
+    batch, length = real.shape
+    frames = torch.arange(-1, length + 1, device=real.device).clamp_min(0)
+    videos = torch.arange(batch, device=real.device)[:, None]
+    return videos, torch.minimum(frames, real.sum(1, keepdim=True) - 1)
+
+
+def extend_in_time(tokens: Tensor, real: Tensor, frames: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Repeat the first and the last real frame beyond the ends, over any padding.
 
     Args:
         tokens: (B, T, P, C).
         real: (B, T) bool; the real frames come first, at least one.
+        frames: `extended_frames(real)` where somebody has it already.
 
     Returns:
         (B, T + 2, P, C): one frame before, the T frames with padding replaced, one behind.
     """
-    return _ExtendInTime.apply(tokens, real)
+    return _ExtendInTime.apply(tokens, real, *(extended_frames(real) if frames is None else frames))
 
 
 class _ExtendInTime(torch.autograd.Function):
     """A gradient of slices and one small product, where indexing would sort or add up frame by frame."""
 
     @staticmethod
-    def forward(ctx, tokens: Tensor, real: Tensor) -> Tensor:
-        ctx.save_for_backward(real)
-        batch, length = real.shape
-        frames = torch.arange(-1, length + 1, device=real.device).clamp_min(0)
-        shown = torch.minimum(frames, real.sum(1, keepdim=True) - 1)  # (B, T + 2)
-        return tokens[torch.arange(batch, device=real.device)[:, None], shown]
+    def forward(ctx, tokens: Tensor, real: Tensor, videos: Tensor, frames: Tensor) -> Tensor:
+        ctx.save_for_backward(real, videos, frames)
+        return tokens[videos, frames]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (real,) = ctx.saved_tensors
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        real, videos, frames = ctx.saved_tensors
         found = grad[:, 1:-1] * real[:, :, None, None]
         found[:, 0] += grad[:, 0]
         beyond = F.pad(~real, (0, 1), value=True).to(grad.dtype)  # (B, T + 1), frames that show the last real one
         sums = torch.bmm(beyond[:, None], grad[:, 1:].flatten(2)).view(found[:, 0].shape)
-        found[torch.arange(len(real), device=real.device), real.sum(1) - 1] += sums
-        return found, None
+        found[videos[:, 0], frames[:, -1]] += sums
+        return found, None, None, None
 
 
 def frame_differences(tokens: Tensor, real: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def deep(tmp_path_factory) -> Setup:
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [(FLOOR, 620), (ONCE, 1_210), (PER_LAYER, 4_790), (ONCE_MERGED, 1_270), (PER_LAYER_MERGED, 4_890)]
+    ("name", "most"), [(FLOOR, 615), (ONCE, 1_090), (PER_LAYER, 4_450), (ONCE_MERGED, 1_180), (PER_LAYER_MERGED, 4_625)]
 )
 def test_a_step_asks_for_no_more_calls_than_it_did(deep, name, most):
     found = count_step(name, deep.load_clip(), deep).operations

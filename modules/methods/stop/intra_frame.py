@@ -5,6 +5,7 @@ N^s dynamics, P^s prompter. All of it belongs to one video at a time.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from modules.kernels.convolutions import DepthwiseConv3d
 from modules.kernels.reductions import mean_square
 from modules.model.dropout import SampleDropout
 from modules.model.prompting import VideoTokens
-from modules.model.tokens import extend_in_time, grid_conv3d
+from modules.model.tokens import extend_in_time, extended_frames, grid_conv3d
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class IntraFramePrompting(nn.Module):
             seeds: (B, at least T·P) int32 for dropout, of `row_seeds`; in training only.
         """
         real = tokens.real
-        extended = extend_in_time(read, real)
+        extended = extend_in_time(read, real, tokens.once(extended_frames, partial(extended_frames, real)))
         dynamics = self.temporal_dynamics(extended)
         scores = self.alpha * attention_map.to(dynamics.dtype) + (1 - self.alpha) * dynamics  # W^s
         chosen, regions = select_regions(scores.detach(), self.num_regions, real)
