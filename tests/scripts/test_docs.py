@@ -7,8 +7,8 @@ import re
 import pytest
 
 from dataloaders.datasets import RECOGNITION, RETRIEVAL
+from helpers.flags import DATASETS, PROGRAMS
 from helpers.paths import ROOT
-from helpers.registry import DATASETS, PROGRAMS
 from modules.methods import METHODS
 from modules.program.arguments import CommonSettings
 from modules.training.trainer import TrainSettings
