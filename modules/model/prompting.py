@@ -28,6 +28,7 @@ class VideoTokens:
             prompting; None for none.
         carried_places: which gap each of them belongs to, as the scope counts gaps, None for none; empty if none does.
         carried_mask: (G, K), which of them exist, bool, or what a scope adds to their logits as keys; None for all.
+        lengths: (B,) int64, how many frames of each video are real, as the encoder was given them; None if it was not.
         joined: (G, N, D), the sequences of which the tensors above are views, so that a scope need not join them again;
             None once one was replaced.
     """
@@ -39,6 +40,7 @@ class VideoTokens:
     carried: Tensor | None = None
     carried_places: tuple[int | None, ...] = ()
     carried_mask: Tensor | None = None
+    lengths: Tensor | None = None
     joined: Tensor | None = None
 
     @property
