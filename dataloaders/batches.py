@@ -212,7 +212,7 @@ class Ahead:
 
         What goes wrong with it is raised when its turn comes.
         """
-        if self._stream is None:
+        if self._stream is None or self._next is not None:
             return
         try:
             batch = next(self._batches)

@@ -207,9 +207,9 @@ class Processes:
             if time.monotonic() - begun < 0.99 * self.patience:  # something else is wrong
                 raise
             raise UserError(
-                f"waited {duration(self.patience)} for {self.whereabouts.describe_late()}. Look at that process, its "
-                "machine and the disk that it reads from; the same command continues. A larger --video_time_limit "
-                "lets processes wait longer for each other."
+                f"waited {duration(self.patience)} for {self.whereabouts.describe_late()}. Look at its machine and at "
+                "the disk that it reads from; the same command continues. A larger --video_time_limit lets processes "
+                "wait longer for each other."
             ) from error
 
 

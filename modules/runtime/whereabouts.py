@@ -55,7 +55,7 @@ class Whereabouts:
 
     def describe_late(self) -> str:
         """Who has not come where this process waits, and with which video, for a message."""
-        return "; ".join(filter(None, map(self._describe, range(self._world_size)))) or "it is not known for whom"
+        return "; ".join(filter(None, map(self._describe, range(self._world_size)))) or "another process"
 
     def stop(self) -> None:
         """Tell nothing any more."""

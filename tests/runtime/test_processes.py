@@ -103,7 +103,7 @@ def test_two_processes_have_the_gradients_of_one(two_processes):
 def test_a_process_that_has_waited_too_long_says_for_whom_and_for_which_video(two_processes):
     (message,) = [waited for *_, waited in two_processes if waited is not None]
     assert message.startswith(
-        "waited 1 s for process 1 of 2, which has been reading videos/slow.mp4 for 1 min 23 s. Look at that process"
+        "waited 1 s for process 1 of 2, which has been reading videos/slow.mp4 for 1 min 23 s. Look at"
     )
     assert "--video_time_limit" in message
 

@@ -245,6 +245,8 @@ def test_what_goes_wrong_with_the_next_batch_is_raised_when_its_turn_comes():
 
     with pretend_gpu():
         ahead = Ahead(batches(), GPU)
+        ahead.fetch()
+        ahead.fetch()  # it is there
         next(ahead)
         ahead.fetch()
         with pytest.raises(UserError, match="a bad video"):
