@@ -1,7 +1,7 @@
 """Items side by side: which of them make a batch, each process's share of it, and loaders that read them."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,9 @@ from common.seeds import derive_seed
 from dataloaders.bad_videos import READ_ANOTHER, BadItem, SkippedVideo
 from dataloaders.items import EvaluationDataset, Item, TrainingDataset
 
+NO_LABEL = -1
+ON_DEVICE = ("frames", "video_numbers", "caption_numbers", "labels")  # of a batch
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -24,7 +27,9 @@ class Batch:
         frames: (B, T, 3, S, S) uint8.
         num_frames: (B,) int64.
         video_ids, captions: B strings each.
-        labels: B class indices; None in retrieval.
+        video_numbers, caption_numbers: (B,) int64, by which processes compare videos and captions without the strings:
+            equal where these are, and but for one pair in 2⁶³ only there.
+        labels: (B,) int64, class indices; NO_LABEL in retrieval.
         skipped: of all items.
     """
 
@@ -33,17 +38,26 @@ class Batch:
     num_frames: Tensor
     video_ids: list[str]
     captions: list[str]
-    labels: list[int | None]
+    video_numbers: Tensor
+    caption_numbers: Tensor
+    labels: Tensor
     skipped: list[SkippedVideo]
 
     def pin_memory(self) -> "Batch":
-        """The same batch with its frames in page-locked memory, from where they are copied to a GPU in passing."""
-        return replace(self, frames=self.frames.pin_memory(), num_frames=self.num_frames.pin_memory())
+        """The same batch in page-locked memory, from where it is copied to a GPU in passing."""
+        return self._change(lambda tensor: tensor.pin_memory(), "num_frames", *ON_DEVICE)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch with its frames on a device; the indices stay on the CPU."""
-        frames = self.frames.to(device, non_blocking=True)
-        return replace(self, frames=frames, num_frames=self.num_frames.to(device, non_blocking=True))
+        """The same batch on a device; what the CPU asks for, indices and numbers of frames, stays there."""
+        return self._change(lambda tensor: tensor.to(device, non_blocking=True), *ON_DEVICE)
+
+    def is_used_by(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory on the GPU until a stream has done what it was given up to now, whatever stream filled it."""
+        for name in ON_DEVICE:
+            getattr(self, name).record_stream(stream)
+
+    def _change(self, change: Callable[[Tensor], Tensor], *names: str) -> "Batch":
+        return replace(self, **{name: change(getattr(self, name)) for name in names})
 
 
 def collate(items: Sequence[Item | BadItem]) -> tuple[Batch | None, list[BadItem]]:
@@ -58,7 +72,9 @@ def collate(items: Sequence[Item | BadItem]) -> tuple[Batch | None, list[BadItem
         torch.tensor([item.num_frames for item in good]),
         [item.sample.video_id for item in good],
         [item.caption for item in good],
-        [item.sample.label for item in good],
+        torch.tensor([derive_seed(item.sample.video_id) for item in good]),
+        torch.tensor([derive_seed(item.caption) for item in good]),
+        torch.tensor([NO_LABEL if item.sample.label is None else item.sample.label for item in good]),
         [video for item in good for video in item.skipped],
     )
     return batch, bad
@@ -160,6 +176,51 @@ def read_batches(loader: DataLoader) -> Iterator[Batch]:
         if bad:
             bad[0].raise_error("" if loader.dataset.replace_bad else READ_ANOTHER)
         yield batch
+
+
+class Ahead:
+    """Batches on a device. On a GPU the next one is copied, by a stream of its own, while the one before is in use."""
+
+    def __init__(self, batches: Iterator[Batch], device: torch.device):
+        """batches: on the CPU, in page-locked memory for a GPU."""
+        self._batches = batches
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._next: Batch | Exception | None = None
+
+    def __iter__(self) -> "Ahead":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._stream is None:
+            return next(self._batches).to(self._device)
+        if self._next is None:
+            self.fetch()
+        found, self._next = self._next, None
+        if isinstance(found, Exception):
+            try:
+                raise found
+            finally:
+                del found  # its traceback leads here, and from here to the loader
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_stream(self._stream)
+        found.is_used_by(stream)
+        return found
+
+    def fetch(self) -> None:
+        """Take the next batch and begin to copy it; for when the device has much to do. Nothing on other devices.
+
+        What goes wrong with it is raised when its turn comes.
+        """
+        if self._stream is None or self._next is not None:
+            return
+        try:
+            batch = next(self._batches)
+        except Exception as error:  # or its end
+            self._next = error
+            return
+        with torch.cuda.stream(self._stream):
+            self._next = batch.to(self._device)
 
 
 def evaluation_loader(

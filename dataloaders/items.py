@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from common.seeds import derive_seed
 from dataloaders.bad_videos import BadItem, SkippedVideo
+from dataloaders.reading import BeingRead
 from dataloaders.samples import Sample
 from dataloaders.video.decoding import BadVideoError
 from dataloaders.video.pack_index import PackIndex
@@ -20,6 +21,14 @@ from dataloaders.video.sampling import FrameSampler
 
 FRAME_ORDERS = ("ordered", "shuffle")
 MAX_REPLACEMENTS = 20
+
+
+def longest_read(time_limit: float) -> float:
+    """Seconds that reading a sample of training may take, with as many others drawn in its stead as may be.
+
+    time_limit: of each video.
+    """
+    return (1 + MAX_REPLACEMENTS) * time_limit
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,7 @@ class TrainingDataset(Dataset):
         self.settings = settings
         self.replace_bad = replace_bad
         self.reader = settings.make_reader()
+        self._being_read = BeingRead()
         self._reasons: dict[tuple[int, str, int], str] = {}  # by epoch, sample and attempt
 
     def __len__(self) -> int:
@@ -123,6 +133,10 @@ class TrainingDataset(Dataset):
         places = {s.sample_id: index for index, s in enumerate(self.samples) if s.sample_id in wanted}
         drawn = {self.drawn(video.epoch, places[video.sample_id], video.attempt) for video in skipped}
         return len({self.samples[index].video_id for index in drawn})
+
+    def being_read(self) -> tuple[str, float] | None:
+        """The video that this process or a worker has been reading for longest, and for how many seconds, if any."""
+        return _video(self.samples, self._being_read)
 
     def replay(self, skipped: Sequence[SkippedVideo]) -> None:
         """Take these videos for bad again when they are drawn for the same samples, without reading them.
@@ -147,12 +161,14 @@ class TrainingDataset(Dataset):
         sample_id = self.samples[index].sample_id
         skipped: list[SkippedVideo] = []
         while True:
-            sample = self.samples[self.drawn(epoch, index, len(skipped))]
+            place = self.drawn(epoch, index, len(skipped))
+            sample = self.samples[place]
             try:
                 known = self._reasons.get((epoch, sample_id, len(skipped)))
                 if known is not None:
                     raise BadVideoError(sample.path, known)
-                return self._read(epoch, index, sample, tuple(skipped))
+                with self._being_read.note(place):
+                    return self._read(epoch, index, sample, tuple(skipped))
             except BadVideoError as error:
                 skipped.append(SkippedVideo(epoch, sample_id, len(skipped), str(error.path), error.reason))
                 if not self.replace_bad:
@@ -203,6 +219,7 @@ class EvaluationDataset(Dataset):
         self.drop_bad = drop_bad
         self.dropped: dict[str, str] = {}
         self.reader = settings.make_reader()
+        self._being_read = BeingRead()
 
     def __len__(self) -> int:
         return len(self.samples) * self.views.count
@@ -215,6 +232,10 @@ class EvaluationDataset(Dataset):
     def drop(self, videos: Mapping[str, str]) -> None:
         """Leave out videos, by id, from now on; a later evaluation is then one of the same set."""
         self.dropped |= videos
+
+    def being_read(self) -> tuple[str, float] | None:
+        """As in `TrainingDataset`."""
+        return _video(self.samples, self._being_read)
 
     def sample_of(self, index: int) -> Sample:
         """The sample that an item is a view of."""
@@ -238,11 +259,17 @@ class EvaluationDataset(Dataset):
             raise BadVideoError(sample.path, self.dropped[sample.video_id])
         clip, crop = divmod(index % self.views.count, self.views.num_crops)
         sampler = FrameSampler(clip=clip, num_clips=self.views.num_clips)
-        frames, num_frames = read_frames(self.reader, sample, self.settings, sampler, self.views.place(crop))
+        with self._being_read.note(index // self.views.count):
+            frames, num_frames = read_frames(self.reader, sample, self.settings, sampler, self.views.place(crop))
         if self.frame_order == "shuffle":
             draw = np.random.default_rng(derive_seed(self.settings.seed, "frame order", sample.video_id))
             frames[:num_frames] = frames[:num_frames][torch.from_numpy(draw.permutation(num_frames))]
         return Item(index, sample, sample.captions[0], frames, num_frames)
+
+
+def _video(samples: Sequence[Sample], being_read: BeingRead) -> tuple[str, float] | None:
+    longest = being_read.longest()
+    return longest and (str(samples[longest[0]].path), longest[1])
 
 
 def read_frames(

@@ -27,10 +27,15 @@ def total(values: Tensor, counted: Tensor) -> Tensor:
         values: of any number type, or bool.
         counted: bool, which of them count; broadcast over leading axes.
     """
-    dtype = torch.float32 if values.device.type == "mps" else torch.float64
+    dtype = number_type(values.device)
     counted = counted.expand_as(values)
     values = torch.where(counted, values.detach().to(dtype), 0.0)
     return torch.stack([values.sum(), counted.sum().to(dtype)])
+
+
+def number_type(device: torch.device) -> torch.dtype:
+    """The most precise type of numbers that a device computes in."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def add_up(one: Measures, other: Measures) -> dict[str, Tensor]:
@@ -40,9 +45,12 @@ def add_up(one: Measures, other: Measures) -> dict[str, Tensor]:
 
 def numbers(measures: Measures) -> dict[str, list[float]]:
     """The totals as numbers, which other processes can be told; waits for the device."""
-    if not measures:
-        return {}
-    return dict(zip(measures, torch.stack(list(measures.values())).tolist(), strict=True))
+    return totals(measures, torch.cat(list(measures.values())).tolist()) if measures else {}
+
+
+def totals(names: Iterable[str], found: Sequence[float]) -> dict[str, list[float]]:
+    """Totals by name, from the totals of all names one behind the other."""
+    return {name: list(found[2 * place : 2 * place + 2]) for place, name in enumerate(names)}
 
 
 def means(shares: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:

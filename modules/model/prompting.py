@@ -29,6 +29,7 @@ class VideoTokens:
             prompting; None for none.
         carried_places: which gap each of them belongs to, as the scope counts gaps, None for none; empty if none does.
         carried_mask: (G, K), which of them exist, bool, or what a scope adds to their logits as keys; None for all.
+        lengths: (B,) int64, how many frames of each video are real, as the encoder was given them; None if it was not.
         joined: (G, N, D), the sequences of which the tensors above are parts, each with its class tokens first, then
             its frames' patches, then what is carried; always there when a prompting gets the tokens, None once one of
             them was replaced.
@@ -42,6 +43,7 @@ class VideoTokens:
     carried: Tensor | None = None
     carried_places: tuple[int | None, ...] = ()
     carried_mask: Tensor | None = None
+    lengths: Tensor | None = None
     joined: Tensor | None = None
     known: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
 

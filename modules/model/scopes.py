@@ -172,8 +172,8 @@ class JointScope:
         mask, places = tokens.carried_mask, _places_of(tokens)
         return replace(
             merged,
-            carried=tokens.carried[:, kept],
-            carried_mask=None if mask is None else mask[:, kept],
+            carried=_pick(tokens.carried, kept),
+            carried_mask=None if mask is None else _pick(mask, kept),
             carried_places=tuple(None if places[at] is None else places[at] // 2 for at in kept),
         )
 
@@ -331,6 +331,13 @@ def _merge_frames(tokens: VideoTokens) -> VideoTokens:
 def _as_keys(exist: Tensor, weights: Tensor | None) -> Tensor:
     """A mask of keys: which of them exist, (B, K) bool, or with weights (B, K) what is added to their logits."""
     return exist if weights is None else weights.masked_fill(~exist, -torch.inf)
+
+
+def _pick(tensor: Tensor, places: Sequence[int]) -> Tensor:
+    """Some places along axis 1, rising; as slices, since a device would wait for a list of them."""
+    starts = [at for at in places if at - 1 not in places]
+    ends = [at + 1 for at in places if at + 1 not in places]
+    return torch.cat([tensor[:, start:end] for start, end in zip(starts, ends, strict=True)] or [tensor[:, :0]], dim=1)
 
 
 def _repeat(weights: Tensor | None, times: int) -> Tensor | None:

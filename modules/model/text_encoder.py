@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common.errors import UserError
 from modules.clip.text import ClipTextTower, WholeTextTower
+from modules.kernels.copies import send
 from modules.model.dropout import TEXT, fold_in, fold_in_each
 from modules.model.prompting import TextPrompting
 
@@ -45,7 +46,8 @@ def check_max_words(max_words: int, context_length: int, taken: int = 0) -> None
 class TextEncoder(nn.Module):
     """Embeds captions with a CLIP tower.
 
-    Where nothing in it trains, each caption is embedded once and kept: its embedding never changes.
+    Where nothing in it trains, each caption is embedded once and kept, on the tower's device: its embedding never
+    changes.
 
     Attributes:
         max_words: tokens a caption is cut to, start and end included.
@@ -84,6 +86,11 @@ class TextEncoder(nn.Module):
         self.unit_length = unit_length
         self.checkpoint_activations = False
         self._kept: dict[str, Tensor] = {}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TextEncoder":
+        """Move, or change the dtype: what was kept belongs to the device and the dtype from before."""
+        self._kept.clear()
+        return super()._apply(fn, recurse)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """(N, max_words) int64: longer captions are cut, with start and end kept; shorter ones are padded."""
@@ -147,13 +154,13 @@ class TextEncoder(nn.Module):
         for start in range(0, len(new), GROUP):
             group = new[start : start + GROUP]
             embeddings = self._embed(self.tokenize(group + [""] * (GROUP - len(group))))
-            self._kept.update(zip(group, embeddings.cpu(), strict=False))
-        return torch.stack([self._kept[c] for c in captions]).to(next(self.parameters()).device)
+            self._kept.update(zip(group, embeddings[: len(group)].clone(), strict=True))
+        return torch.stack([self._kept[c] for c in captions])
 
     def _embed(self, ids: Tensor, keys: Tensor | None = None) -> Tensor:
         """(N, W) int64 → (N, E)."""
         tower = self.tower
-        ids = ids.to(next(tower.parameters()).device)
+        ids = send(ids, next(tower.parameters()).device)
         if isinstance(tower, WholeTextTower):
             embeddings = tower.encode(F.pad(ids, (0, tower.context_length - ids.shape[1])))
         else:

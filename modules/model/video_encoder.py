@@ -1,6 +1,7 @@
 """The video encoder: CLIP's image tower with a prompting around its blocks, in a scope, and a read-out behind them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -70,7 +71,7 @@ class VideoEncoder(nn.Module):
 
         Args:
             frames: (B, T, 3, H, W) uint8, real frames first, then padding.
-            num_frames: (B,) int, how many are real, 1 to T.
+            num_frames: (B,) int, how many are real, 1 to T; on the CPU, page-locked for a GPU, or with the frames.
             sample_keys: (B,) int64, what dropout is drawn from; needed in training.
             return_details: also return what figures are made of.
 
@@ -91,7 +92,8 @@ class VideoEncoder(nn.Module):
         tokens = VideoTokens(
             self.scopes[0].class_tokens(cls, batch, length),
             patches.unflatten(0, (batch, length)),  # (B·T, P, D) → (B, T, P, D)
-            real_frames(num_frames, length),
+            real_frames(num_frames.to(frames.device, non_blocking=True), length),
+            lengths=num_frames,
         )
         tokens = self.prompting.begin(self.tower, tokens)
         draws: Sequence[object] = [None] * self.tower.num_layers
@@ -119,7 +121,7 @@ class VideoEncoder(nn.Module):
     def _layer(self, layer: int, tokens: VideoTokens, draws: object) -> tuple[VideoTokens, Details | None]:
         """One block and the prompting before it."""
         if layer in self.merge_before:
-            tokens = self.scopes[layer].merge(tokens)
+            tokens = replace(self.scopes[layer].merge(tokens), lengths=(tokens.lengths + 1) // 2)
         tokens = self.scopes[layer].join(tokens)
         prompted = self.prompting.before(self.tower, layer, tokens, draws)
         cls_only = self.readout.cls_only and layer == self.tower.num_layers - 1

@@ -20,13 +20,14 @@ from common.settings import (
 )
 from dataloaders.datasets.recognition.splits import RecognitionDataset
 from dataloaders.datasets.retrieval.lists import RetrievalDataset
-from dataloaders.items import FRAME_ORDERS, VideoSettings
+from dataloaders.items import FRAME_ORDERS, VideoSettings, longest_read
 from dataloaders.video.reader import DecodingSettings
 from modules.methods import DEFAULT_METHOD, METHODS
 from modules.program.build import find_checkpoint
 from modules.runtime.run_folder import BEST, load_checkpoint
 from modules.training.trainer import TrainSettings
 
+STEP_LIMIT = 600.0  # seconds that may pass until a process comes to the next step but for reading: it may compile
 USAGE = "%(prog)s [flags]"  # all of them would fill a screen, before every message about one
 
 
@@ -110,6 +111,11 @@ class Arguments:
     def parts(self) -> tuple[Any, ...]:
         """All settings objects."""
         return self.common, self.train, self.task, self.method_settings, self.data
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a process waits for another: what reading a sample may take, and a step beside that."""
+        return STEP_LIMIT + longest_read(self.common.video_time_limit)
 
 
 def parse_arguments(

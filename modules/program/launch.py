@@ -7,18 +7,17 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from common.errors import UserError
 from dataloaders.video.decoding import BadVideoError
+from modules.program.arguments import Arguments
 from modules.runtime.interruption import EXIT_CODE as INTERRUPTED_EXIT_CODE
 from modules.runtime.interruption import Interrupted, Interruption, end_children
 from modules.runtime.processes import Processes, start_processes, stop_processes
 from modules.runtime.run_folder import file_logger
 
 logger = logging.getLogger("stop")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Session:
     interruption: Interruption
 
 
-def run_program(parse: Callable[[], T], run: Callable[[T, Session], Any]) -> int:
+def run_program(parse: Callable[[], Arguments], run: Callable[[Arguments, Session], Any]) -> int:
     """Run something on the processes there are, and say what went wrong if the user can mend it.
 
     Args:
@@ -54,9 +53,9 @@ def run_program(parse: Callable[[], T], run: Callable[[T, Session], Any]) -> int
                 except UserError as error:
                     print(error, file=sys.stderr)  # there is no log yet
                     return 1
-            processes = start_processes()
+            processes = start_processes(arguments.patience)
             run(arguments, Session(processes, interruption))
-            stop_processes()
+            stop_processes(processes)
             return 0
         except SystemExit:  # of argparse, which has said why
             raise

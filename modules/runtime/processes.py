@@ -4,6 +4,10 @@ Every rank computes the loss of the whole global batch from gathered rows in whi
 up by the number of ranks, and the gradients of the ranks are then averaged. That is the exact gradient of the global
 loss: a parameter before the gathering gets the sum of what the ranks found, one behind it (a trained logit scale) the
 mean of equal values. It is why `DistributedDataParallel`, which expects separate losses, is not used.
+
+What the devices have computed goes from one to the other. What the processes have to say to each other goes through a
+group of its own, over gloo, which no device has to be waited for, and from which a process that waits too long comes
+back to say for whom.
 """
 
 import contextlib
@@ -13,8 +17,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -23,11 +28,14 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from common.errors import UserError
+from common.progress import duration
+from modules.runtime.whereabouts import EVERY, Whereabouts
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 # environment variable of the processes that modules/runtime/launch.py starts: its process id
 LAUNCHER = "STOP_LAUNCHER"
 RUN_KEYS = "run"  # prefix of what the processes and modules/runtime/launch.py tell each other in the store
+PATIENCE = 1800.0  # seconds that one process waits for another where nobody knows better
 NOTICE = 1.0  # seconds in which modules/runtime/launch.py has noticed that a process was killed
 
 
@@ -41,6 +49,9 @@ class Processes:
         device: what this process computes on.
         store: keys and values that all share, also while one of them waits for another; None for one process.
         launched: whether modules/runtime/launch.py started them, which has the last word on their screen.
+        control: the group of what they say to each other; None for the group of what the devices compute.
+        whereabouts: what each of them is doing; None for one process.
+        patience: seconds that one waits for another.
     """
 
     rank: int
@@ -48,6 +59,9 @@ class Processes:
     device: torch.device
     store: dist.Store | None = None
     launched: bool = False
+    control: dist.ProcessGroup | None = None
+    whereabouts: Whereabouts | None = None
+    patience: float = PATIENCE
 
     @property
     def is_main(self) -> bool:
@@ -66,7 +80,8 @@ class Processes:
         if self.world_size == 1:
             return rows
         gathered = [torch.empty_like(rows) for _ in range(self.world_size)]
-        dist.all_gather(gathered, rows.detach().contiguous())
+        with self._together():
+            dist.all_gather(gathered, rows.detach().contiguous())
         gathered[self.rank] = rows + (self.world_size - 1) * (rows - rows.detach())  # the same values
         return torch.cat(gathered)
 
@@ -75,7 +90,8 @@ class Processes:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        with self._together():
+            dist.all_gather_object(values, value, group=self.control)
         return values
 
     def gather_list(self, items: Iterable[Any]) -> list[Any]:
@@ -96,7 +112,8 @@ class Processes:
         if self.world_size == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
+        with self._together():
+            dist.all_reduce(flat)
         flat /= self.world_size
         for tensor, averaged in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(averaged.view_as(tensor))
@@ -105,8 +122,9 @@ class Processes:
         """Sums over all ranks."""
         if self.world_size == 1:
             return list(counts)
-        summed = torch.tensor(counts, device=self.device)
-        dist.all_reduce(summed)
+        summed = torch.tensor(counts)
+        with self._together():
+            dist.all_reduce(summed, group=self.control)
         return summed.tolist()
 
     def is_first_to_say(self, message: str) -> bool:
@@ -163,8 +181,36 @@ class Processes:
         if self.world_size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0)
+        with self._together():
+            dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
+
+    def reading(self, find: Callable[[], tuple[str, float] | None]) -> contextlib.AbstractContextManager:
+        """Within this the others may know which video this one is waiting for; see `Whereabouts.reading`."""
+        return contextlib.nullcontext() if self.whereabouts is None else self.whereabouts.reading(find)
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """Around what all ranks come to in the same order.
+
+        Raises:
+            UserError: naming the ranks that have not come, and the videos that they read, if that took too long.
+        """
+        if self.whereabouts is None:
+            yield
+            return
+        self.whereabouts.come_together()
+        begun = time.monotonic()
+        try:
+            yield
+        except RuntimeError as error:
+            if time.monotonic() - begun < 0.99 * self.patience:  # something else is wrong
+                raise
+            raise UserError(
+                f"waited {duration(self.patience)} for {self.whereabouts.describe_late()}. Look at its machine and at "
+                "the disk that it reads from; the same command continues. A larger --video_time_limit lets processes "
+                "wait longer for each other."
+            ) from error
 
 
 def report_killed(store: dist.Store, message: str) -> None:
@@ -192,11 +238,14 @@ def check_gpus(wanted: int) -> None:
         )
 
 
-def start_processes() -> Processes:
+def start_processes(patience: float = PATIENCE) -> Processes:
     """Join the group that ``modules.runtime.launch`` or ``torchrun`` set up, or be the only process.
 
-    The device is this process's own CUDA GPU, else Apple's (untested), else the CPU. The group talks through NCCL on
-    GPUs and gloo on CPUs.
+    The device is this process's own CUDA GPU, else Apple's (untested), else the CPU. What devices compute goes through
+    NCCL on GPUs and gloo on CPUs.
+
+    Args:
+        patience: seconds that a process waits for another.
 
     Raises:
         UserError: if there are more processes here than GPUs.
@@ -216,8 +265,19 @@ def start_processes() -> Processes:
     _end_with_the_launcher()
     store, rank, world_size = next(rendezvous("env://"))
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size)
-    return Processes(rank, world_size, device, dist.PrefixStore(RUN_KEYS, store), LAUNCHER in os.environ)
+    timeout = timedelta(seconds=patience)
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore("group", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
+    control = dist.new_group(backend="gloo", timeout=timeout)
+    told = dist.PrefixStore(RUN_KEYS, store)
+    whereabouts = Whereabouts(told, rank, world_size, min(EVERY, patience / 4))
+    return Processes(rank, world_size, device, told, LAUNCHER in os.environ, control, whereabouts, patience)
 
 
 def _end_with_the_launcher() -> None:
@@ -228,7 +288,9 @@ def _end_with_the_launcher() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def stop_processes() -> None:
-    """Leave the group, if there is one."""
+def stop_processes(processes: Processes) -> None:
+    """Leave the groups, if there are any."""
+    if processes.whereabouts is not None:
+        processes.whereabouts.stop()
     if dist.is_initialized():
         dist.destroy_process_group()

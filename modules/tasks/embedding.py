@@ -58,9 +58,10 @@ def embed_items(
     places = {item: place for place, item in enumerate(mine)}
     loader = evaluation_loader(dataset, mine, batch_size, num_workers, pin=processes.device.type == "cuda")
     rows, measures, failed = None, {}, []
-    with Progress(
+    progress = Progress(
         len(loader), "evaluation", "batch", "batches", say=logger.info, shown=processes.is_main, leave=False
-    ) as progress:
+    )
+    with progress, processes.reading(dataset.being_read):
         for batch, bad in loader:
             if bad and not dataset.drop_bad:
                 bad[0].raise_error(remedy)

@@ -1,7 +1,5 @@
 """Training losses."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,12 +21,14 @@ def symmetric_contrastive_loss(similarity: Tensor, excluded: Tensor | None = Non
     return (F.cross_entropy(similarity, targets) + F.cross_entropy(similarity.T, targets)) / 2
 
 
-def same_video_or_caption(video_ids: Sequence[str], captions: Sequence[str]) -> Tensor:
-    """Pairs off the diagonal that show the same video or say the same: (B, B) bool, symmetric [ours]."""
-    return _equal_pairs(video_ids) | _equal_pairs(captions)
+def same_video_or_caption(videos: Tensor, captions: Tensor) -> Tensor:
+    """Pairs off the diagonal that show the same video or say the same [ours].
 
+    Args:
+        videos, captions: (B,) int64 each, a number for each video and each caption.
 
-def _equal_pairs(names: Sequence[str]) -> Tensor:
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    ids = torch.tensor([numbers[name] for name in names])
-    return (ids[:, None] == ids) & ~torch.eye(len(ids), dtype=torch.bool)
+    Returns:
+        (B, B) bool, symmetric.
+    """
+    same = (videos[:, None] == videos) | (captions[:, None] == captions)
+    return same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)

@@ -180,8 +180,7 @@ class RecognitionTask:
         self, model: VideoTextModel, text: Tensor, video: Tensor, batch: Batch, keys: Tensor, processes: Processes
     ) -> Tensor:
         """Cross-entropy over the classes, mean over the global batch."""
-        labels = torch.tensor(processes.gather_list(batch.labels), device=video.device)
-        rows = (processes.gather_rows(part) for part in (video, keys))
+        *rows, labels = (processes.gather_rows(part) for part in (video, keys, batch.labels))
         return F.cross_entropy(model.similarity(text, *rows).T, labels)
 
     def check(self, model: VideoTextModel) -> None:

@@ -149,8 +149,8 @@ class RetrievalTask:
         """Symmetric contrastive loss over the global batch."""
         excluded = None
         if self.mask_same_video:
-            video_ids, captions = processes.gather_list(batch.video_ids), processes.gather_list(batch.captions)
-            excluded = same_video_or_caption(video_ids, captions).to(video.device)
+            numbers = torch.stack([batch.video_numbers, batch.caption_numbers], dim=1)
+            excluded = same_video_or_caption(*processes.gather_rows(numbers).unbind(1))
         rows = (processes.gather_rows(part) for part in (text, video, keys))
         similarity = model.similarity(*rows)
         return symmetric_contrastive_loss(similarity, excluded)

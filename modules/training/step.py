@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from dataloaders.batches import Batch
-from modules.model.measures import Measures
+from modules.model.measures import Measures, number_type, totals
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.tasks.base import Task
@@ -32,16 +32,17 @@ class Gradient(NamedTuple):
     """A gradient that stands in the parameters.
 
     Attributes:
-        loss: of the global batch. norm: of the gradient before clipping, NaN where there is none.
+        loss: of the global batch. norm: of the gradient before clipping, NaN where the loss is not finite.
         outcome: what becomes of the step.
-        measures: of this rank's share, as the task's encoders made them; none where the loss is not finite.
+        totals: what was measured in this rank's share, see `modules.model.measures.totals`; none where nobody asked or
+            the loss is not finite.
         clipped: whether it was longer than allowed and is used.
     """
 
     loss: float
     norm: float
     outcome: Outcome
-    measures: Measures
+    totals: Mapping[str, Sequence[float]]
     clipped: bool = False
 
 
@@ -90,7 +91,7 @@ class Step:
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of the last finished step: a signal may come in the middle of one."""
         return {
-            "model": self.model.trained_state() | self._kept_buffers,
+            "model": self.model.trained_state() | {name: kept.cpu() for name, kept in self._kept_buffers.items()},
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -114,30 +115,40 @@ class Step:
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
 
-    def differentiate(self, batch: Batch, keys: Tensor, step_key: Tensor) -> Gradient:
+    def differentiate(
+        self,
+        batch: Batch,
+        keys: Tensor,
+        step_key: Tensor,
+        measured: bool = True,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Gradient:
         """Leave the gradient of the global batch's loss in the parameters, clipped.
+
+        The device is waited for once, when it has been given all of the work.
 
         Args:
             batch: this rank's share, on the device.
             keys: (b,) int64, what dropout is drawn from, a key a sample.
             step_key: (1,) int64, the same on every rank.
+            measured: whether to return what was measured.
+            meanwhile: what to do while the device is at work.
         """
         keys = keys, step_key
         loss, measures = self._loss(batch, keys, self.compute.precision.autocast())
-        if not torch.isfinite(loss):
-            return Gradient(loss.item(), math.nan, Outcome.LOSS_NOT_FINITE, {})
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.compute.processes.average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = self._clip_gradients()
-        if torch.isfinite(norm):
-            length = norm.item()
-            clipped = 0 < self.max_grad_norm < length
-            return Gradient(loss.item(), length, Outcome.DONE, measures, clipped)
+        meanwhile()
+        loss, norm, totals = _read(loss, norm, measures if measured else {})
+        if not math.isfinite(loss):
+            return Gradient(loss, math.nan, Outcome.LOSS_NOT_FINITE, {})
+        if math.isfinite(norm):
+            return Gradient(loss, norm, Outcome.DONE, totals, clipped=0 < self.max_grad_norm < norm)
         overflow = self.scaler.is_enabled() and self._is_finite_in_fp32(batch, keys)
-        outcome = Outcome.OVERFLOW if overflow else Outcome.GRADIENT_NOT_FINITE
-        return Gradient(loss.item(), norm.item(), outcome, measures)
+        return Gradient(loss, norm, Outcome.OVERFLOW if overflow else Outcome.GRADIENT_NOT_FINITE, totals)
 
     def update(self, outcome: Outcome) -> None:
         """Change the parameters by the gradient they hold, unless it is not to be used; the schedule goes on.
@@ -153,7 +164,7 @@ class Step:
         if outcome in (Outcome.DONE, Outcome.OVERFLOW):
             self.scaler.step(self.optimizer)  # which leaves out an overflow by itself
             self.scaler.update()
-        elif outcome is Outcome.GRADIENT_NOT_FINITE:
+        else:
             self.scaler.update(self.scaler.get_scale())  # the scale had no part in it
         with warnings.catch_warnings():
             # a run may begin with steps that are left out
@@ -190,5 +201,16 @@ class Step:
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, which nothing changes."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+    """Copies, which nothing changes."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _read(loss: Tensor, norm: Tensor, measures: Measures) -> tuple[float, float, dict[str, list[float]]]:
+    """What a device has found, in one copy; waits for it.
+
+    Returns:
+        Loss, norm, and the totals of the measures.
+    """
+    both = torch.stack([loss.detach(), norm])
+    found = torch.cat([both.to(number_type(both.device)), *measures.values()]).cpu().tolist()
+    return found[0], found[1], totals(measures, found[2:])

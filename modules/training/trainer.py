@@ -9,7 +9,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -24,8 +24,9 @@ from common.progress import INTERVAL, duration
 from common.seeds import derive_seed
 from common.settings import above, at_least, between, setting
 from dataloaders.bad_videos import SKIPPED
-from dataloaders.batches import Batch, GlobalBatches, read_batches, training_loader
-from modules.model.measures import explain, means, numbers
+from dataloaders.batches import Ahead, Batch, GlobalBatches, read_batches, training_loader
+from modules.kernels.copies import send
+from modules.model.measures import explain, means
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.identity import list_differences
@@ -286,7 +287,8 @@ class Trainer:
         self._last_said = time.monotonic()
         on_gpu = self.processes.device.type == "cuda"
         loader = training_loader(self.task.training_set, self.batches, self.settings.num_thread_reader, pin=on_gpu)
-        with logging_redirect_tqdm([logger]), self.interruption.finish_steps(self._save_and_close):
+        reading = self.processes.reading(self.task.training_set.being_read)
+        with logging_redirect_tqdm([logger]), self.interruption.finish_steps(self._save_and_close), reading:
             for epoch in range(self.position.epochs_evaluated, self.settings.epochs):
                 self._train_epoch(loader, epoch)
                 self._evaluate_epoch(epoch + 1)
@@ -307,12 +309,13 @@ class Trainer:
             unit="step",
             disable=None if self.processes.is_main else True,  # None: no bar where stderr is no terminal
         ) as bar:
-            for batch, seconds in _timed(read_batches(loader)):
+            batches = Ahead(read_batches(loader), self.processes.device)
+            for batch, seconds in _timed(batches):
                 bad_videos = self._agree_to_go_on(batch)
                 rate = self.step.rate
-                gradient = self._compute(batch)
                 logged = (self.position.step + 1) % self.settings.n_display == 0
-                measured = self._measured(gradient) if logged else {}
+                gradient = self._compute(batch, logged, batches.fetch)
+                measured = means(self.processes.gather_objects(gradient.totals)) if logged else {}
                 with self.interruption.changing_state():
                     self.step.update(gradient.outcome)
                     self._advance(seconds(), gradient, bad_videos)
@@ -368,13 +371,13 @@ class Trainer:
             )
         return bad_videos
 
-    def _compute(self, batch: Batch) -> Gradient:
-        """The gradient of the global batch, in the parameters.
+    def _compute(self, batch: Batch, measured: bool, meanwhile: Callable[[], None]) -> Gradient:
+        """The gradient of the global batch, in the parameters; see `Step.differentiate`.
 
         Raises:
             FloatingPointError: if it or the loss is not finite and that is not to be left out.
         """
-        gradient = self.step.differentiate(batch.to(self.processes.device), *self._dropout_keys(batch))
+        gradient = self.step.differentiate(batch, *self._dropout_keys(batch), measured, meanwhile)
         if gradient.outcome is Outcome.LOSS_NOT_FINITE:
             self._report_not_finite("loss", gradient.loss, batch)
         elif gradient.outcome is Outcome.GRADIENT_NOT_FINITE:
@@ -401,11 +404,7 @@ class Trainer:
         step = self.position.step
         keys = [derive_seed(self.settings.seed, "dropout", step, index) for index in batch.indices.tolist()]
         of_step = [derive_seed(self.settings.seed, "dropout of step", step)]
-        return torch.tensor(keys, device=self.processes.device), torch.tensor(of_step, device=self.processes.device)
-
-    def _measured(self, gradient: Gradient) -> dict[str, float]:
-        """The means of what was measured in the global batch; all ranks have to ask."""
-        return means(self.processes.gather_objects(numbers(gradient.measures)))
+        return send(torch.tensor(keys), self.processes.device), send(torch.tensor(of_step), self.processes.device)
 
     def _advance(self, seconds: float, gradient: Gradient, bad_videos: int) -> None:
         position, outcome = self.position, gradient.outcome

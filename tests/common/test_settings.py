@@ -9,7 +9,7 @@ import pytest
 import main_task_recognition
 import main_task_retrieval
 from common.settings import Range, above, at_least, between, range_problems, setting
-from helpers.registry import DATASETS, PROGRAMS
+from helpers.flags import DATASETS, PROGRAMS
 from modules.methods import METHODS
 from modules.program.arguments import CommonSettings
 from modules.training.trainer import TrainSettings

@@ -1,8 +1,18 @@
-"""The flags of a run: what one is, and the same with another value or without some."""
+"""The flags of a run: what takes them, what one is, and the same with another value or without some."""
 
 from pathlib import Path
 
+import main_task_recognition
+import main_task_retrieval
+from dataloaders.datasets import RECOGNITION, RETRIEVAL
 from helpers.runs import rows_of
+
+# every program with the settings of its task, and every dataset, as the programs know them
+PROGRAMS = {
+    "retrieval": (main_task_retrieval, main_task_retrieval.RetrievalSettings),
+    "recognition": (main_task_recognition, main_task_recognition.RecognitionSettings),
+}
+DATASETS = [*RETRIEVAL.values(), *RECOGNITION.values()]
 
 
 def path_of(flags: list[str], name: str) -> Path:

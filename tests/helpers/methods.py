@@ -73,6 +73,33 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # of each method the form that has its defaults, for what holds at these
 DEFAULT_FORMS = {method: next(form for form, (of, _) in FORMS.items() if of == method) for method in METHODS}
+# a method and its settings → how much trains at ViT-B/32 with so many frames, as the papers count it
+COUNTED_FRAMES, COUNTED_WORDS = 12, 32
+COUNTS = [
+    ("zero_shot", {}, 0),
+    ("clip4clip", {}, 123_540_993),
+    ("vop", {}, 14_269_440 + COUNTED_FRAMES * 768),  # the paper leaves out the frames' embedding
+    ("bias", {}, 171_008),
+    ("adapter_attn", {}, 1_982_976),
+    ("adapter_ffn", {}, 1_982_976),
+    ("lora", {}, 491_520),
+    ("visual_text_adapter", {}, 11_821_056),
+    ("video_text_adapter", {}, 11_945_472),
+    ("unipt", {}, 9_584_642),
+    ("tempme", {}, 507_648),
+    ("vpt", {}, 184_320),
+    ("vpt", {"num_prompts": 12, "text_prompts": 12}, 184_320),  # the other reading of the published number
+    ("efficient_prompt", {}, 6_350_336),
+    ("dgl_linear", {}, 827_392),
+    ("dgl_transformer", {}, 9_575_168),
+    ("upt", {}, 9_572_096),
+    ("stpn", {}, 317_568),
+    ("stpn", {"predictor": "mixer"}, 151_501),
+    ("stpn", {"depth": "deep"}, 317_568 + 11 * 74_496),
+    ("stpn", {"predictor": "mixer", "depth": "deep"}, 151_501 + 11 * 74_496),
+    ("stop", {}, 2_066_756),
+    ("stop", {"prompters": "own"}, 6_826_608),
+]
 
 
 def flags_of(form: str, **more: Any) -> list[str]:

@@ -65,9 +65,7 @@ def test_the_image_tower_is_what_the_equations_say_frame_by_frame():
             cls, patches = tower.embed(tower.normalize(video[:n]))
             frames = [torch.cat([cls[None], patches[t]]) for t in range(n)]  # of (1 + P, D)
             for layer in (0, 1):
-                made = prompting.context(torch.stack([f[0] for f in frames])[None], torch.ones(1, n, dtype=torch.bool))[
-                    0
-                ]
+                made = prompting.context(torch.stack([f[0] for f in frames])[None], n[None])[0]
                 learned = prompting.learned[layer]
                 learned = tower.ln_pre(learned) if layer == 0 else learned
                 frames = [attend(tower.blocks[layer], f, torch.cat([learned, made[t]])) for t, f in enumerate(frames)]
@@ -90,13 +88,13 @@ def make_deep_clip():
 def test_a_frames_prompts_are_made_of_all_frames_class_tokens():
     prompting = make().double().video_encoder.prompting
     cls = torch.randn(2, T, 32).double()
-    real = torch.tensor([[True] * T, [True] * 3 + [False] * 2])
-    made = prompting.context(cls, real)
+    lengths = torch.tensor([T, 3])
+    made = prompting.context(cls, lengths)
     assert made.shape == (2, T, 2, 32)
-    alone = prompting.context(cls[1:, :3], real[1:, :3])
+    alone = prompting.context(cls[1:, :3], lengths[1:])
     torch.testing.assert_close(made[1:, :3], alone)
     cls[0, 4] += 1
-    assert (prompting.context(cls, real)[0] != made[0]).any(-1).all()  # also the first: it reads both ways
+    assert (prompting.context(cls, lengths)[0] != made[0]).any(-1).all()  # also the first: it reads both ways
 
 
 def test_text_prompts_are_tokens_behind_the_start_whose_outputs_are_dropped():

@@ -80,12 +80,12 @@ def test_a_resumed_run_repeats_what_the_clock_decided(tiny_run, tmp_path, monkey
     flags = [*TINY_TRAINING, "--save_steps", "100"]
     compute, count = Trainer._compute, 0
 
-    def dying(self, batch):
+    def dying(self, *args):
         nonlocal count
         count += 1
         if count == 6:  # two steps behind the last checkpoint, which the first epoch's end made
             raise Killed
-        return compute(self, batch)
+        return compute(self, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(VideoReader, "read", too_slow)
@@ -113,12 +113,12 @@ def test_a_video_counts_once_also_if_the_videos_move_while_a_run_is_interrupted(
     assert run(flags, tmp_path / "whole", *training) == 0
     compute, count = Trainer._compute, 0
 
-    def dying(self, batch):
+    def dying(self, *args):
         nonlocal count
         count += 1
         if count == 6:  # its videos are on record, and will be drawn again
             raise Killed
-        return compute(self, batch)
+        return compute(self, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_compute", dying)

@@ -2,13 +2,16 @@
 
 import functools
 import json
+import os
+import re
+import shutil
 import time
 
 import numpy as np
 import pytest
 import torch
 
-from helpers.faults import failing, spoil
+from helpers.faults import LIBRARY, failing, in_program, spoil
 from helpers.flags import path_of, train_ids, with_value
 from helpers.launching import launch, torchrun
 from helpers.paths import ROOT
@@ -128,11 +131,31 @@ def test_a_process_that_fails_ends_the_others_with_its_own_message(tiny_run, tmp
     assert [entry["step"] for entry in lines(tmp_path / "run", "train")] == list(range(1, 21))
 
 
+@pytest.mark.slow
+def test_a_process_that_waits_for_anothers_video_too_long_names_both(tiny_run, tmp_path):
+    video = train_ids(tiny_run)[0]
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "decord.py").write_text(LIBRARY.replace('"hang" in name', f'name == "{video}.mp4"'))
+    impatient = in_program(
+        tmp_path / "impatient",
+        "from modules.program import arguments\n"
+        "arguments.STEP_LIMIT, arguments.longest_read = 10.0, lambda time_limit: 0.0\n",
+    )
+    videos = shutil.copytree(path_of(tiny_run, "--features_path"), tmp_path / "videos")
+    flags = [*with_value(tiny_run, "--features_path", videos), *SHARED, "--num_thread_reader", "1"]
+    paths = os.pathsep.join([impatient, str(library), str(ROOT)])
+    finished = torchrun(2, flags, tmp_path / "run", "--video_time_limit", "600", PYTHONPATH=paths)
+    assert finished.returncode != 0
+    said = re.search(
+        r"process (\d) of 2: waited 10 s for process (\d) of 2, which has been reading (\S+) for \d+ s\.",
+        finished.stderr,
+    )
+    assert said and {said[1], said[2]} == {"0", "1"} and said[3] == str(videos / f"{video}.mp4")
+
+
 def test_an_error_that_one_process_meets_is_said_by_it(tiny_run, tmp_path):
-    videos = tmp_path / "videos"
-    videos.mkdir()
-    for path in path_of(tiny_run, "--features_path").iterdir():
-        (videos / path.name).write_bytes(path.read_bytes())
+    videos = shutil.copytree(path_of(tiny_run, "--features_path"), tmp_path / "videos")
     bad = train_ids(tiny_run)[0]
     spoil(videos, bad)
     flags = with_value(tiny_run, "--features_path", videos)

@@ -1,7 +1,11 @@
 """Gradients over two processes equal those of one, before and behind the gathering; order and shares of batches."""
 
+import os
 import re
 import socket
+import time
+from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -12,7 +16,8 @@ from common.errors import UserError
 from dataloaders.batches import GlobalBatches, check_batch_size
 from modules.model.heads import CosineHead
 from modules.model.video_text import VideoTextModel
-from modules.runtime.processes import Processes
+from modules.runtime.processes import Processes, start_processes, stop_processes
+from modules.runtime.whereabouts import Whereabouts
 from modules.tasks.losses import symmetric_contrastive_loss
 from modules.training.optimization import build_optimizer, warmup_cosine
 
@@ -33,17 +38,45 @@ def loss_and_gradients(processes, rows):
 
 def on_one_of_two(rank, port, results):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    loss, *gradients = loss_and_gradients(Processes(rank, 2, torch.device("cpu")), slice(4 * rank, 4 * rank + 4))
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = start_processes()
+    loss, *gradients = loss_and_gradients(processes, slice(4 * rank, 4 * rank + 4))
     statistics, count = torch.tensor([1.0, 2.0]) + rank, torch.tensor(7)
-    Processes(rank, 2, torch.device("cpu")).average([statistics, count])
+    processes.average([statistics, count])
     assert statistics.tolist() == [1.5, 2.5] and count.item() == 7
-    results.put((loss, *(gradient.tolist() for gradient in gradients)))  # a tensor would need its sender alive
+    assert processes.gather_rows(torch.tensor([[rank, 2**62 + rank]])).tolist() == [[0, 2**62], [1, 2**62 + 1]]
+    assert processes.gather_list([f"video{rank}"]) == ["video0", "video1"]
+    assert processes.broadcast_object(rank) == 0 and processes.add_up(rank, 5) == [1, 10]
+    waited = wait_too_long(processes)
+    results.put((loss, *(gradient.tolist() for gradient in gradients), waited))  # a tensor would need its sender alive
     dist.barrier()
-    dist.destroy_process_group()
+    stop_processes(processes)
 
 
-def test_two_processes_have_the_gradients_of_one():
+def wait_too_long(processes, patience=1.0):
+    """What the first process says of the second, which does not come; None of the second."""
+    control = dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
+    whereabouts = Whereabouts(processes.store, processes.rank, 2, every=0.1)
+    others = replace(processes, control=control, whereabouts=whereabouts, patience=patience)
+    try:
+        if processes.rank == 0:
+            while "slow.mp4" not in whereabouts.describe_late():
+                whereabouts.come_together()
+                time.sleep(0.1)
+            with pytest.raises(UserError) as raised:
+                others.add_up(1)
+            processes.store.set("enough", "")
+            return str(raised.value)
+        with others.reading(lambda: ("videos/slow.mp4", 83.0)):
+            while not processes.store.check(["enough"]):
+                time.sleep(0.1)
+    finally:
+        whereabouts.stop()
+
+
+@pytest.fixture(scope="module")
+def two_processes():
+    """Of each of two processes: loss, gradients of weight and scale, and what it says after it has waited too long."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -56,11 +89,66 @@ def test_two_processes_have_the_gradients_of_one():
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
+    return found
+
+
+def test_two_processes_have_the_gradients_of_one(two_processes):
     loss, *gradients = loss_and_gradients(Processes(0, 1, torch.device("cpu")), slice(0, 8))
-    for other_loss, *other_gradients in found:
+    for other_loss, *other_gradients, _ in two_processes:
         assert other_loss == pytest.approx(loss, abs=1e-12)
         for ours, theirs in zip(other_gradients, gradients, strict=True):
             torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), theirs, atol=1e-12, rtol=0)
+
+
+def test_a_process_that_has_waited_too_long_says_for_whom_and_for_which_video(two_processes):
+    (message,) = [waited for *_, waited in two_processes if waited is not None]
+    assert message.startswith(
+        "waited 1 s for process 1 of 2, which has been reading videos/slow.mp4 for 1 min 23 s. Look at"
+    )
+    assert "--video_time_limit" in message
+
+
+def test_who_is_late_is_told_from_who_is_not():
+    """Of four processes the first asks; the second has come, the third has not, and of the fourth nothing is known."""
+    store = dist.HashStore()
+    told = [Whereabouts(store, rank, 4, every=0.01) for rank in range(3)]
+    for rank in (0, 0, 1, 1, 2):
+        told[rank].come_together()
+    while (text := told[0].describe_late()).count("nothing was heard") > 1 or "process 1" in text:
+        time.sleep(0.01)
+    for one in told:
+        one.stop()
+    assert text == "process 2 of 4, which reads no video; process 3 of 4, of which nothing was heard"
+
+
+def test_a_gpu_has_a_group_of_its_own_and_messages_another_with_the_same_patience(monkeypatch):
+    groups = []
+    device = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: groups.append(device))
+    monkeypatch.setattr("modules.runtime.processes.rendezvous", lambda url: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: groups.append((backend, options)))
+    monkeypatch.setattr(dist, "new_group", lambda **options: options)
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    processes = start_processes(patience=77.0)
+    processes.whereabouts.stop()
+    chosen, (backend, options) = groups
+    assert chosen == device and backend == "nccl" and options["device_id"] == device
+    assert processes.control == {"backend": "gloo", "timeout": timedelta(seconds=77)}
+    assert options["timeout"] == timedelta(seconds=77)
+
+
+def test_messages_go_by_the_group_for_them(monkeypatch):
+    asked = []
+    for name in ("all_gather_object", "broadcast_object_list", "all_reduce"):
+        monkeypatch.setattr(dist, name, lambda *args, name=name, group=None, **options: asked.append((name, group)))
+    processes = Processes(0, 2, torch.device("cuda", 0), control="gloo")
+    processes.gather_objects([])
+    processes.broadcast_object(1)
+    assert processes.add_up(2, 3) == [2, 3]  # of the CPU: of a GPU there is none
+    assert asked == [("all_gather_object", "gloo"), ("broadcast_object_list", "gloo"), ("all_reduce", "gloo")]
 
 
 def test_the_shares_of_the_ranks_make_the_batches_of_one_process():

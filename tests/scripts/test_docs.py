@@ -7,9 +7,9 @@ import re
 import pytest
 
 from dataloaders.datasets import RECOGNITION, RETRIEVAL
+from helpers.flags import DATASETS, PROGRAMS
+from helpers.methods import COUNTS
 from helpers.paths import ROOT
-from helpers.registry import DATASETS, PROGRAMS
-from methods.test_counts import COUNTS
 from modules.methods import METHODS
 from modules.program.arguments import CommonSettings
 from modules.training.trainer import TrainSettings

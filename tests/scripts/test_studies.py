@@ -9,7 +9,7 @@ import pytest
 
 from common.files import lock_folder
 from dataloaders.datasets import RETRIEVAL
-from helpers.registry import PROGRAMS
+from helpers.flags import PROGRAMS
 from modules.program.arguments import parse_arguments
 from scripts.studies import runner
 from scripts.studies.choices import CHOICES, CURVE, SEEDS, all_runs, tables

@@ -21,6 +21,7 @@ from common.errors import UserError
 from common.settings import at_least, setting
 from modules.clip.loader import LoadedCLIP
 from modules.clip.vision import ClipVisionTower
+from modules.kernels.copies import send
 from modules.methods.base import EncoderSettings, Method, Properties
 from modules.model.deep_prompts import DeepTextPrompts, deep_prompts
 from modules.model.heads import CosineHead
@@ -98,26 +99,29 @@ class VopVideo(VideoPrompting):
         joint_layer = layer - self.num_frame_layers
         if joint_layer < 0:
             learned = self.learned[layer] if layer > 0 else tower.ln_pre(self.learned[0])
-            return Prompted(tokens, Extra.of_frames(learned, self.context(tokens.cls, tokens.real)))
+            return Prompted(tokens, Extra.of_frames(learned, self.context(tokens.cls, tokens.lengths)))
         if joint_layer == 0:
             tokens = tokens.add_to_frames(self.positions)
         return Prompted(tokens, Extra.of_video(self.joint[joint_layer]))
 
-    def context(self, cls: Tensor, real: Tensor) -> Tensor:
+    def context(self, cls: Tensor, lengths: Tensor) -> Tensor:
         """Prompts of each frame, made of all real frames' class tokens.
 
         Args:
             cls: (B, T, D).
-            real: (B, T) bool.
+            lengths: (B,) int64, how many frames are real; on the CPU, where torch wants them.
 
         Returns:
             (B, T, number of contextual prompts, D).
         """
         with torch.autocast(cls.device.type, enabled=False):
             cls = cls.to(self.positions.dtype)
-            packed = pack_padded_sequence(cls, real.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+            # sorted here: torch would wait for the device where it sorts by itself
+            lengths, order = lengths.cpu().sort(descending=True)
+            first, back = send(order, cls.device), send(order.argsort(), cls.device)
+            packed = pack_padded_sequence(cls.index_select(0, first), lengths, batch_first=True)
             read, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=cls.shape[1])
-            return self.to_prompts(read).unflatten(-1, (self.num_context, -1))
+            return self.to_prompts(read.index_select(0, back)).unflatten(-1, (self.num_context, -1))
 
 
 def build(clip: LoadedCLIP, settings: VopSettings, num_frames: int, max_words: int) -> VideoTextModel:
