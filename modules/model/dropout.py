@@ -14,15 +14,15 @@ _WEYL = 0x9E3779B9 - 2**32  # 2³² over the golden ratio
 TEXT, HEAD = 2**20, 2**20 + 1
 
 
-def _mix32(x: Tensor) -> Tensor:
-    """A bijective scrambling of 32-bit values held in int64: two rounds of multiply and xor-shift."""
+def _mix32(x: Tensor | int) -> Tensor | int:
+    """A bijective scrambling of 32-bit values held in int64 or Python's int: two rounds of multiply and xor-shift."""
     x = x & _MASK32
     x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _MASK32
     x = ((x ^ (x >> 15)) * 0x735A2D97) & _MASK32
     return x ^ (x >> 15)
 
 
-def fold_in(keys: Tensor, data: int) -> Tensor:
+def fold_in(keys: Tensor, data: int | Tensor) -> Tensor:
     """New keys from old ones: independent draws for another layer or another use.
 
     Args:
@@ -32,7 +32,7 @@ def fold_in(keys: Tensor, data: int) -> Tensor:
     Returns:
         (B,) int64, not negative.
     """
-    low = _mix32((keys & _MASK32) ^ _mix32(torch.as_tensor(data, device=keys.device)))
+    low = _mix32((keys & _MASK32) ^ _mix32(data))
     high = _mix32((keys >> 32) + low)
     return ((high >> 1) << 32) | low
 
