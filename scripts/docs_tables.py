@@ -17,11 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts import choose_epsilon, gradient_precision, show_decay
 from scripts.benchmark import tables as benchmark_tables
-from scripts.studies import choices
+from scripts.studies import choices, merging
+from scripts.studies.runner import read_records
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-# what a table is called: the file that it rests on, and how it is made of what that holds
-TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
+# what a table is called: the file that it rests on, and how it is made of what that holds; of several records together
+TABLES: dict[str, tuple[str | tuple[str, ...], Callable[[Any], str]]] = {
     "epsilon": ("epsilon.json", choose_epsilon.make_table),
     "decay": ("decay.json", show_decay.table),
     "precision": ("precision.json", gradient_precision.table),
@@ -30,6 +31,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "growth": ("benchmark.json", benchmark_tables.growth),
     "loader": ("benchmark.json", benchmark_tables.loader),
     "study": ("study_toy.json", choices.tables),
+    "merging": (("study_toy.json", "study_merging.json"), merging.tables),
 }
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(\n<!-- end of (?P=name) -->)", re.DOTALL)
 
@@ -43,8 +45,12 @@ def filled(page: str, results: Path = DOCS / "results") -> str:
     """
 
     def fill(match: re.Match) -> str:
-        file, make = TABLES[match["name"]]
-        return match[1] + make(json.loads((results / file).read_text(encoding="utf-8"))) + match[3]
+        files, make = TABLES[match["name"]]
+        if isinstance(files, str):
+            content = json.loads((results / files).read_text(encoding="utf-8"))
+        else:
+            content = read_records(results / file for file in files)
+        return match[1] + make(content) + match[3]
 
     return MARKED.sub(fill, page)
 

@@ -24,9 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from modules.clip.loader import LoadedCLIP
 from modules.kernels.convolutions import DepthwiseConv3d
-from scripts.benchmark.model import SUBJECTS, Setup, make_subject
+from scripts.benchmark.model import SUBJECTS, Setup, Subject, make_subject
 
 VIEWS = {"_unsafe_view", "detach", "alias", "lift_fresh"}  # what else makes no tensor
 
@@ -89,9 +88,8 @@ def _convolutions_of_a_gpu() -> Iterator[None]:
         DepthwiseConv3d.forward = forward
 
 
-def count_step(name: str, clip: LoadedCLIP, setup: Setup) -> Counts:
-    """Counts of one training step of one of `SUBJECTS`, after a first one."""
-    subject = make_subject(name, clip, setup)
+def count_step(subject: Subject) -> Counts:
+    """Counts of one training step, after a first one."""
     with FakeTensorMode(allow_non_fake_inputs=True), _convolutions_of_a_gpu():
         subject.train()  # AdamW's first step makes its moments
         with Counter() as counter:
@@ -104,7 +102,7 @@ def measure_counts(setup: Setup) -> dict[str, float]:
     setup = replace(setup, device="cpu", blank=True)
     clip, results = setup.load_clip(), {}
     for name in SUBJECTS:
-        counts = count_step(name, clip, setup)
+        counts = count_step(make_subject(name, clip, setup))
         results |= {
             f"count.operations.{name}": counts.operations,
             f"count.gigabytes.{name}": counts.bytes / 1e9,

@@ -168,10 +168,10 @@ def build_stop(clip: LoadedCLIP, setup: Setup, name: str) -> VideoTextModel:
     return build(clip, StopSettings(**STOPS[name], merge_frames=merges), setup.num_frames, max_words)
 
 
-def make_stop(clip: LoadedCLIP, setup: Setup, name: str) -> Subject:
-    """One of `STOPS`, in the joint scope."""
+def make_stop(model: VideoTextModel, clip: LoadedCLIP, setup: Setup) -> Subject:
+    """A STOP made of the CLIP, in the joint scope."""
     precision = choose_precision(setup.precision, torch.device(setup.device))
-    model = build_stop(clip, setup, name).to(setup.device)
+    model = model.to(setup.device)
     model.video_encoder.checkpoint_activations = setup.checkpointed
     inter_frame = model.video_encoder.prompting.inter_frame
     with torch.no_grad():  # N^t sees one gap at a time: changes that are alike then give variation that is alike
@@ -218,7 +218,7 @@ def make_stop(clip: LoadedCLIP, setup: Setup, name: str) -> Subject:
 
 def make_subject(name: str, clip: LoadedCLIP, setup: Setup) -> Subject:
     """One of `SUBJECTS`."""
-    return make_floor(clip, setup) if name == FLOOR else make_stop(clip, setup, name)
+    return make_floor(clip, setup) if name == FLOOR else make_stop(build_stop(clip, setup, name), clip, setup)
 
 
 def seconds_of(call: Callable[[], object], device: str) -> float:

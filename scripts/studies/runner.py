@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -35,6 +36,7 @@ RESULTS = ROOT / "docs" / "results"
 LEVELS = ("motions", "events")
 FRAMES = 8  # that the toy CLIPs and the demo look at
 FEW = 6
+MINUTES = (2, 4)  # of one core that a training takes
 OF_FILES = ("--output_dir", "-", "--train_csv", "-", "--val_csv", "-", "--data_path", "-", "--packed", "-")
 # the demo's, but for what a study varies
 STOP = (
@@ -260,11 +262,12 @@ def study(places: Places, runs: Iterable[Run], jobs: int, others: Sequence[Path]
         BlockingIOError: another study writes to the same folder.
     """
     places.runs.mkdir(parents=True, exist_ok=True)
+    runs = list(runs)
     with lock_folder(places.runs):
         done = read_record(places.record)
         elsewhere = read_records(others)
         missing = [run for run in runs if not is_done(run, places, done) and not is_done(run, places, elsewhere)]
-        print(f"{len(done)} runs are in {places.record}, {len(missing)} are to be done", flush=True)
+        print(plan_of(runs, missing, places, jobs), flush=True)
         for level in dict.fromkeys(run.level for run in missing):
             make_files(level, places)
         failed = 0
@@ -287,6 +290,19 @@ def study(places: Places, runs: Iterable[Run], jobs: int, others: Sequence[Path]
     return failed == 0
 
 
+def plan_of(runs: Sequence[Run], missing: Sequence[Run], places: Places, jobs: int) -> str:
+    """What is to be done, in words: how many of how many, seed by seed, and about how long it takes."""
+    seeds = Counter(run.seed for run in missing)
+    trainings = sum(run.trains for run in missing)
+    text = f"{len(runs) - len(missing)} of {len(runs)} runs are done ({places.record} and what it shares)"
+    if missing:
+        text += "; to be done, in this order: " + ", ".join(f"seed {seed}: {n}" for seed, n in seeds.items())
+    if trainings and not places.more:
+        low, high = (trainings * minutes / 60 / jobs for minutes in MINUTES)
+        text += f"; {trainings} trainings, some {low:.1f} to {high:.1f} hours, {jobs} at a time"
+    return text
+
+
 def write_record(path: Path, done: Mapping[str, Any]) -> None:
     """Write the runs that are done."""
     text = json.dumps(dict(sorted(done.items())), indent=1, ensure_ascii=False)
@@ -301,9 +317,34 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     return f"{mean} ± {stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
+def with_error(values: Sequence[float], digits: int = 1, sign: str = "") -> str:
+    """Mean ± standard error of the mean, the latter where there are several.
+
+    sign: ``+`` for differences, which then have theirs in any case.
+    """
+    if not values:
+        return ""
+    mean = f"{fmean(values):{sign}.{digits}f}"
+    return f"{mean} ± {stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else mean
+
+
 def runs_of(record: dict[str, Any], level: str, name: str, frames: int) -> list[dict[str, Any]]:
-    """The runs of one row, a seed each."""
-    return [run for run in record.values() if (run["level"], run["name"], run["frames"]) == (level, name, frames)]
+    """The runs of one row, a seed each; what else a record holds is none."""
+    runs = [run for run in record.values() if "made_of" in run]
+    return [run for run in runs if (run["level"], run["name"], run["frames"]) == (level, name, frames)]
+
+
+@dataclass(frozen=True)
+class Action:
+    """Something that a study can do beside its runs, by a flag of its own.
+
+    Attributes:
+        help: of the flag.
+        do: takes the places, the records of other studies, and whether it is to be quick.
+    """
+
+    help: str
+    do: Callable[[Places, Sequence[Path], bool], None]
 
 
 def run_study(
@@ -314,6 +355,7 @@ def run_study(
     quick: Sequence[Run],
     tables: Callable[[dict[str, Any]], str],
     others: Sequence[Path] = (),
+    actions: Mapping[str, Action] | None = None,
 ) -> None:
     """The command line of a study: do what is missing, then print its tables.
 
@@ -325,27 +367,40 @@ def run_study(
         quick: those of ``--quick``, which does them with a step each, elsewhere.
         tables: what is printed, of the runs that are done.
         others: records of other studies, whose runs count as done where they are the same.
+        actions: by their flags, each done instead of the runs where it is asked for; ``--quick`` does all of them
+            behind its runs.
     """
+    actions = actions or {}
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="TEXT", help="runs whose key (LEVEL/NAME/…) holds this")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
     parser.add_argument("--table", action="store_true", help="print the tables of what is done, and stop")
     parser.add_argument("--record", type=Path, default=record, metavar="FILE", help="what is done")
     parser.add_argument("--quick", action="store_true", help="a step of some on a few videos")
+    for name, action in actions.items():
+        parser.add_argument(f"--{name}", action="store_true", help=action.help)
     args = parser.parse_args(argv)
     if args.table:
         print(tables(read_records([*others, args.record])))
         return
+    asked = [action for name, action in actions.items() if getattr(args, name)]
     if args.quick:
         folder = ROOT / "runs" / f"{record.stem}_quick"
-        shutil.rmtree(folder, ignore_errors=True)
+        if not asked:
+            shutil.rmtree(folder, ignore_errors=True)
         places = quick_places(folder, folder / "record.json" if args.record == record else args.record)
         runs, others = quick, ()
     else:
         places = Places(ROOT / "runs" / "toy", ROOT / "runs" / "study", args.record)
     places.record.parent.mkdir(parents=True, exist_ok=True)
     try:
+        for action in asked:
+            action.do(places, others, args.quick)
+        if asked:
+            return
         complete = study(places, [run for run in runs if args.only in run.key], args.jobs, others)
+        for action in actions.values() if args.quick else ():
+            action.do(places, others, True)
     except BlockingIOError:
         sys.exit(f"another study writes to {places.runs}: wait for it, or end it")
     print(tables(read_records([*others, places.record])))
