@@ -39,7 +39,7 @@ def test_prompts_are_tokens_of_each_frame_that_are_replaced_at_every_layer(form)
 
 def test_prompts_of_each_frame_tie_the_model_to_its_length_and_fit_no_merged_frames():
     model = make_model("vpt_frames")
-    with pytest.raises(UserError, match="--frame_prompts.*expected 4, found 3"):
+    with pytest.raises(UserError, match=r"--frame_prompts.*expected 4, found 3"):
         model.encode_video(random_videos(1, 3), torch.tensor([3]))
     assert "--merge_frames" in range_problems(VptSettings(frame_prompts=2, merge_frames="1"))[0]
     assert not range_problems(VptSettings(frame_prompts=2))
