@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts import choose_epsilon, gradient_precision, show_decay
 from scripts.benchmark import tables as benchmark_tables
-from scripts.studies import choices
+from scripts.studies import choices, comparison
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 # what a table is called: the file that it rests on, and how it is made of what that holds
@@ -30,6 +30,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "growth": ("benchmark.json", benchmark_tables.growth),
     "loader": ("benchmark.json", benchmark_tables.loader),
     "study": ("study_toy.json", choices.tables),
+    "compare": ("compare_toy.json", comparison.tables),
 }
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(\n<!-- end of (?P=name) -->)", re.DOTALL)
 
