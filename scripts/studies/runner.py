@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -357,18 +357,19 @@ def study(places: Places, runs: Iterable[Run], jobs: int, others: Sequence[Path]
         for level, clip in dict.fromkeys((run.level, run.clip) for run in missing if run.clip):
             make_clip(level, clip, places)
         failed = 0
-        for run, result in results_of(missing, places, jobs):
-            try:
-                found = result()
-            except Exception as error:
-                failed += 1
-                print(f"{run.key}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-                continue
-            before = done[run.key] if is_alike(run, places, done) else {}
-            minutes = before.get("minutes", 0) + found.get("minutes", 0)
-            done[run.key] = before | found | {"minutes": round(minutes, 2)}
-            write_record(places.record, done)
-            print(f"{run.key}: {say(found)}", flush=True)
+        with closing(results_of(missing, places, jobs)) as results:  # whatever ends this, nothing more is begun
+            for run, result in results:
+                try:
+                    found = result()
+                except Exception as error:
+                    failed += 1
+                    print(f"{run.key}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                    continue
+                before = done[run.key] if is_alike(run, places, done) else {}
+                minutes = before.get("minutes", 0) + found.get("minutes", 0)
+                done[run.key] = before | found | {"minutes": round(minutes, 2)}
+                write_record(places.record, done)
+                print(f"{run.key}: {say(found)}", flush=True)
     return failed == 0
 
 
