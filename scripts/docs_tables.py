@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts import choose_epsilon, gradient_precision, show_decay
 from scripts.benchmark import tables as benchmark_tables
-from scripts.studies import choices, merging
+from scripts.studies import choices, comparison, merging
 from scripts.studies.runner import read_records
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -32,6 +32,7 @@ TABLES: dict[str, tuple[str | tuple[str, ...], Callable[[Any], str]]] = {
     "loader": ("benchmark.json", benchmark_tables.loader),
     "study": ("study_toy.json", choices.tables),
     "merging": (("study_toy.json", "study_merging.json"), merging.tables),
+    "compare": ("compare_toy.json", comparison.tables),
 }
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(\n<!-- end of (?P=name) -->)", re.DOTALL)
 

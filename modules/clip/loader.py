@@ -16,6 +16,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -250,7 +251,14 @@ def _from_folder(folder: Path) -> LoadedCLIP:
     except Exception as error:  # safetensors has an error type of its own that it does not export in all versions
         raise WeightsError(f"{folder / FOLDER_WEIGHTS} is not a safetensors file: {error}") from error
     _load_checked(model, state, folder / FOLDER_WEIGHTS)
-    return LoadedCLIP(model, open_clip.get_tokenizer(source), *_normalisation(model))
+    tokenizer = _tokenizer_of(source, (folder / FOLDER_CONFIG).read_text(encoding="utf-8"))
+    return LoadedCLIP(model, tokenizer, *_normalisation(model))
+
+
+@cache
+def _tokenizer_of(source: str, configuration: str) -> Any:
+    """A folder's tokenizer, made once while its configuration stays the same: that takes longer than a small model."""
+    return open_clip.get_tokenizer(source)
 
 
 def _from_archive(path: Path, name: str | None, trust_weights: bool) -> LoadedCLIP:

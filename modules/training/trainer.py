@@ -6,8 +6,6 @@ the task's (`Task`); what trains is the model's own business.
 
 import logging
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from common.errors import UserError
+from common.memory import peak_resident_mb
 from common.progress import INTERVAL, duration
 from common.seeds import derive_seed
 from common.settings import above, at_least, between, setting
@@ -498,8 +497,7 @@ def peak_memory_mb(device: torch.device) -> float:
     """The most memory this process has held, in MiB: on its GPU if it has one, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 2**10  # getrusage counts bytes on macOS, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return peak_resident_mb()
 
 
 def share_clipped(counts: tuple[int, int]) -> dict[str, float]:

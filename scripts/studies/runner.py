@@ -1,35 +1,42 @@
 """Trainings on the toy testbed, some at a time, whose results are kept in a record that a later call goes on from.
 
 Every training is one process of one thread. It reports its last epoch, so that nothing is chosen on a test set: its
-last checkpoint is evaluated on the four test sets. What is measured is written to the record after each training, with
-the settings, the seed, the commit and the machine.
+last checkpoint is evaluated on the four test sets, or on a part of the training list that is held out. What is measured
+is written to the record after each training, with the settings, the seed, the commit and the machine.
 """
 
 import argparse
+import csv
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean, quantiles, stdev
 from typing import Any
 
 import main_task_retrieval
+from common.early import EXIT_CODE
 from common.files import lock_folder, write_whole
 from common.settings import former_settings, result_settings
 from dataloaders.datasets import RETRIEVAL
 from modules.methods import METHODS
-from modules.program.arguments import parse_arguments
+from modules.program.arguments import Arguments, parse_arguments
+from modules.runtime.run_folder import RESULTS as RESULTS_FILE
 from modules.training.trainer import TrainSettings
 from preprocess import pack_frames
 from preprocess.make_toy_dataset import DatasetSettings, make_dataset
 from preprocess.pretrain_toy_clip import Bars, PretrainSettings, pretrain
-from scripts.demo_table import add_motion_accuracy
+from scripts.demo_table import add_motion_accuracy, read_results
+from scripts.studies.flops import video_gigaflops
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -37,6 +44,13 @@ LEVELS = ("motions", "events")
 FRAMES = 8  # that the toy CLIPs and the demo look at
 FEW = 6
 MINUTES = (2, 4)  # of one core that a training takes
+MAX_WORDS = 20  # where a run does not say
+# what a checkpoint can be evaluated on, by the name that its metrics have in a record: a list, and flags
+EVALUATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "metrics": ("test.csv", ()),
+    "shuffled": ("test.csv", ("--eval_frame_order", "shuffle")),
+    "validation": ("validation.csv", ()),
+}
 OF_FILES = ("--output_dir", "-", "--train_csv", "-", "--val_csv", "-", "--data_path", "-", "--packed", "-")
 # the demo's, but for what a study varies
 STOP = (
@@ -56,6 +70,8 @@ class Run:
         frames: of a video.
         seed: of the training.
         flags: of the main program; without ``--do_train`` it only evaluates.
+        clip: the seed of the toy CLIP.
+        evaluated: on which of `EVALUATIONS`.
     """
 
     level: str
@@ -63,11 +79,15 @@ class Run:
     frames: int
     seed: int
     flags: tuple[str, ...]
+    clip: int = 0
+    evaluated: tuple[str, ...] = ("metrics",)
 
     @property
     def key(self) -> str:
         """What it is called in the record, and its folder."""
-        return f"{self.level}/{self.name.replace(', ', '_').replace(' ', '_')}/frames{self.frames}/seed{self.seed}"
+        name = self.name.replace(", ", "_").replace(" ", "_")
+        clip = f"/clip{self.clip}" if self.clip else ""
+        return f"{self.level}/{name}/frames{self.frames}/seed{self.seed}{clip}"
 
     @property
     def trains(self) -> bool:
@@ -85,6 +105,7 @@ class Places:
         record: JSON.
         steps: of the CLIPs' training, bars: what these have to reach. dataset: settings of the datasets.
         more: flags of every training.
+        held_out: the last videos of the training list, which are not trained on and make the validation list.
     """
 
     toy: Path
@@ -94,10 +115,15 @@ class Places:
     bars: Bars = Bars()
     dataset: Mapping[str, int] = field(default_factory=dict)
     more: tuple[str, ...] = ()
+    held_out: int = 0
 
     def of(self, level: str) -> Path:
         """The folder of a level's files; the easy one's are the demo's."""
         return self.toy if level == "motions" else self.toy / level
+
+    def clip(self, level: str, seed: int) -> Path:
+        """The folder of a CLIP."""
+        return self.of(level) / (f"clip_seed{seed}" if seed else "clip")
 
 
 def quick_places(folder: Path, record: Path) -> Places:
@@ -110,10 +136,16 @@ def quick_places(folder: Path, record: Path) -> Places:
     )
 
 
+def make_clip(level: str, seed: int, places: Places) -> None:
+    """A CLIP, kept while its settings are the same."""
+    settings = PretrainSettings(level=level, seed=seed, steps=places.steps)
+    pretrain(places.clip(level, seed), settings, places.bars, overwrite=True)
+
+
 def make_files(level: str, places: Places) -> None:
-    """CLIP, videos and a pack of their frames, each kept while its settings are the same."""
+    """The first CLIP, videos and a pack of their frames, each kept while its settings are the same."""
+    make_clip(level, 0, places)
     folder = places.of(level)
-    pretrain(folder / "clip", PretrainSettings(level=level, steps=places.steps), places.bars, overwrite=True)
     make_dataset(folder / "dataset", DatasetSettings(level=level, **places.dataset), overwrite=True)
     videos, frames = folder / "dataset" / "videos", folder / "frames"
     pack = ["--input_root", str(videos), "--output_root", str(frames), "--fps", "8", "--format", "raw", "--overwrite"]
@@ -121,97 +153,152 @@ def make_files(level: str, places: Places) -> None:
         sys.exit(f"{videos} could not be packed")
 
 
-def call(arguments: Sequence[str], log: Path) -> None:
-    """Run a program of the project, its output behind what a file holds.
+def call(flags: Sequence[str], log: Path, here: bool = False) -> None:
+    """Run the retrieval program, its output behind what a file holds.
+
+    Args:
+        flags: of the program.
+        log: the file.
+        here: in this process, which spares the seconds in which another imports torch.
 
     Raises:
         RuntimeError: if it fails, with the end of what it wrote.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
-        command = [sys.executable, *arguments]
-        status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
+        if here:
+            with redirect_stdout(file), redirect_stderr(file):
+                status = main_task_retrieval.main(flags)
+            if status == EXIT_CODE:  # the program took the signal, which was meant for all of them
+                raise KeyboardInterrupt
+        else:
+            command = [sys.executable, "main_task_retrieval.py", *flags]
+            status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
     if status:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
-        raise RuntimeError(f"{' '.join(arguments)} failed with {status}; the end of {log}:\n{tail}")
+        raise RuntimeError(f"{' '.join(flags)} failed with {status}; the end of {log}:\n{tail}")
 
 
 def made_of(run: Run, places: Places) -> dict[str, Any]:
     """What a run's result depends on: every setting, also those that no flag was given for, and the files."""
-    flags = [*run.flags, *(places.more if run.trains else ()), "--seed", str(run.seed), *OF_FILES]
-    arguments = parse_arguments(flags, "", RETRIEVAL, main_task_retrieval.RetrievalSettings)
+    arguments = arguments_of(run, places)
     settings = result_settings(arguments.method_settings, arguments.train, arguments.task)
-    files = (
-        asdict(PretrainSettings(level=run.level, steps=places.steps)),
+    files = [
+        asdict(PretrainSettings(level=run.level, seed=run.clip, steps=places.steps)),
         asdict(DatasetSettings(level=run.level, **places.dataset)),
-    )
+        *([places.held_out] if places.held_out else []),
+    ]
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
-    return {"method": arguments.method, "max_frames": run.frames, **settings, "files": digest}
+    shape = {"max_frames": run.frames, "max_words": arguments.common.max_words}
+    return {"method": arguments.method, **shape, **settings, "files": digest}
+
+
+def arguments_of(run: Run, places: Places) -> Arguments:
+    """The command line of a run, but for its files."""
+    shape = ("--max_frames", str(run.frames), "--max_words", str(MAX_WORDS))
+    flags = [*shape, *run.flags, *(places.more if run.trains else ()), "--seed", str(run.seed), *OF_FILES]
+    return parse_arguments(flags, "", RETRIEVAL, main_task_retrieval.RetrievalSettings)
 
 
 def is_done(run: Run, places: Places, done: Mapping[str, Any]) -> bool:
+    """Whether a record holds all that a run is evaluated on, with these settings."""
+    return is_alike(run, places, done) and all(name in done[run.key] for name in run.evaluated)
+
+
+def is_alike(run: Run, places: Places, done: Mapping[str, Any]) -> bool:
     """Whether a record holds a run with these settings; one that it lacks was as before there was such a setting."""
     if run.key not in done:
         return False
     now, recorded = made_of(run, places), done[run.key]["made_of"]
     former = former_settings(METHODS[now["method"]].settings, TrainSettings, main_task_retrieval.RetrievalSettings)
-    before = {**former, **recorded}
+    before = {"max_words": MAX_WORDS, **former, **recorded}
     return all(before.get(name) == value for name, value in now.items())
 
 
-def execute(run: Run, places: Places) -> dict[str, Any]:
-    """Train if there is something to train, evaluate the last checkpoint, and return what was measured."""
+def execute(run: Run, places: Places, here: bool = False) -> dict[str, Any]:
+    """Train if there is something to train that is not trained yet, evaluate the last checkpoint.
+
+    Args:
+        run: what to do.
+        places: where.
+        here: in this process.
+
+    Returns:
+        What was measured.
+    """
+    start = time.monotonic()
     toy, folder = places.of(run.level), places.runs / run.key
     settings, note = made_of(run, places), folder / "made_of.json"
     if folder.exists() and (not note.is_file() or json.loads(note.read_text(encoding="utf-8")) != settings):
         shutil.rmtree(folder)  # of other settings
     folder.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(settings), encoding="utf-8")
+    write_lists(toy / "dataset", folder, places.held_out)
     data = [
-        *("--pretrained_clip_name", toy / "clip", "--packed", toy / "frames"),
-        *("--data_path", toy / "dataset" / "MSRVTT_data.json"),
-        *("--max_frames", run.frames, "--max_words", "20", "--num_thread_reader", "0"),
+        *("--pretrained_clip_name", places.clip(run.level, run.clip), "--packed", toy / "frames"),
+        *("--data_path", toy / "dataset" / "MSRVTT_data.json", "--num_thread_reader", "0", "--seed", run.seed),
     ]
-    program = ["main_task_retrieval.py", *map(str, data)]
-    test = folder / "test"
-    last = ["--val_csv", toy / "dataset" / "test.csv", "--output_dir", test, "--save_features", test / "features"]
-    last = [*map(str, last), "--seed", str(run.seed)]
-    if run.trains:
+    data, shape = [*map(str, data)], ("--max_frames", str(run.frames), "--max_words", str(MAX_WORDS))
+    training = folder / "training"
+    if run.trains and not (training / RESULTS_FILE).is_file():
         # what a training evaluates after each epoch is not looked at: a few videos will do
-        lists = ["--train_csv", str(toy / "dataset" / "train.csv"), "--val_csv", str(write_few(toy, folder))]
-        flags = [*run.flags, "--seed", str(run.seed), "--output_dir", str(folder / "training")]
-        call([*program, *lists, *flags, *places.more], folder / "training.log")
-        precision = run.flags[run.flags.index("--precision") :][:2]
-        trained = ["--do_eval", *precision, "--init_model", str(folder / "training" / "last.pt")]
-        call([*program, *trained, *last], folder / "test.log")
-    else:
-        call([*program, *run.flags, *last], folder / "test.log")
-    results = add_motion_accuracy(test)
-    metrics = {
-        name: value
-        for name, value in results.items()
-        if name.startswith(("t2v", "v2t", "motion", "tokens_", "gaps_", "frame_variation", "trainable"))
-    }
-    config = json.loads((folder / ("training" if run.trains else "test") / "config.json").read_text(encoding="utf-8"))
+        lists = ["--train_csv", folder / "train.csv", "--val_csv", folder / "few.csv", "--output_dir", training]
+        call([*data, *map(str, lists), *shape, *run.flags, *places.more], folder / "training.log", here)
+    precision = run.flags[run.flags.index("--precision") :][:2]
+    trained = ["--do_eval", *precision, "--init_model", str(training / "last.pt")]
+    evaluated = {}
+    for name in run.evaluated:
+        file, flags = EVALUATIONS[name]
+        out = folder / ("test" if name == "metrics" else name)
+        given = ["--val_csv", folder / file, "--output_dir", out, "--save_features", out / "features"]
+        program = trained if run.trains else [*shape, *run.flags]
+        call([*data, *program, *flags, *map(str, given)], folder / f"{out.name}.log", here)
+        results = read_results(out) if name == "validation" else add_motion_accuracy(out)
+        kept = ("t2v", "v2t", "motion", "tokens_", "gaps_", "frame_variation", "trainable")
+        evaluated[name] = {key: value for key, value in results.items() if key.startswith(kept)}
+    program = training if run.trains else out
+    config = json.loads((program / "config.json").read_text(encoding="utf-8"))
     found = {
         "level": run.level,
         "name": run.name,
         "frames": run.frames,
         "seed": run.seed,
+        "clip": run.clip,
         "made_of": settings,
-        "metrics": metrics,
+        **evaluated,
+        "peak_memory_mb": read_results(program)["peak_memory_mb"],
+        "video_gigaflops": video_gigaflops(arguments_of(run, places)),
         "git_commit": config["git_commit"],
         "machine": config["machine"],
+        "minutes": round((time.monotonic() - start) / 60, 2),
     }
-    return found | (of_training(folder / "training") if run.trains else {})
+    return found | (of_training(training) if run.trains else {})
 
 
-def write_few(toy: Path, folder: Path) -> Path:
-    """A list of the first test videos."""
-    path = folder / "few.csv"
-    rows = (toy / "dataset" / "test.csv").read_text(encoding="utf-8").splitlines(keepends=True)
-    path.write_text("".join(rows[: 1 + FEW]), encoding="utf-8")
-    return path
+def write_lists(dataset: Path, folder: Path, held_out: int) -> None:
+    """The lists of a run.
+
+    ``train.csv`` and ``test.csv`` are the dataset's, the former without its last videos; these make ``validation.csv``
+    in the form of ``test.csv``, in sets of as many videos as there are captions, which take turns in the training list.
+    ``few.csv`` has the first test videos.
+    """
+    training = (dataset / "train.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    test = (dataset / "test.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = len(training) - held_out
+    for name, rows in (("train", training[:kept]), ("test", test), ("few", test[: 1 + FEW])):
+        (folder / f"{name}.csv").write_text("".join(rows), encoding="utf-8")
+    if not held_out:
+        return
+    sentences = json.loads((dataset / "MSRVTT_data.json").read_text(encoding="utf-8"))["sentences"]
+    captions = {sentence["video_id"]: sentence["caption"] for sentence in sentences}
+    in_a_set = len(set(captions.values()))
+    with (folder / "validation.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        several = held_out > in_a_set
+        writer.writerow(["key", "vid_key", "video_id", "sentence", *(["set"] if several else [])])
+        for place, video in enumerate(row.strip() for row in training[kept:]):
+            row = [f"val{place}", f"msr{place}", video, captions[video]]
+            writer.writerow([*row, 1 + place // in_a_set] if several else row)
 
 
 def of_training(folder: Path) -> dict[str, Any]:
@@ -252,7 +339,7 @@ def study(places: Places, runs: Iterable[Run], jobs: int, others: Sequence[Path]
     Args:
         places: where, and what is done.
         runs: of the study.
-        jobs: how many at a time.
+        jobs: how many at a time; 0 for one after the other in this very process.
         others: records that are read and not written.
 
     Returns:
@@ -270,23 +357,22 @@ def study(places: Places, runs: Iterable[Run], jobs: int, others: Sequence[Path]
         print(plan_of(runs, missing, places, jobs), flush=True)
         for level in dict.fromkeys(run.level for run in missing):
             make_files(level, places)
+        for level, clip in dict.fromkeys((run.level, run.clip) for run in missing if run.clip):
+            make_clip(level, clip, places)
         failed = 0
-        pool = ThreadPoolExecutor(jobs)
-        try:
-            futures = {pool.submit(execute, run, places): run for run in missing}
-            for future in as_completed(futures):
-                run = futures[future]
+        with closing(results_of(missing, places, jobs)) as results:  # whatever ends this, nothing more is begun
+            for run, result in results:
                 try:
-                    done[run.key] = future.result()
+                    found = result()
                 except Exception as error:
                     failed += 1
                     print(f"{run.key}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                     continue
+                before = done[run.key] if is_alike(run, places, done) else {}
+                minutes = before.get("minutes", 0) + found.get("minutes", 0)
+                done[run.key] = before | found | {"minutes": round(minutes, 2)}
                 write_record(places.record, done)
-                metrics = done[run.key]["metrics"]
-                print(f"{run.key}: R@1 {metrics['t2v_R1']:.1f}, motion {metrics['motion_accuracy']:.1f}", flush=True)
-        finally:
-            pool.shutdown(cancel_futures=True)  # whoever presses Ctrl-C has ended the trainings under way
+                print(f"{run.key}: {say(found)}", flush=True)
     return failed == 0
 
 
@@ -301,6 +387,34 @@ def plan_of(runs: Sequence[Run], missing: Sequence[Run], places: Places, jobs: i
         low, high = (trainings * minutes / 60 / jobs for minutes in MINUTES)
         text += f"; {trainings} trainings, some {low:.1f} to {high:.1f} hours, {jobs} at a time"
     return text
+
+
+def results_of(runs: Sequence[Run], places: Places, jobs: int) -> Iterator[tuple[Run, Callable[[], dict[str, Any]]]]:
+    """Each run, as it is over, with what gives its result or raises what ended it."""
+    if jobs == 0:
+        for run in runs:
+            yield run, partial(execute, run, places, here=True)
+        return
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        futures = {pool.submit(execute, run, places): run for run in runs}
+        for future in as_completed(futures):
+            yield futures[future], future.result
+    finally:
+        pool.shutdown(cancel_futures=True)  # whoever presses Ctrl-C has ended the trainings under way
+
+
+def say(found: Mapping[str, Any]) -> str:
+    """What a run has found, in words."""
+    names = {"metrics": "", "shuffled": "shuffled ", "validation": "validation "}
+    shown = []
+    for name, title in names.items():
+        if name in found:
+            metrics = found[name]
+            shown.append(f"{title}R@1 {metrics['t2v_R1']:.1f}")
+            if "motion_accuracy" in metrics:
+                shown.append(f"motion {metrics['motion_accuracy']:.1f}")
+    return ", ".join(shown)
 
 
 def write_record(path: Path, done: Mapping[str, Any]) -> None:

@@ -38,6 +38,17 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
             "temporal_width": 8,
         },
     ),
+    "stop_controls": (
+        "stop",
+        {
+            "num_regions": 3,
+            "selection": "random",
+            "token_count": "constant",
+            "spatial_width": 8,
+            "spatial_hidden": 12,
+            "temporal_width": 8,
+        },
+    ),
     "stop_without_intra": ("stop", {"ablate": "intra", "temporal_width": 8}),
     "stop_without_inter": (
         "stop",
@@ -59,6 +70,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipt": ("unipt", {}),
     "tempme": ("tempme", {"lora_rank": 2}),
     "vpt": ("vpt", {"num_prompts": 3}),
+    "vpt_frames": ("vpt", {"num_prompts": 1, "frame_prompts": 2}),
     "vpt_text": ("vpt", {"num_prompts": 3, "text_prompts": 2}),
     "efficient_prompt": ("efficient_prompt", {"prefix_prompts": 2, "postfix_prompts": 2}),
     "dgl_linear": ("dgl_linear", {"num_prompts": 2, "global_prompts": 3}),

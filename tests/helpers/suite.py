@@ -14,6 +14,7 @@ LONG_FILES = (
     "test_stop.py",
     "test_bad_videos.py",
     "test_benchmark.py",
+    "test_comparison.py",
 )
 
 

@@ -398,3 +398,87 @@ def test_a_checkpoint_says_what_was_left_out_and_another_is_refused(tiny_run, tm
     assert run(tiny_run, tmp_path / "none", *small, "--ablate", "both") == 1
     assert "--ablate both leaves nothing to train" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+# the controls
+
+
+def run_controls(model, videos, lengths, keys=None):
+    return model.encode_video(videos, lengths, keys, return_details=True)["layers"]
+
+
+def test_random_regions_are_drawn_of_the_sample_its_step_and_its_layer_in_training():
+    model = alive(make(selection="random")).train()
+    videos, lengths, keys = random_videos(1, T).expand(3, -1, -1, -1, -1), torch.full((3,), T), torch.tensor([5, 6, 5])
+    drawn = torch.stack([layer["discriminative_regions"] for layer in run_controls(model, videos, lengths, keys)])
+    assert (drawn.sum(-1) == 3).all() and set(drawn.unique().tolist()) == {0, 1}
+    assert torch.equal(drawn[:, 0], drawn[:, 2]) and not torch.equal(drawn[:, 0], drawn[:, 1])
+    flat = drawn[:, :2].flatten(0, 2)  # (L·2·T, P): all draws but for those that are equal
+    assert len(flat.unique(dim=0)) > len(flat) / 2
+    other = run_controls(model, random_videos(3, T, seed=9), lengths, keys)  # nothing of the video is in them
+    assert torch.equal(drawn, torch.stack([layer["discriminative_regions"] for layer in other]))
+
+
+@torch.no_grad()
+def test_random_regions_are_every_patch_as_often_as_another():
+    model = make(selection="random").train()
+    keys = torch.arange(400) * 7919
+    layer = run_controls(model, random_videos(1, T).expand(400, -1, -1, -1, -1), torch.full((400,), T), keys)[1]
+    often = layer["discriminative_regions"].flatten(0, 1).mean(0)  # 2,000 frames: standard error 0.0105
+    assert (often - 3 / P).abs().max() < 0.045
+
+
+def test_in_evaluation_random_regions_differ_by_frame_and_layer_and_are_every_videos():
+    model = alive(make(selection="random")).double().eval()
+    videos, lengths = random_videos(3, T), torch.tensor([T, T, 4])
+    layers = run_controls(model, videos, lengths)
+    drawn = torch.stack([layer["discriminative_regions"] for layer in layers])
+    assert torch.equal(drawn[:, 0], drawn[:, 1])
+    assert len({tuple(row.tolist()) for row in drawn[:, 0].flatten(0, 1)}) > T
+    together = model.encode_video(videos, lengths)["embedding"]
+    alone = model.encode_video(videos[2:, :4], lengths[2:])["embedding"]
+    torch.testing.assert_close(alone[0], together[2])
+    assert "region_scores" not in layers[0] and "attention_map" not in layers[0]
+
+
+def test_prompts_are_added_where_random_regions_are():
+    model = alive(make(selection="random", ablate="inter")).double().eval()
+    encoder, seen = model.video_encoder, []
+    before = encoder.prompting.before
+
+    def spy(tower, layer, tokens, draws):
+        patches = tokens.patches.clone()
+        prompted = before(tower, layer, tokens, draws)
+        changed = (prompted.tokens.patches - patches).abs().sum(-1) > 0
+        seen.append(torch.equal(changed, prompted.details["discriminative_regions"].bool()))
+        return prompted
+
+    encoder.prompting.before = spy
+    model.encode_video(random_videos(2, T), torch.tensor([T, 3]))
+    assert seen == [True] * 3
+
+
+def test_a_constant_count_is_every_real_gaps_also_of_a_still_video():
+    model = make(token_count="constant", eta=2.5).eval()
+    still = random_videos(1, 1).expand(-1, T, -1, -1, -1)
+    layers = run_controls(model, torch.cat([random_videos(1, T), still]), torch.tensor([T, 3]))
+    for layer in layers:
+        assert layer["num_temporal_prompts"].tolist() == [[3] * (T - 1), [3, 3, 0, 0]]
+    by_variation = run_controls(make(eta=2.5), still, torch.tensor([T]))
+    assert not by_variation[0]["num_temporal_prompts"].any()
+
+
+def test_all_of_the_controls_trains_and_none_has_more_parameters():
+    whole = make().num_trainable()
+    n_s = 27 * D
+    for settings, count in (
+        ({"selection": "random"}, whole - n_s),
+        ({"token_count": "constant"}, whole),
+        ({"selection": "random", "prompters": "own"}, make(prompters="own").num_trainable() - 3 * n_s),
+    ):
+        model = alive(make(**settings)).double().train()
+        assert model.num_trainable() == count
+        video = model.encode_video(random_videos(3, T), torch.tensor([T, T, 4]), torch.arange(3))["embedding"]
+        (video * torch.randn(video.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+        for name, parameter in model.trainable_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().max() > 1e-9, name

@@ -26,7 +26,7 @@ FORMS = [form for form, (method, _) in methods.FORMS.items() if METHODS[method].
 
 # each method takes some seconds: one of the frozen ones, and the one whose head scores pairs, stand for all
 FAST = ("vop", "tightTransf")
-GATED = ("stop", "stop_own", "stop_without_intra")
+GATED = ("stop", "stop_own", "stop_controls", "stop_without_intra")
 
 
 @pytest.fixture(

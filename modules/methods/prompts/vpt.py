@@ -10,6 +10,10 @@ stand behind the image tower's first norm; the text tower's, if there are any, a
 positions). The dropout and the projection of prompts, both off in the reference, are left out. The reference trains
 image classification with SGD, and its setting for video is not published: there is no recipe, the program's defaults
 stand, and the rate should be searched for. Any CLIP and any number of frames will do.
+
+``--frame_prompts`` adds learned prompts that each frame has for itself, so that the order of frames makes a difference
+and a model is tied to their number. It is no part of VPT: with it a comparison has prompts that are as many as another
+method's parameters, know the time, and read nothing of the video.
 """
 
 import math
@@ -22,6 +26,7 @@ from common.settings import at_least, setting
 from modules.clip.loader import LoadedCLIP
 from modules.clip.vision import ClipVisionTower
 from modules.methods.base import EncoderSettings, Method, Properties
+from modules.methods.prompts.lengths import check_length
 from modules.model.deep_prompts import DeepTextPrompts
 from modules.model.heads import CosineHead
 from modules.model.prompting import Extra, Prompted, VideoPrompting, VideoTokens
@@ -39,22 +44,45 @@ class VptSettings(EncoderSettings):
     num_prompts: int = setting(
         20, "learned prompts in each layer of the image tower", within=at_least(1), metavar="TOKENS"
     )
+    frame_prompts: int = setting(
+        0,
+        "more of them that each frame has for itself, which ties the model to its T; 0 for none [ours]",
+        within=at_least(0),
+        metavar="TOKENS",
+    )
     text_prompts: int = setting(
         0, "learned prompts in each layer of the text tower; 0 for none", within=at_least(0), metavar="TOKENS"
     )
+
+    def problems(self) -> list[str]:
+        """What does not fit together; see `common.settings.range_problems`."""
+        problems = super().problems()
+        if self.frame_prompts and self.merge_frames:
+            problems.append("--frame_prompts are those of each frame in all layers: give it without --merge_frames")
+        return problems
 
 
 class VptVideo(VideoPrompting):
     """Learned prompts beside the tokens of each frame, others in every layer."""
 
-    def __init__(self, tower: ClipVisionTower, num_prompts: int):
-        """tower: whose layers are prompted. num_prompts: N."""
+    def __init__(self, tower: ClipVisionTower, num_prompts: int, num_frames: int, frame_prompts: int):
+        """tower: whose layers are prompted. num_prompts: N. num_frames: T. frame_prompts: of each frame alone."""
         super().__init__()
         self.learned = uniform_prompts(tower, tower.num_layers, num_prompts, tower.width)
+        self.of_each_frame = None
+        if frame_prompts:
+            self.of_each_frame = uniform_prompts(tower, tower.num_layers, num_frames, frame_prompts, tower.width)
+
+    def begin(self, tower: ClipVisionTower, tokens: VideoTokens) -> VideoTokens:
+        """Check that the videos have the length that there are prompts for, where frames have their own."""
+        if self.of_each_frame is not None:
+            check_length("VPT with --frame_prompts", self.of_each_frame.shape[1], tokens.patches.shape[1])
+        return tokens
 
     def before(self, tower: ClipVisionTower, layer: int, tokens: VideoTokens, keys: Tensor | None) -> Prompted:
         """Prompt the input of a block."""
-        return Prompted(tokens, Extra.of_frames(self.learned[layer]))
+        own = () if self.of_each_frame is None else (self.of_each_frame[layer],)
+        return Prompted(tokens, Extra.of_frames(self.learned[layer], *own))
 
 
 def uniform_prompts(tower: ClipVisionTower, *shape: int) -> nn.Parameter:
@@ -66,9 +94,8 @@ def uniform_prompts(tower: ClipVisionTower, *shape: int) -> nn.Parameter:
 def build(clip: LoadedCLIP, settings: VptSettings, num_frames: int, max_words: int) -> VideoTextModel:
     """VPT around a frozen CLIP; without text prompts each caption is embedded once."""
     vision = clip.vision_tower()
-    video_encoder = VideoEncoder(
-        vision, FrameScope(), Mean(), VptVideo(vision, settings.num_prompts), settings.merge_before
-    )
+    prompting = VptVideo(vision, settings.num_prompts, num_frames, settings.frame_prompts)
+    video_encoder = VideoEncoder(vision, FrameScope(), Mean(), prompting, settings.merge_before)
     if settings.text_prompts:
         text = clip.text_tower()
         prompts = DeepTextPrompts(text, settings.text_prompts, take_positions=False)

@@ -123,7 +123,16 @@ class TemporalPrompter(nn.Module):
 class InterFramePrompting(nn.Module):
     """Measures how much changes in each gap and makes tokens in proportion."""
 
-    def __init__(self, width: int, grid: int, eta: float, beta: float, epsilon: float, prompter: TemporalPrompter):
+    def __init__(
+        self,
+        width: int,
+        grid: int,
+        eta: float,
+        beta: float,
+        epsilon: float,
+        prompter: TemporalPrompter,
+        constant: bool = False,
+    ):
         """Build N^t around a prompter P^t.
 
         Args:
@@ -132,6 +141,7 @@ class InterFramePrompting(nn.Module):
             beta: β ≥ 0, the extra weight of discriminative regions.
             epsilon: ε > 0, the variation, as a share of the tokens' mean square, below which a gap counts as still.
             prompter: P^t, built for `max_tokens(eta)` tokens.
+            constant: every gap gets ⌈η⌉ tokens, whatever its W^t: what counting by W^t is compared with [ours].
 
         Raises:
             UserError: if a setting is out of range.
@@ -146,6 +156,7 @@ class InterFramePrompting(nn.Module):
         self.num_slots = self.max_tokens(eta)
         self.beta = beta
         self.epsilon = epsilon
+        self.constant = constant
         self.dynamics = DepthwiseConv3d(width, time_padding=1)
         self.prompter = prompter
 
@@ -211,7 +222,7 @@ class InterFramePrompting(nn.Module):
         real_gaps = real[:, 1:]
         differences = frame_differences(read, real)
         variation = self.frame_variation(read, differences, regions, real)
-        counts = count_tokens(variation, self.eta)
+        counts = real_gaps.long() * self.num_slots if self.constant else count_tokens(variation, self.eta)
         slots = torch.arange(self.num_slots, device=read.device)
         if seeds is not None:
             seeds = seeds[:, : counts.shape[1] * self.num_slots].unflatten(1, (-1, self.num_slots))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from modules.kernels.convolutions import DepthwiseConv3d
 from modules.kernels.reductions import mean_square
-from modules.model.dropout import SampleDropout
+from modules.model.dropout import SampleDropout, uniform_bits
 from modules.model.prompting import VideoTokens
 from modules.model.tokens import extend_in_time, extended_frames, grid_conv3d
 
@@ -26,14 +26,14 @@ class IntraFrameOutput:
     Attributes:
         tokens: with h^s, the patch tokens with the prompts added.
         region_weights: (B, T, P), 1 at the chosen patches, else 0; carries the straight-through gradient.
-        temporal_dynamics: M, (B, T, P).
-        region_scores: W^s, (B, T, P).
+        temporal_dynamics: M, (B, T, P); None where regions are chosen at random.
+        region_scores: W^s, (B, T, P); None likewise.
     """
 
     tokens: VideoTokens
     region_weights: Tensor
-    temporal_dynamics: Tensor
-    region_scores: Tensor
+    temporal_dynamics: Tensor | None
+    region_scores: Tensor | None
 
 
 def select_regions(scores: Tensor, num_regions: int, real: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,6 +129,7 @@ class IntraFramePrompting(nn.Module):
         normalize_dynamics: bool,
         straight_through: bool,
         prompter: SpatialPrompter,
+        at_random: bool = False,
     ):
         """Build N^s around a prompter P^s.
 
@@ -139,6 +140,8 @@ class IntraFramePrompting(nn.Module):
             normalize_dynamics: divide M_i by its sum over the frame, as A_i sums to 1 [ours].
             straight_through: pass a gradient through the selection to N^s [ours].
             prompter: P^s.
+            at_random: choose N_s patches of each frame at random, without N^s and A: what choosing by W^s is compared
+                with [ours].
 
         Raises:
             UserError: if N_s or α is out of range.
@@ -153,7 +156,8 @@ class IntraFramePrompting(nn.Module):
         self.alpha = alpha
         self.normalize_dynamics = normalize_dynamics
         self.straight_through = straight_through
-        self.dynamics = DepthwiseConv3d(width, time_padding=0)
+        self.at_random = at_random
+        self.dynamics = None if at_random else DepthwiseConv3d(width, time_padding=0)
         self.prompter = prompter
 
     def temporal_dynamics(self, extended: Tensor) -> Tensor:
@@ -173,25 +177,37 @@ class IntraFramePrompting(nn.Module):
             return strength
 
     def forward(
-        self, tokens: VideoTokens, read: Tensor, attention_map: Tensor, seeds: Tensor | None
+        self,
+        tokens: VideoTokens,
+        read: Tensor,
+        attention_map: Tensor | None,
+        seeds: Tensor | None,
+        choice_seeds: Tensor | None = None,
     ) -> IntraFrameOutput:
         """Prompt one layer's input.
 
         Args:
             tokens: with h, the patch tokens that the prompts are added to.
             read: (B, T, P, D), these as the layer reads them.
-            attention_map: A, (B, T, P).
+            attention_map: A, (B, T, P); not read where regions are chosen at random.
             seeds: (B, at least T·P) int32 for dropout, of `row_seeds`; in training only.
+            choice_seeds: (B, at least T) int32 of the same for a choice at random.
         """
         real = tokens.real
         extended = extend_in_time(read, real, tokens.once(extended_frames, partial(extended_frames, real)))
-        dynamics = self.temporal_dynamics(extended)
-        scores = self.alpha * attention_map.to(dynamics.dtype) + (1 - self.alpha) * dynamics  # W^s
-        chosen, regions = select_regions(scores.detach(), self.num_regions, real)
+        if self.at_random:
+            dynamics = scores = None
+            order = uniform_bits(choice_seeds[:, : real.shape[1]], read.shape[2])  # (B, T, P)
+            order = order.to(self.prompter.linear_out.weight.dtype)
+        else:
+            dynamics = self.temporal_dynamics(extended)
+            scores = self.alpha * attention_map.to(dynamics.dtype) + (1 - self.alpha) * dynamics  # W^s
+            order = scores.detach()
+        chosen, regions = select_regions(order, self.num_regions, real)
         features = self.prompter.features(extended)
         prompts = self._prompts_at(features, chosen, seeds) * real[:, :, None, None]
         prompted = tokens.add_to_patches(chosen, prompts)
-        if self.training and self.straight_through:
+        if self.training and self.straight_through and scores is not None:
             prompted, regions = _SelectedByScores.apply(
                 scores, prompted, regions, features, chosen, prompts, tokens, self.prompter
             )

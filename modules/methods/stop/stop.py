@@ -22,7 +22,7 @@ from modules.methods.base import EncoderSettings, Method, Properties, parse_laye
 from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter, num_heads
 from modules.methods.stop.intra_frame import IntraFramePrompting, SpatialPrompter
 from modules.model.deep_prompts import DeepTextPrompts
-from modules.model.dropout import SampleDropout, fold_in_each, row_seeds
+from modules.model.dropout import SampleDropout, fold_in, fold_in_each, row_seeds
 from modules.model.heads import CosineHead
 from modules.model.measures import Measures, add_up, total
 from modules.model.prompting import Extra, Prompted, VideoPrompting, VideoTokens
@@ -32,7 +32,8 @@ from modules.model.text_encoder import TextEncoder
 from modules.model.video_encoder import VideoEncoder
 from modules.model.video_text import VideoTextModel
 
-INTRA, INTER = 0, 1  # what the two prompters' dropout keys are told apart by
+# what the keys of the two prompters' dropout and of a choice of regions at random are told apart by
+INTRA, INTER, CHOICE = 0, 1, 2
 
 # what --ablate leaves out: (intra-frame, inter-frame) prompts
 ABLATIONS = {"none": (False, False), "intra": (True, False), "inter": (False, True), "both": (True, True)}
@@ -102,6 +103,16 @@ class StopSettings(EncoderSettings):
         "ε, share of the tokens' mean square below which a gap counts as still",
         within=above(0),
         metavar="SHARE",
+    )
+    selection: str = setting(
+        "scores",
+        "patches with the largest W^s, or as a control any, at random [ours]",
+        ("scores", "random"),
+    )
+    token_count: str = setting(
+        "variation",
+        "tokens of a gap by its W^t, or as a control the same η for all [ours]",
+        ("variation", "constant"),
     )
     dynamics_norm: str = setting("frame", "divide M_i by its sum over the frame, or not", ("frame", "none"))
     selection_gradient: str = setting(
@@ -230,10 +241,10 @@ class StopPrompting(VideoPrompting):
         self.time_embedding.check_length(tokens.patches.shape[1])
         return tokens.add_to_frames(self.time_embedding.frames)
 
-    def draws(self, keys: Tensor, tokens: VideoTokens) -> Sequence[tuple[Tensor | None, Tensor | None]]:
-        """`row_seeds` for P^s and P^t in each layer, all of them made at once."""
+    def draws(self, keys: Tensor, tokens: VideoTokens) -> Sequence[tuple[Tensor | None, Tensor | None, Tensor | None]]:
+        """`row_seeds` for P^s, P^t and a choice at random in each layer, all of them made at once."""
         num_frames, num_patches = tokens.patches.shape[1:3]
-        uses = fold_in_each(keys, 2)  # (L, 2, B)
+        uses = fold_in_each(keys, 3)  # (L, 3, B)
 
         def seeds(prompters: nn.Module | None, use: int, rows: int) -> Sequence[Tensor | None]:
             drops = prompters is not None and any(isinstance(m, SampleDropout) and m.drops for m in prompters.modules())
@@ -246,6 +257,7 @@ class StopPrompting(VideoPrompting):
             zip(
                 seeds(self.intra_frame, INTRA, num_frames * num_patches),
                 seeds(self.inter_frame, INTER, gaps),
+                row_seeds(uses[:, CHOICE], num_frames).unbind() if self.chooses_at_random else [None] * len(keys),
                 strict=True,
             )
         )
@@ -255,29 +267,35 @@ class StopPrompting(VideoPrompting):
         tower: ClipVisionTower,
         layer: int,
         tokens: VideoTokens,
-        draws: tuple[Tensor | None, Tensor | None] | None,
+        draws: tuple[Tensor | None, Tensor | None, Tensor | None] | None,
     ) -> Prompted:
         """Prompt the input of a block."""
         if layer not in self.layers:
             return Prompted(tokens)
         block = tower.blocks[layer]
-        intra_seeds, inter_seeds = draws or (None, None)
+        intra_seeds, inter_seeds, choice_seeds = draws or (None, None, None)
         intra_frame, inter_frame = self._of_layer(self.intra_frame, layer), self._of_layer(self.inter_frame, layer)
         regions = torch.zeros(tokens.patches.shape[:3], dtype=tokens.patches.dtype, device=tokens.patches.device)
         details = {"frame_sizes": tokens.frame_sizes}
         read = block.read(tokens.joined)
         if intra_frame is not None:
             cls, patches = tokens.parts_of(read)
-            attention_map = block.class_attention(cls, patches)
-            intra = intra_frame(tokens, patches, attention_map, intra_seeds)
+            if self.chooses_at_random:
+                if choice_seeds is None:  # in evaluation each frame and layer has its patches, the same in every video
+                    of_layer = fold_in(torch.zeros_like(tokens.real[:, 0], dtype=torch.int64), layer)
+                    choice_seeds = row_seeds(fold_in(of_layer, CHOICE), tokens.real.shape[1])
+                intra = intra_frame(tokens, patches, None, intra_seeds, choice_seeds)
+            else:
+                attention_map = block.class_attention(cls, patches)
+                intra = intra_frame(tokens, patches, attention_map, intra_seeds)
+                details.update(
+                    attention_map=attention_map,
+                    temporal_dynamics=intra.temporal_dynamics,
+                    region_scores=intra.region_scores,
+                )
             tokens, regions = intra.tokens, intra.region_weights
             read = block.read(tokens.joined)
-            details.update(
-                attention_map=attention_map,
-                temporal_dynamics=intra.temporal_dynamics,
-                region_scores=intra.region_scores,
-                discriminative_regions=regions,
-            )
+            details["discriminative_regions"] = regions
         if inter_frame is None or tokens.patches.shape[1] < 2:
             return Prompted(tokens, read=read, details=details)
         inter = inter_frame(tokens.parts_of(read)[1], regions, tokens.real, inter_seeds)
@@ -313,6 +331,12 @@ class StopPrompting(VideoPrompting):
             }
             found = add_up(found, totals)
         return found
+
+    @property
+    def chooses_at_random(self) -> bool:
+        """Whether regions are chosen at random."""
+        first = self._of_layer(self.intra_frame, self.layers[0])
+        return first is not None and first.at_random
 
     def _of_layer(self, prompters: nn.Module | None, layer: int) -> nn.Module | None:
         return prompters[self.layers.index(layer)] if isinstance(prompters, nn.ModuleList) else prompters
@@ -364,6 +388,7 @@ def _intra_frame(tower: ClipVisionTower, settings: StopSettings) -> IntraFramePr
             settings.prompt_dropout,
             settings.spatial_reduce,
         ),
+        at_random=settings.selection == "random",
     )
 
 
@@ -381,6 +406,7 @@ def _inter_frame(tower: ClipVisionTower, settings: StopSettings) -> InterFramePr
             settings.temporal_width,
             settings.prompt_dropout,
         ),
+        constant=settings.token_count == "constant",
     )
 
 
