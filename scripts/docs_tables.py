@@ -18,20 +18,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts import choose_epsilon, gradient_precision, show_decay
 from scripts.benchmark import tables as benchmark_tables
 from scripts.studies import choices, comparison, merging
-from scripts.studies.runner import read_records
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-# what a table is called: the file that it rests on, and how it is made of what that holds; of several records together
-TABLES: dict[str, tuple[str | tuple[str, ...], Callable[[Any], str]]] = {
+# what a table is called: the file that it rests on, or several, and how it is made of what those hold, of which all but
+# the first may be missing (None)
+TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "epsilon": ("epsilon.json", choose_epsilon.make_table),
     "decay": ("decay.json", show_decay.table),
     "precision": ("precision.json", gradient_precision.table),
     "speed": ("benchmark.json", benchmark_tables.speed),
-    "bars": ("benchmark.json", benchmark_tables.bars),
+    "bars": (("benchmark.json", "gpu_check.json"), benchmark_tables.bars),
     "growth": ("benchmark.json", benchmark_tables.growth),
     "loader": ("benchmark.json", benchmark_tables.loader),
     "study": ("study_toy.json", choices.tables),
-    "merging": (("study_toy.json", "study_merging.json"), merging.tables),
+    "merging": (("study_toy.json", "study_merging.json"), merging.tables_of),
     "compare": ("compare_toy.json", comparison.tables),
 }
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(\n<!-- end of (?P=name) -->)", re.DOTALL)
@@ -45,13 +45,17 @@ def filled(page: str, results: Path = DOCS / "results") -> str:
         results: the folder of what was measured.
     """
 
+    def read(file: str) -> Any:
+        return json.loads((results / file).read_text(encoding="utf-8"))
+
     def fill(match: re.Match) -> str:
         files, make = TABLES[match["name"]]
-        if isinstance(files, str):
-            content = json.loads((results / files).read_text(encoding="utf-8"))
-        else:
-            content = read_records(results / file for file in files)
-        return match[1] + make(content) + match[3]
+        first, *more = [files] if isinstance(files, str) else files
+        return (
+            match[1]
+            + make(read(first), *(read(file) if (results / file).exists() else None for file in more))
+            + match[3]
+        )
 
     return MARKED.sub(fill, page)
 

@@ -134,6 +134,11 @@ def tables(record: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def tables_of(toy: dict[str, Any], merging: dict[str, Any] | None) -> str:
+    """The same, of the two records; of runs in both this study's count."""
+    return tables({**toy, **(merging or {})})
+
+
 def measure(places: Places, others: Sequence[Path], quick: bool) -> None:
     """Measure seconds and FLOPs of a step of all points, and write them to the record.
 

@@ -24,7 +24,7 @@ from modules.program.arguments import parse_arguments
 from modules.runtime.run_folder import describe_machine, git_commit
 from preprocess.pretrain_toy_clip import PREPROCESS_CONFIG, build_model, build_tokenizer
 from scripts.benchmark.counts import count_step
-from scripts.benchmark.model import FLOOR, Setup, Subject, in_turns, make_floor, make_stop, ratios
+from scripts.benchmark.model import FLOOR, Setup, Subject, in_turns, make_floor, make_trainable, ratios
 from scripts.studies.runner import OF_FILES, Run
 
 THREADS = 1  # as a study's trainings have
@@ -60,7 +60,7 @@ def settings_of(run: Run) -> StopSettings:
 
 def make_subject(clip: LoadedCLIP, settings: StopSettings, setup: Setup) -> Subject:
     """A STOP on so many videos of so many frames."""
-    return make_stop(build(clip, settings, setup.num_frames, MAX_WORDS), clip, setup)
+    return make_trainable(build(clip, settings, setup.num_frames, MAX_WORDS), clip, setup)
 
 
 def gigaflops(subject: Subject) -> float:

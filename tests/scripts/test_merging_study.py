@@ -17,7 +17,8 @@ from helpers.paths import ROOT
 from helpers.tiny import random_videos
 from modules.methods.base import parse_layers
 from modules.methods.stop.stop import build
-from scripts.benchmark.model import Setup, floor_flops, make_floor, stop_flops
+from scripts.benchmark.flops import floor_flops, stop_flops
+from scripts.benchmark.model import Setup, make_floor
 from scripts.studies import choices, merging, merging_costs, merging_picture, runner
 from scripts.studies.merging_costs import MAX_WORDS, measure_costs, settings_of, toy_clip
 from scripts.studies.merging_curve import FEWER, POINTS, UNMERGED, all_runs, beside, beside_fewer
