@@ -4,6 +4,7 @@
 #   bash scripts/benchmark.sh                       everything; at most 10 minutes on 2 cores
 #   bash scripts/benchmark.sh --quick               smaller and fewer; 2 minutes
 #   bash scripts/benchmark.sh --count               only what a training step asks of a GPU; seconds, without one
+#   bash scripts/benchmark.sh --methods vop,lora    only speed and memory of these methods, or of all, at their defaults
 #   bash scripts/benchmark.sh --videos DIR          the loader on these videos instead of made ones
 #   bash scripts/benchmark.sh --ranks 100000        similarity and ranks of this many pairs; takes minutes
 # On a CUDA GPU it measures in bf16 there: --batch_size 128 by default, --compile for floor and STOP both.

@@ -1,6 +1,6 @@
 """The measurements behind `scripts/benchmark.sh`, and their tables.
 
-bash scripts/benchmark.sh [--quick] [--videos DIR] [--ranks N] [--compile]
+bash scripts/benchmark.sh [--quick] [--methods NAMES] [--videos DIR] [--ranks N] [--compile]
 """
 
 import argparse
@@ -10,7 +10,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +21,11 @@ import torch
 
 from common.errors import UserError
 from common.files import write_whole
+from modules.methods import METHODS
 from modules.runtime.run_folder import cpu_name, git_commit
 from scripts.benchmark import data, model
 from scripts.benchmark.counts import measure_counts
+from scripts.benchmark.flops import FORMULA, count_flops
 from scripts.benchmark.model import (
     FLOOR,
     ONCE,
@@ -77,6 +79,7 @@ class Plan:
 
     Attributes:
         setup: of speed and memory. rounds: of speed, after one that warms up.
+        methods: that are measured instead of all else; none for all else.
         lengths: numbers of frames of the growth. repeated_for: seconds that steps of each are repeated for.
         clips, clip_seconds: made for the loader. batches: measured of the loader.
         ranks: pairs that are ranked in blocks.
@@ -84,6 +87,7 @@ class Plan:
 
     setup: Setup
     rounds: int
+    methods: tuple[str, ...]
     lengths: tuple[int, ...]
     repeated_for: float
     clips: int
@@ -96,6 +100,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller and fewer: a first look")
+    parser.add_argument(
+        "--methods", default="", help="only speed and memory of these methods, such as vop,lora, or all, at defaults"
+    )
     parser.add_argument("--count", action="store_true", help="only what a step asks of a GPU, which takes none")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: fp32 on a CPU, bf16 on a GPU")
@@ -114,6 +121,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--videos {arguments.videos}: no such folder")
     if not arguments.output.resolve().parent.is_dir():
         parser.error(f"--output {arguments.output}: its folder is not there")
+    arguments.methods = list(METHODS) if arguments.methods == "all" else arguments.methods.split(",")
+    arguments.methods = tuple(dict.fromkeys(name.strip() for name in arguments.methods if name.strip()))
+    if unknown := [name for name in arguments.methods if name not in METHODS]:
+        parser.error(f"--methods {', '.join(unknown)}: no such method; there are {', '.join(METHODS)}, and all")
     for name in ("batch_size", "threads", "ranks"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -130,9 +141,10 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     batch = arguments.batch_size or (BATCH_ON_GPU if on_gpu else 1 if arguments.quick else 4)
     precision = arguments.precision or ("bf16" if on_gpu else "fp32")
     setup = Setup(batch, arguments.num_frames, device, precision, arguments.threads, arguments.compile, arguments.clip)
+    methods = arguments.methods
     if arguments.quick:
-        return Plan(setup, 2, (4, 8), 0.0, 2, 5, 4, arguments.ranks or 5000)
-    return Plan(setup, 20 if on_gpu else 3, (4, 8, 12, 24, 48, 64), 3.0, 6, 12, 24, arguments.ranks or 20_000)
+        return Plan(setup, 2, methods, (4, 8), 0.0, 2, 5, 4, arguments.ranks or 5000)
+    return Plan(setup, 20 if on_gpu else 3, methods, (4, 8, 12, 24, 48, 64), 3.0, 6, 12, 24, arguments.ranks or 20_000)
 
 
 def machine(setup: Setup) -> dict[str, str | int | bool]:
@@ -165,38 +177,55 @@ def say(what: str) -> None:
     print(f"benchmark: {what} …", file=sys.stderr, flush=True)
 
 
+def print_beside_the_floor(setup: Setup, names: Sequence[str], results: Mapping[str, float]) -> None:
+    """Print seconds, memory and their ratios, a row a subject; what was not measured of one stays empty."""
+    print(f"## Beside the frozen CLIP, {setup.batch_size} videos of {setup.num_frames} frames\n")
+    rows = []
+    for name in names:
+        cells = [NAMES.get(name, f"`--method {name}`")]
+        for what, form in (("encode_seconds", ".3f"), ("train_step_seconds", ".3f"), ("peak_memory_mib", ".0f")):
+            value = results.get(f"{what}.{name}")
+            ratio = results.get(f"{what.rpartition('_')[0]}_ratio.{name}")
+            cells += ["" if value is None else format(value, form), "" if ratio is None else f"{ratio:.2f}"]
+        rows.append(cells)
+    print_table(["", "encode, s", "ratio", "training step, s", "ratio", "peak memory of a step, MiB", "ratio"], rows)
+
+
 def benchmark_model(plan: Plan) -> dict[str, float]:
     """Measure and print speed, memory and arithmetic."""
     setup = plan.setup
     say(f"encoding and training, {plan.rounds} rounds in turns")
     results = model.in_own_process(model.measure_speed, setup, plan.rounds)
-    say("memory, each in a process of its own")
+    say("memory")
     results |= model.measure_memory(setup)
-    print(f"## Beside the frozen CLIP, {setup.batch_size} videos of {setup.num_frames} frames\n")
-    rows = []
-    for name in SUBJECTS:
-        cells = [NAMES[name]]
-        for what, unit in (("encode", "seconds"), ("train_step", "seconds"), ("peak_memory", "mib")):
-            ratio = results.get(f"{what}_ratio.{name}")
-            value = results[f"{what}_{unit}.{name}"]
-            cells += [f"{value:.3f}" if unit == "seconds" else f"{value:.0f}", "" if ratio is None else f"{ratio:.2f}"]
-        rows.append(cells)
-    print_table(["", "encode, s", "ratio", "training step, s", "ratio", "peak memory of a step, MiB", "ratio"], rows)
+    print_beside_the_floor(setup, SUBJECTS, results)
     column = 1 if setup.device == "cuda" else 0
     rows = [[name, f"{results[name]:.2f}", f"≤ {bars[column]}"] for name, bars in BARS.items()]
     print_table(["ratio", "measured", "wanted"], rows)
     return results | print_arithmetic(setup, results)
 
 
+def benchmark_methods(plan: Plan) -> dict[str, float]:
+    """Measure and print speed and memory of the methods asked for; of one that trains nothing, encoding alone."""
+    say(f"encoding and training of {', '.join(plan.methods)}, {plan.rounds} rounds in turns with the frozen CLIP")
+    results = model.measure_methods(plan.setup, plan.rounds, plan.methods)
+    say("memory")
+    names = (FLOOR, *plan.methods)
+    trained = [name for name in names if f"train_step_seconds.{name}" in results]
+    results |= model.measure_memory(plan.setup, trained)
+    print_beside_the_floor(plan.setup, names, results)
+    return results
+
+
 def print_arithmetic(setup: Setup, results: dict[str, float]) -> dict[str, float]:
     """Print model FLOPs, what is reached of them a second, and of the device's peak where that is known."""
-    print(model.FORMULA + "\n")
+    print(FORMULA + "\n")
     peak = None
     if setup.device == "cuda" and setup.precision == "bf16":
         name = torch.cuda.get_device_name()
         peak = next((value for begin, value in GPU_PEAKS.items() if name.startswith(begin)), None)
     rows, more = [], {}
-    counted = model.count_flops(setup)
+    counted = count_flops(setup, SUBJECTS)
     floor = counted[FLOOR].train / results[f"train_step_seconds.{FLOOR}"]
     for name, flops in counted.items():
         reached = flops.train / results[f"train_step_seconds.{name}"]
@@ -332,8 +361,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("# Benchmark\n\n" + ", ".join(f"{name} {value}" for name, value in results.items()) + "\n", flush=True)
     status = 0
     try:
-        results |= benchmark_counts()
-        if not arguments.count:
+        if plan.methods:
+            results |= benchmark_methods(plan)
+        else:
+            results |= benchmark_counts()
+        if not arguments.count and not plan.methods:
             results |= benchmark_model(plan)
             results |= benchmark_growth(plan)
             results |= benchmark_loader(plan, arguments.videos, results)

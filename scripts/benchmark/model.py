@@ -1,9 +1,10 @@
-"""Seconds and memory of STOP's training step and encoding, beside those of the frozen CLIP on the same frames.
+"""Seconds and memory of a training step and of encoding, beside those of the frozen CLIP on the same frames.
 
 The floor is open_clip's own ``encode_image``: forward for encoding; forward and backward to its input for a training
-step. STOP is at its defaults, but for what a row's name says, with every slot of every gap filled; a training step has
-the contrastive loss, the gradients, their clipping and AdamW in it. Where the text side trains, a step also embeds a
-caption a video; else captions are embedded once in a training and left out. Weights are random, which changes no time.
+step. STOP is at its defaults, but for what a row's name says, with every slot of every gap filled; any other method is
+at its defaults. A training step has the contrastive loss, the gradients, their clipping and AdamW in it. Where the text
+side trains, a step also embeds a caption a video; else captions are embedded once in a training and left out. Weights
+are random, which changes no time.
 """
 
 import ctypes
@@ -12,7 +13,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -27,24 +28,27 @@ from torch import Tensor
 from common.errors import UserError
 from modules.clip.loader import LoadedCLIP, load_clip
 from modules.clip.vision import ClipVisionTower
-from modules.methods.stop.stop import StopSettings, build
-from modules.model.text_encoder import TextEncoder
+from modules.methods import METHODS
+from modules.methods.stop.inter_frame import InterFramePrompting
+from modules.methods.stop.stop import StopPrompting
 from modules.model.video_text import VideoTextModel
+from modules.program.build import build_model
 from modules.runtime.precision import choose_precision
 from modules.tasks.losses import symmetric_contrastive_loss
 from modules.training.optimization import build_optimizer
 
 FLOOR, ONCE, PER_LAYER, TEXT, REDUCED = "floor", "once", "per_layer", "text_prompts", "spatial_reduce"
 ONCE_MERGED, PER_LAYER_MERGED = "once_merged", "per_layer_merged"
-# what each one of STOP sets
-STOPS: dict[str, dict[str, Any]] = {
-    ONCE: {"prompting": "once"},
-    PER_LAYER: {},
-    TEXT: {"text_prompts": 8},
-    REDUCED: {"spatial_reduce": 64},
-    ONCE_MERGED: {"prompting": "once"},
-    PER_LAYER_MERGED: {},
-}
+STOPS = (ONCE, PER_LAYER, TEXT, REDUCED, ONCE_MERGED, PER_LAYER_MERGED)
+# what is built around CLIP: a method, and what it sets; each method also by its own name
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    ONCE: ("stop", {"prompting": "once"}),
+    PER_LAYER: ("stop", {}),
+    TEXT: ("stop", {"text_prompts": 8}),
+    REDUCED: ("stop", {"spatial_reduce": 64}),
+    ONCE_MERGED: ("stop", {"prompting": "once"}),
+    PER_LAYER_MERGED: ("stop", {}),
+} | {method: (method, {}) for method in METHODS}
 MERGED = (ONCE_MERGED, PER_LAYER_MERGED)  # before the second and the last third of the layers
 SUBJECTS = (FLOOR, *STOPS)
 TEXT_OVER_PER_LAYER = "train_step_of_text_prompts_over_per_layer"
@@ -67,9 +71,9 @@ class Setup:
         device: "cpu" or "cuda".
         precision: fp32 or bf16.
         threads: of the CPU.
-        compiled: the floor and STOP both through torch.compile.
+        compiled: the floor and the methods' video encoders through torch.compile.
         clip: an open_clip model folder; None for a ViT-B/32 with random weights.
-        checkpointed: STOP computes activations again for the gradients.
+        checkpointed: the methods' video encoders compute activations again for the gradients.
         blank: frames hold nothing, for those who look at shapes alone.
     """
 
@@ -105,13 +109,13 @@ class Subject:
 
     Attributes:
         encode: encodes the frames.
-        train: one training step.
-        count_slots: temporal tokens in the gap of any prompted layer that has least; None for the floor.
+        train: one training step; None where nothing trains.
+        count_slots: temporal tokens in the gap of any prompted layer that has least; None where there are none.
         num_slots: how many there can be.
     """
 
     encode: Callable[[], object]
-    train: Callable[[], object]
+    train: Callable[[], object] | None
     count_slots: Callable[[], int] | None = None
     num_slots: int = 0
 
@@ -160,22 +164,21 @@ def make_floor(clip: LoadedCLIP, setup: Setup) -> Subject:
     return Subject(encode, train)
 
 
-def build_stop(clip: LoadedCLIP, setup: Setup, name: str) -> VideoTextModel:
-    """One of `STOPS`."""
+def build(name: str, clip: LoadedCLIP, setup: Setup) -> VideoTextModel:
+    """One of `MODELS`."""
+    method, settings = MODELS[name]
+    if name in MERGED:
+        layers = clip.model.visual.transformer.layers
+        settings = settings | {"merge_frames": f"{layers // 3},{2 * layers // 3}"}
     max_words = min(MAX_WORDS, clip.model.context_length)
-    layers = clip.model.visual.transformer.layers
-    merges = f"{layers // 3},{2 * layers // 3}" if name in MERGED else ""
-    return build(clip, StopSettings(**STOPS[name], merge_frames=merges), setup.num_frames, max_words)
+    return build_model(method, METHODS[method].settings(**settings), clip, setup.num_frames, max_words, seed=0)
 
 
-def make_stop(clip: LoadedCLIP, setup: Setup, name: str) -> Subject:
-    """One of `STOPS`, in the joint scope."""
+def make_model(name: str, clip: LoadedCLIP, setup: Setup) -> Subject:
+    """One of `MODELS`, encoding and training as its method does."""
     precision = choose_precision(setup.precision, torch.device(setup.device))
-    model = build_stop(clip, setup, name).to(setup.device)
+    model = build(name, clip, setup).to(setup.device)
     model.video_encoder.checkpoint_activations = setup.checkpointed
-    inter_frame = model.video_encoder.prompting.inter_frame
-    with torch.no_grad():  # N^t sees one gap at a time: changes that are alike then give variation that is alike
-        inter_frame.dynamics.weight[:, :, [0, 2]] = 0
     frames = make_frames(setup, clip.image_size)
     num_frames = torch.full((setup.batch_size,), setup.num_frames, device=setup.device)
     keys = torch.arange(setup.batch_size, device=setup.device)
@@ -184,9 +187,12 @@ def make_stop(clip: LoadedCLIP, setup: Setup, name: str) -> Subject:
     kept = F.normalize(torch.randn(setup.batch_size, width, generator=generator), dim=-1).to(setup.device)
     captions = [f"video number {number} of something that moves about" for number in range(setup.batch_size)]
     text_trains = any(parameter.requires_grad for parameter in model.text_encoder.parameters())
-    parameters = [p for _, p in model.trainable_parameters()]
-    # so small a rate that the slots stay filled
-    optimizer = build_optimizer(model.how_parameters_train(), lr=1e-8, weight_decay=0.2)
+    inter_frame = _inter_frame(model)
+    if inter_frame is not None:
+        with (
+            torch.no_grad()
+        ):  # N^t sees one gap at a time and all channels alike: of noise no gap varies more than others
+            inter_frame.dynamics.weight.zero_()[:, :, 1, 1, 1] = 1
     if setup.compiled:
         model.video_encoder.compile(dynamic=False)
 
@@ -196,15 +202,24 @@ def make_stop(clip: LoadedCLIP, setup: Setup, name: str) -> Subject:
         with precision.autocast():
             model.encode_video(frames, num_frames)
 
+    parameters = [p for _, p in model.trainable_parameters()]
+    if not parameters:
+        return Subject(encode, None)
+    # so small a rate that the slots stay filled
+    optimizer = build_optimizer(model.how_parameters_train(), lr=1e-8, weight_decay=0.2)
+
     def train() -> None:
         model.train()
         with precision.autocast():
             video = model.encode_video(frames, num_frames, keys)["embedding"]
             text = model.encode_text(captions, keys) if text_trains else kept
-        symmetric_contrastive_loss(model.similarity(text, video)).backward()
+        symmetric_contrastive_loss(model.similarity(text, video, keys)).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         optimizer.step()
         optimizer.zero_grad()
+
+    if inter_frame is None:
+        return Subject(encode, train)
 
     @torch.no_grad()
     def count_slots() -> int:
@@ -216,9 +231,15 @@ def make_stop(clip: LoadedCLIP, setup: Setup, name: str) -> Subject:
     return Subject(encode, train, count_slots, inter_frame.num_slots)
 
 
+def _inter_frame(model: VideoTextModel) -> InterFramePrompting | None:
+    """What decides how many tokens a gap gets, of a STOP that has one for all layers."""
+    prompting = model.video_encoder.prompting
+    return prompting.inter_frame if isinstance(prompting, StopPrompting) else None
+
+
 def make_subject(name: str, clip: LoadedCLIP, setup: Setup) -> Subject:
-    """One of `SUBJECTS`."""
-    return make_floor(clip, setup) if name == FLOOR else make_stop(clip, setup, name)
+    """`FLOOR`, or one of `MODELS`, which may change the CLIP it is given."""
+    return make_floor(clip, setup) if name == FLOOR else make_model(name, clip, setup)
 
 
 def seconds_of(call: Callable[[], object], device: str) -> float:
@@ -251,30 +272,51 @@ def ratios(taken: Mapping[str, Sequence[float]], floor: str) -> dict[str, float]
     }
 
 
-def measure_speed(setup: Setup, rounds: int) -> dict[str, float]:
+def measure_speed(setup: Setup, rounds: int, names: Sequence[str] = SUBJECTS) -> dict[str, float]:
     """Seconds and ratios of encoding and of a training step.
+
+    Args:
+        names: `FLOOR` and some of `MODELS`: a method that changes CLIP alone, of STOP's any.
 
     Returns:
         ``encode_seconds.NAME`` and ``train_step_seconds.NAME`` (medians), ``encode_ratio.NAME`` and
-        ``train_step_ratio.NAME`` of `SUBJECTS`, and `TEXT_OVER_PER_LAYER`.
+        ``train_step_ratio.NAME`` of them, without the training step where nothing trains, and `TEXT_OVER_PER_LAYER`.
 
     Raises:
         SlotsNotFilled: if STOP would have less to do than it can have.
     """
     torch.set_num_threads(setup.threads)
-    clip = setup.load_clip()
-    subjects = {name: make_subject(name, clip, setup) for name in SUBJECTS}
+    frozen, clip = setup.load_clip(), setup.load_clip()
+    subjects = {name: make_subject(name, frozen if name == FLOOR else clip, setup) for name in names}
     for subject in subjects.values():
         subject.check_slots()
     results = {}
     for what, calls in (
         ("encode", {name: subject.encode for name, subject in subjects.items()}),
-        ("train_step", {name: subject.train for name, subject in subjects.items()}),
+        ("train_step", {name: subject.train for name, subject in subjects.items() if subject.train is not None}),
     ):
         taken = in_turns(calls, rounds, setup.device)
         results |= {f"{what}_seconds.{name}": statistics.median(seconds) for name, seconds in taken.items()}
         results |= {f"{what}_ratio.{name}": ratio for name, ratio in ratios(taken, FLOOR).items() if name != FLOOR}
-    return results | {TEXT_OVER_PER_LAYER: ratios(taken, PER_LAYER)[TEXT]}
+    if TEXT in taken and PER_LAYER in taken:
+        results[TEXT_OVER_PER_LAYER] = ratios(taken, PER_LAYER)[TEXT]
+    return results
+
+
+def measure_methods(setup: Setup, rounds: int, methods: Iterable[str]) -> dict[str, float]:
+    """What `measure_speed` returns, of methods that each take turns with the floor in a process of its own.
+
+    So each has a CLIP to change, and no more than two are in memory. The floor's seconds are medians over processes.
+    """
+    results: dict[str, float] = {}
+    floors: dict[str, list[float]] = {}
+    for method in methods:
+        for name, value in in_own_process(measure_speed, setup, rounds, (FLOOR, method)).items():
+            if name.endswith(f".{FLOOR}"):
+                floors.setdefault(name, []).append(value)
+            else:
+                results[name] = value
+    return {name: statistics.median(values) for name, values in floors.items()} | results
 
 
 class PeakMemory:
@@ -321,20 +363,31 @@ def in_own_process(function: Callable, *arguments: object):
         return pool.submit(function, *arguments).result()
 
 
-def peak_of_training(name: str, setup: Setup) -> float:
-    """Peak memory of two training steps of one of `SUBJECTS`, in MiB over what is held after loading."""
+def peaks_of_training(names: Sequence[str], setup: Setup) -> dict[str, float]:
+    """Peak memory of two training steps of each of `names`, in MiB over what is held after loading."""
     torch.set_num_threads(setup.threads)
-    subject = make_subject(name, setup.load_clip(), setup)
-    memory = PeakMemory(setup.device)
-    memory.start()
-    for _ in range(2):
-        subject.train()
-    return memory.stop()
+    peaks = {}
+    for name in names:
+        subject = make_subject(name, setup.load_clip(), setup)
+        memory = PeakMemory(setup.device)
+        memory.start()
+        for _ in range(2):
+            subject.train()
+        peaks[name] = memory.stop()
+    return peaks
 
 
-def measure_memory(setup: Setup) -> dict[str, float]:
-    """``peak_memory_mib.NAME`` of `SUBJECTS`, each in a process of its own, and ``peak_memory_ratio.NAME``."""
-    peaks = {name: in_own_process(peak_of_training, name, setup) for name in SUBJECTS}
+def measure_memory(setup: Setup, names: Sequence[str] = SUBJECTS) -> dict[str, float]:
+    """``peak_memory_mib.NAME`` of a training step, and ``peak_memory_ratio.NAME`` to the floor's.
+
+    Args:
+        names: `FLOOR` and some of `MODELS` that train. Each has a process of its own, but on a GPU, whose memory is
+            counted by torch itself and is not what another left.
+    """
+    groups = [names] if setup.device == "cuda" else [[name] for name in names]
+    peaks = {}
+    for group in groups:
+        peaks |= in_own_process(peaks_of_training, group, setup)
     return {f"peak_memory_mib.{name}": peak for name, peak in peaks.items()} | {
         f"peak_memory_ratio.{name}": peak / peaks[FLOOR] for name, peak in peaks.items() if name != FLOOR
     }
@@ -390,115 +443,3 @@ def measure_growth(setup: Setup, lengths: Sequence[int], repeated_for: float) ->
 def exponent(lengths: Sequence[int], values: Sequence[float]) -> float:
     """p of values that grow as length^p: the slope of the line through their logarithms, by least squares."""
     return statistics.linear_regression([math.log(x) for x in lengths], [math.log(y) for y in values]).slope
-
-
-FORMULA = """Model FLOPs, two a multiplication with addition. D width, E embedding, p patch side, P patches a frame,
-T frames, R = T·P, S tokens of a sequence, K tokens that are keys and values only, L blocks, H heads:
-  embedding        2·3·p²·D·R
-  block, linears   Q·(20·D² for query, output and MLP) + (S + K)·(4·D² for key and value)
-  block, attention 4·Q·(S + K)·D
-                   Q = S, in STOP's last block 1; floor: S = P + 1, K = 0, T sequences;
-                   STOP: S = 1 + R, K = (T−1)·N_max in the prompted blocks, and with `once` S grows by K after the first
-  prompters        N^s, N^t: 2·27·D at each patch of a frame or gap; A: 2·H·D a patch
-                   P^s: 2·(27·C·w + 9·w²) a patch, C = D, or behind a Linear C < D and 2·D·C more; and
-                   2·(w·h + h·D) a chosen patch, and as much a patch for the gradient of the selection;
-                   P^t: 2·(D·v + 5·v² + 2·P·v + 27·v²) a patch of a gap, 2·v·N_max·P and
-                   2·v·D·N_max a gap
-  text prompts     the blocks of the text tower on W words with K prompts, as STOP's, and its projection
-  training step    2 × linears and, for the floor, embedding of the frozen CLIP (no gradient of weights),
-                   3 × attention and prompters (also before the first block, whose input needs no gradient: < 1%)"""
-
-
-@dataclass(frozen=True)
-class ModelFlops:
-    """Floating-point operations of one forward pass, by what their gradients take.
-
-    Attributes:
-        frozen: products with frozen weights, whose gradient is one product more.
-        trained: products of two things that have gradients, which are two products more.
-        without_gradient: the rest.
-    """
-
-    frozen: float
-    trained: float
-    without_gradient: float
-
-    @property
-    def train(self) -> float:
-        """Of a training step."""
-        return 2 * self.frozen + 3 * self.trained + self.without_gradient
-
-
-def floor_flops(clip: LoadedCLIP, setup: Setup) -> ModelFlops:
-    """Of `encode_image` on the frames; see `FORMULA`."""
-    visual = clip.model.visual
-    width, patches, layers = visual.conv1.out_channels, visual.grid_size[0] ** 2, len(visual.transformer.resblocks)
-    tokens = patches + 1
-    frames = setup.batch_size * setup.num_frames
-    embedding = 2 * visual.conv1.weight.numel() * patches
-    linears = layers * tokens * 24 * width**2 + 2 * visual.proj.numel()
-    return ModelFlops(frames * (embedding + linears), frames * layers * 4 * tokens**2 * width, 0)
-
-
-def stop_flops(model: VideoTextModel, setup: Setup) -> ModelFlops:
-    """Of STOP's video encoder in the joint scope on the frames; see `FORMULA`."""
-    encoder = model.video_encoder
-    tower, prompting = encoder.tower, encoder.prompting
-    width, patches, frames = tower.width, tower.num_patches, setup.num_frames
-    embedding = 2 * tower.conv1.weight.numel() * patches * frames
-    frozen, trained, without = 2 * tower.proj.numel(), 0.0, float(embedding)
-    carried: list[int] = []  # the gaps of tokens that go along, in units of N_max
-    for layer in range(tower.num_layers):
-        if layer in encoder.merge_before and frames > 1:
-            frames = (frames + 1) // 2
-            carried = [gap // 2 for gap in carried if gap % 2]
-        extra = 0
-        if layer in prompting.layers:
-            made, unused = prompter_flops(model, frames)
-            trained, without = trained + made, without + unused
-            if prompting.carry:
-                carried = list(range(frames - 1))
-            else:
-                extra = (frames - 1) * prompting.inter_frame.num_slots
-        tokens = 1 + frames * patches + len(carried) * prompting.inter_frame.num_slots
-        queries = 1 if layer == tower.num_layers - 1 else tokens
-        frozen += 20 * width**2 * queries + 4 * width**2 * (tokens + extra)
-        trained += 4 * width * queries * (tokens + extra)
-    batch = setup.batch_size
-    text_frozen, text_attention = text_flops(model.text_encoder)
-    return ModelFlops(batch * (frozen + text_frozen), batch * (trained + text_attention), batch * without)
-
-
-def prompter_flops(model: VideoTextModel, frames: int) -> tuple[float, float]:
-    """Of prompting a layer's input of so many frames: products that have gradients, and those that have none."""
-    encoder = model.video_encoder
-    tower, intra, inter = encoder.tower, encoder.prompting.intra_frame, encoder.prompting.inter_frame
-    width, patches = tower.width, tower.num_patches
-    gaps, regions = frames - 1, frames * patches
-    w, h = intra.prompter.linear_in.in_features, intra.prompter.linear_in.out_features
-    v, c = inter.prompter.reduce.out_features, intra.prompter.conv_in.in_channels
-    behind = 2 * (w * h + h * width)
-    reduce = 0 if c == width else 2 * width * c
-    spatial = regions * (54 * width + reduce + 2 * (27 * c * w + 9 * w**2)) + frames * intra.num_regions * behind
-    temporal = gaps * patches * (54 * width + 2 * (width * v + 5 * v**2 + 2 * patches * v + 27 * v**2))
-    temporal += gaps * inter.num_slots * 2 * v * (patches + width)
-    return spatial + temporal, regions * (behind + 2 * tower.blocks[0].num_heads * width)
-
-
-def text_flops(encoder: TextEncoder) -> tuple[float, float]:
-    """Of embedding a caption where the text side trains, else 0: products with frozen weights, and attention."""
-    if not any(parameter.requires_grad for parameter in encoder.parameters()):
-        return 0, 0
-    tower, words = encoder.tower, encoder.max_words
-    keys = words + encoder.prompting.learned.shape[1]
-    linears = tower.num_layers * tower.width**2 * (20 * words + 4 * keys) + 2 * tower.text_projection.numel()
-    return linears, tower.num_layers * 4 * tower.width * words * keys
-
-
-def count_flops(setup: Setup) -> dict[str, ModelFlops]:
-    """`ModelFlops` of each of `SUBJECTS`."""
-    clip = setup.load_clip()
-    counted = {FLOOR: floor_flops(clip, setup)}
-    for name in STOPS:
-        counted[name] = stop_flops(build_stop(clip, setup, name), setup)
-    return counted

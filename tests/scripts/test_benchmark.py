@@ -1,6 +1,8 @@
 """The benchmark counts what torch counts, compares like with like, and says what it measured."""
 
 import json
+from copy import deepcopy
+from dataclasses import replace
 
 import open_clip
 import pytest
@@ -9,10 +11,13 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers.methods import DEFAULT_FORMS, FORMS
 from helpers.tiny import TINY_CONFIG, make_tiny_clip, save_clip_folder
-from scripts.benchmark import benchmark
+from modules.methods import METHODS
+from scripts.benchmark import benchmark, model
 from scripts.benchmark.counts import Counter, count_step
 from scripts.benchmark.data import SOURCES, LoaderSetup, make_clips, make_samples, prepare
+from scripts.benchmark.flops import count_flops
 from scripts.benchmark.model import (
     FLOOR,
     ONCE,
@@ -24,13 +29,10 @@ from scripts.benchmark.model import (
     Setup,
     SlotsNotFilled,
     Subject,
-    build_stop,
     exponent,
-    floor_flops,
     in_own_process,
     make_subject,
     ratios,
-    stop_flops,
 )
 
 
@@ -42,9 +44,8 @@ def setup(tmp_path_factory) -> Setup:
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_flops_are_those_that_torch_counts(setup, name):
-    clip = setup.load_clip()
-    subject = make_subject(name, clip, setup)
-    expected = floor_flops(clip, setup) if name == "floor" else stop_flops(build_stop(clip, setup, name), setup)
+    subject = make_subject(name, setup.load_clip(), setup)
+    expected = count_flops(setup, [name])[name]
     # torch counts no attention on the CPU unless it is written out
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         subject.train()
@@ -127,6 +128,60 @@ def test_peak_memory_is_what_came_on_top(pieces):
         assert 250 < peak < 290
 
 
+class NoMemory:
+    """Measures none: what a process holds takes long to find out."""
+
+    def __init__(self, device):
+        self.start, self.stop = (lambda: None), (lambda: 1.0)
+
+
+@pytest.fixture
+def small_methods(tiny_clip, monkeypatch):
+    """Every method at a size that fits the tiny CLIP, measured in this process."""
+    for method, form in DEFAULT_FORMS.items():
+        monkeypatch.setitem(model.MODELS, method, FORMS[form])
+    monkeypatch.setattr(model, "MAX_WORDS", 12)
+    monkeypatch.setattr(model, "PeakMemory", NoMemory)
+    monkeypatch.setattr(model, "in_own_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(Setup, "load_clip", lambda self: replace(tiny_clip, model=deepcopy(tiny_clip.model)))
+
+
+def test_every_method_is_measured_with_the_side_of_texts_where_that_trains(
+    small_methods, monkeypatch, tmp_path, capsys
+):
+    models, optimizers, build, build_optimizer = [], [], model.build, model.build_optimizer
+    monkeypatch.setattr(model, "build", lambda *a: models.append(build(*a)) or models[-1])
+    monkeypatch.setattr(
+        model, "build_optimizer", lambda *a, **k: optimizers.append(build_optimizer(*a, **k)) or optimizers[-1]
+    )
+    output = tmp_path / "benchmark.json"
+    assert benchmark.main(["--methods", "all", "--quick", "--num_frames", "4", "--output", str(output)]) == 0
+    results, printed = json.loads(output.read_text()), capsys.readouterr().out
+    for name, method in METHODS.items():
+        measured = {what for what in ("encode", "train_step", "peak_memory") if f"{what}_ratio.{name}" in results}
+        assert measured == ({"encode", "train_step", "peak_memory"} if method.trains else {"encode"})
+        assert f"| `--method {name}` | {results[f'encode_seconds.{name}']:.3f} |" in printed
+    assert results["encode_seconds.floor"] > 0 and "growth_seconds.4" not in results
+    # a step changes what trains on the side of the texts
+    trained = [one for one in models if one.num_trainable() > 0]
+    sides = [
+        [parameter in optimizer.state for parameter in one.text_encoder.parameters() if parameter.requires_grad]
+        for one, optimizer in zip(trained, optimizers, strict=True)
+    ]
+    assert all(map(all, sides)) and any(sides) and not all(sides)
+
+
+def test_a_method_that_changes_clip_leaves_the_floor_as_it_is(small_methods, setup, monkeypatch):
+    given, make_subject = {}, model.make_subject
+    monkeypatch.setattr(
+        model, "make_subject", lambda name, clip, setup: given.update({name: clip}) or make_subject(name, clip, setup)
+    )
+    for method in ("clip4clip", "bias"):
+        model.measure_speed(replace(setup, num_frames=4), 1, (FLOOR, method))
+        assert any(parameter.requires_grad for parameter in given[method].model.parameters())
+        assert not any(parameter.requires_grad for parameter in given[FLOOR].model.parameters())
+
+
 @pytest.mark.slow
 def test_a_quick_run_prints_its_tables_and_writes_a_flat_object(setup, tmp_path, capsys):
     output = tmp_path / "benchmark.json"
@@ -177,6 +232,7 @@ def test_what_was_measured_is_kept_when_the_rest_cannot_be(tmp_path, monkeypatch
     [
         (["--batch_size", "0"], "at least 1"),
         (["--num_frames", "1"], "at least 2"),
+        (["--methods", "vop,clip"], "--methods clip: no such method; there are stop, zero_shot"),
         (["--videos", "/nowhere"], "no such folder"),
         (["--output", "/nowhere/benchmark.json"], "its folder is not there"),
     ],
