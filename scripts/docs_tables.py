@@ -20,13 +20,14 @@ from scripts.benchmark import tables as benchmark_tables
 from scripts.studies import choices
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-# what a table is called: the file that it rests on, and how it is made of what that holds
-TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
+# what a table is called: the file that it rests on, or several, and how it is made of what those hold, of which all but
+# the first may be missing (None)
+TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "epsilon": ("epsilon.json", choose_epsilon.make_table),
     "decay": ("decay.json", show_decay.table),
     "precision": ("precision.json", gradient_precision.table),
     "speed": ("benchmark.json", benchmark_tables.speed),
-    "bars": ("benchmark.json", benchmark_tables.bars),
+    "bars": (("benchmark.json", "gpu_check.json"), benchmark_tables.bars),
     "growth": ("benchmark.json", benchmark_tables.growth),
     "loader": ("benchmark.json", benchmark_tables.loader),
     "study": ("study_toy.json", choices.tables),
@@ -42,9 +43,17 @@ def filled(page: str, results: Path = DOCS / "results") -> str:
         results: the folder of what was measured.
     """
 
+    def read(file: str) -> Any:
+        return json.loads((results / file).read_text(encoding="utf-8"))
+
     def fill(match: re.Match) -> str:
-        file, make = TABLES[match["name"]]
-        return match[1] + make(json.loads((results / file).read_text(encoding="utf-8"))) + match[3]
+        files, make = TABLES[match["name"]]
+        first, *more = [files] if isinstance(files, str) else files
+        return (
+            match[1]
+            + make(read(first), *(read(file) if (results / file).exists() else None for file in more))
+            + match[3]
+        )
 
     return MARKED.sub(fill, page)
 

@@ -377,14 +377,15 @@ def peaks_of_training(names: Sequence[str], setup: Setup) -> dict[str, float]:
     return peaks
 
 
-def measure_memory(setup: Setup, names: Sequence[str] = SUBJECTS) -> dict[str, float]:
+def measure_memory(setup: Setup, names: Sequence[str] = SUBJECTS, apart: bool = True) -> dict[str, float]:
     """``peak_memory_mib.NAME`` of a training step, and ``peak_memory_ratio.NAME`` to the floor's.
 
     Args:
-        names: `FLOOR` and some of `MODELS` that train. Each has a process of its own, but on a GPU, whose memory is
-            counted by torch itself and is not what another left.
+        names: `FLOOR` and some of `MODELS` that train.
+        apart: each in a process of its own, where none finds memory that another has left. Of a GPU, whose memory torch
+            counts itself, this makes no difference.
     """
-    groups = [names] if setup.device == "cuda" else [[name] for name in names]
+    groups = [[name] for name in names] if apart else [names]
     peaks = {}
     for group in groups:
         peaks |= in_own_process(peaks_of_training, group, setup)
@@ -426,7 +427,8 @@ def measure_growth(setup: Setup, lengths: Sequence[int], repeated_for: float) ->
             subject = make_subject(
                 name, clip, replace(setup, batch_size=1, num_frames=length, checkpointed=checkpointed)
             )
-            subject.check_slots()
+            if not checkpointed:  # which makes the same tokens
+                subject.check_slots()
             if length <= WARMED_UP_TO or setup.compiled or setup.device == "cuda":
                 subject.train()  # a step of more frames takes so long that its warming up does not show
             memory.start()

@@ -5,17 +5,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from scripts.benchmark import benchmark
-from scripts.benchmark.model import SUBJECTS, TEXT_OVER_PER_LAYER
+from scripts.benchmark.model import (
+    ONCE,
+    ONCE_MERGED,
+    PER_LAYER,
+    PER_LAYER_MERGED,
+    SUBJECTS,
+    TEXT_OVER_PER_LAYER,
+)
 
 NAMES = {name: re.sub(r"--\S+ \S+", r"`\g<0>`", title) for name, title in benchmark.NAMES.items()}  # flags as code
-RATIOS = {
-    "train_step_ratio.once": "training step, `once`",
-    "train_step_ratio.per_layer": "training step, `per_layer`",
-    "encode_ratio.once": "encoding, `once`",
-    "encode_ratio.per_layer": "encoding, `per_layer`",
-    "peak_memory_ratio.once": "peak memory of a step, `once`",
-    TEXT_OVER_PER_LAYER: "training step, `--text_prompts 8` beside `per_layer`",
+WHAT = {"encode": "encoding", "train_step": "training step", "peak_memory": "peak memory of a step"}
+FORMS = {
+    ONCE: "`once`",
+    PER_LAYER: "`per_layer`",
+    ONCE_MERGED: "`once`, `--merge_frames 4,8`",
+    PER_LAYER_MERGED: "`per_layer`, `--merge_frames 4,8`",
 }
+RATIOS = {f"{what}_ratio.{form}": f"{title}, {named}" for what, title in WHAT.items() for form, named in FORMS.items()}
+RATIOS[TEXT_OVER_PER_LAYER] = "training step, `--text_prompts 8` beside `per_layer`"
 GROWTH = {
     "growth_floor_seconds": "floor, s",
     "growth_seconds": "training step, s",
@@ -44,18 +52,26 @@ def speed(content: Content) -> str:
         cells = [NAMES[name]]
         for what, unit in (("encode", "seconds"), ("train_step", "seconds"), ("peak_memory", "mib")):
             ratio = content.get(f"{what}_ratio.{name}")
-            value = content[f"{what}_{unit}.{name}"]
-            cells += [f"{value:.2f}" if unit == "seconds" else f"{value:,.0f}", "" if ratio is None else f"{ratio:.2f}"]
+            value = content.get(f"{what}_{unit}.{name}")
+            form = ".2f" if unit == "seconds" else ",.0f"
+            cells += ["" if value is None else format(value, form), "" if ratio is None else f"{ratio:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def bars(content: Content) -> str:
-    """What was reached beside what is wanted; the column of a GPU stays empty until one was measured."""
+def bars(content: Content, gpu: Content | None = None) -> str:
+    """What was reached beside what is wanted; empty where nothing was measured.
+
+    Args:
+        content: of a CPU.
+        gpu: what `scripts/gpu_check.sh` leaves; None where there was no GPU.
+    """
+    on_gpu = {} if gpu is None else gpu["parts"].get("benchmark", {}).get("results", {})
     lines = ["| ratio | CPU, fp32 | wanted | CUDA GPU, bf16 | wanted |", "|---|---|---|---|---|"]
     for name, title in RATIOS.items():
-        cpu, gpu = benchmark.BARS[name]
-        lines.append(f"| {title} | {content[name]:.2f} | ≤ {cpu} |  | ≤ {gpu} |")
+        reached = [f"{measured[name]:.2f}" if name in measured else "" for measured in (content, on_gpu)]
+        wanted = [benchmark.wanted(name, on_gpu=column) for column in (False, True)]
+        lines.append(f"| {title} | {reached[0]} | {wanted[0]} | {reached[1]} | {wanted[1]} |")
     return "\n".join(lines)
 
 

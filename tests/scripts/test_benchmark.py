@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers.methods import DEFAULT_FORMS, FORMS
 from helpers.tiny import TINY_CONFIG, make_tiny_clip, save_clip_folder
 from modules.methods import METHODS
-from scripts.benchmark import benchmark, model
+from scripts.benchmark import benchmark, model, tables
 from scripts.benchmark.counts import Counter, count_step
 from scripts.benchmark.data import SOURCES, LoaderSetup, make_clips, make_samples, prepare
 from scripts.benchmark.flops import count_flops
@@ -25,6 +25,8 @@ from scripts.benchmark.model import (
     PER_LAYER,
     PER_LAYER_MERGED,
     SUBJECTS,
+    TEXT,
+    TEXT_OVER_PER_LAYER,
     PeakMemory,
     Setup,
     SlotsNotFilled,
@@ -190,8 +192,9 @@ def test_a_quick_run_prints_its_tables_and_writes_a_flat_object(setup, tmp_path,
     assert status == 0
     results = json.loads(output.read_text())
     assert all(isinstance(value, str | int | float | bool) for value in results.values())
-    for name in (*benchmark.BARS, "device", "precision", "torch", "threads", "peak_memory_mib.floor", "growth_mib.8"):
+    for name in ("device", "precision", "torch", "threads", "peak_memory_mib.floor", "growth_mib.8"):
         assert name in results
+    assert benchmark.BARS.keys() - results.keys() == {TEXT_OVER_PER_LAYER}
     for name in (ONCE, PER_LAYER):
         # of ViT-B/32 no more than a little; of a CLIP as tiny as this one the prompters are the most
         assert results[f"train_step_ratio.{name}"] > 1
@@ -225,6 +228,21 @@ def test_what_was_measured_is_kept_when_the_rest_cannot_be(tmp_path, monkeypatch
     assert benchmark.main(["--videos", str(tmp_path / "videos"), "--output", str(output)]) == 1
     assert json.loads(output.read_text())["train_step_ratio.once"] == 1.0
     assert "compress_video.py ended" in capsys.readouterr().err
+
+
+def test_all_that_is_wanted_is_measured_and_a_table_is_made_of_what_there_is():
+    plans = {flags: benchmark.make_plan(benchmark.parse_arguments(flags.split())) for flags in ("", "--quick")}
+    for flags, plan in plans.items():
+        measured = {f"{what}_ratio.{name}" for what in ("encode", "train_step") for name in plan.subjects}
+        measured |= {f"peak_memory_ratio.{name}" for name in plan.weighed} | {TEXT_OVER_PER_LAYER}
+        assert benchmark.BARS.keys() <= measured, flags
+    assert TEXT in plans[""].subjects and PER_LAYER in plans[""].subjects
+    assert tables.RATIOS.keys() == benchmark.BARS.keys()
+    row = "| training step, `once`, `--merge_frames 4,8` | {} | ≤ 0.62 | {} |  |"
+    cpu, gpu = {"train_step_ratio.once_merged": 0.5}, {"parts": {"benchmark": {"results": {}}}}
+    assert row.format("0.50", "") in tables.bars(cpu) and row.format("", "") in tables.bars({}, gpu)
+    gpu["parts"]["benchmark"]["results"] = {"train_step_ratio.once_merged": 0.7}
+    assert row.format("0.50", "0.70") in tables.bars(cpu, gpu)
 
 
 @pytest.mark.parametrize(

@@ -55,5 +55,10 @@ def test_tables_are_put_between_their_marks(tmp_path, monkeypatch):
     expected = "before\n<!-- table: one -->\n| 7 |\n<!-- end of one -->\nbehind\n"
     assert docs_tables.filled(page, tmp_path) == expected
     assert docs_tables.filled(expected, tmp_path) == expected
+    two = (("one.json", "two.json"), lambda one, two: f"| {one['n']} | {two and two['n']} |")
+    monkeypatch.setitem(docs_tables.TABLES, "one", two)
+    assert "| 7 | None |" in docs_tables.filled(page, tmp_path)
+    (tmp_path / "two.json").write_text('{"n": 8}')
+    assert "| 7 | 8 |" in docs_tables.filled(page, tmp_path)
     with pytest.raises(KeyError, match="other"):
         docs_tables.filled(page.replace("one -->", "other -->"), tmp_path)
