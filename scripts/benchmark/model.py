@@ -224,7 +224,8 @@ def make_trainable(model: VideoTextModel, clip: LoadedCLIP, setup: Setup) -> Sub
     def count_slots() -> int:
         model.eval()
         with precision.autocast():
-            layers = model.encode_video(frames, num_frames, return_details=True)["layers"]
+            # not as it is compiled, which would be done once more for the details
+            layers = model.video_encoder.forward(frames, num_frames, return_details=True)["layers"]
         return min(int(layer["num_temporal_prompts"].min()) for layer in layers if "num_temporal_prompts" in layer)
 
     return Subject(encode, train, count_slots, inter_frame.num_slots)

@@ -29,7 +29,7 @@ def flags_of(program):
         flags = {f"--{field.name}" for settings in classes for field in dataclasses.fields(settings)}
         return flags | {"--method", "--datatype", "--help"} | LAUNCHER
     if program.suffix == ".sh":  # its flags are those of what it runs
-        named = re.findall(r"(?:main_task_\w+|(?:preprocess|scripts|tests/soak)/\w+)\.py", program.read_text())
+        named = re.findall(r"(?:main_task_\w+|(?:preprocess|scripts|tests/soak)/[\w/]+)\.py", program.read_text())
         return {flag for name in set(named) for flag in flags_of(ROOT / name)}
     source = program.read_text()
     flags = set(re.findall(r"add_argument\(\s*\"(--[\w-]+)\"", source))
