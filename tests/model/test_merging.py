@@ -65,6 +65,18 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize("scope", ["joint", "frame"])
+def test_the_numbers_of_frames_go_with_the_frames(scope):
+    """VoP reads them on the CPU, and the others the mask."""
+    model, seen = make(attention_scope=scope, merge_frames="0,2"), []
+    prompting = model.video_encoder.prompting
+    before = prompting.before
+    prompting.before = lambda tower, layer, tokens, keys: seen.append(tokens) or before(tower, layer, tokens, keys)
+    embed(model, random_videos(4, T), [T, 4, 2, 1])
+    assert [tokens.lengths.tolist() for tokens in seen] == [[3, 2, 1, 1], [3, 2, 1, 1], [2, 1, 1, 1]]
+    assert all(torch.equal(tokens.lengths, tokens.real.sum(1)) for tokens in seen)
+
+
 @pytest.mark.parametrize(("method", "settings"), SETTINGS)
 @pytest.mark.parametrize("layers", ["1", "0,1,2", "2"])
 def test_padding_and_neighbours_change_nothing(method, settings, layers):

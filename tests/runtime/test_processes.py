@@ -6,6 +6,7 @@ import socket
 import time
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ import torch
 import torch.distributed as dist
 
 from common.errors import UserError
-from dataloaders.batches import GlobalBatches, check_batch_size
+from dataloaders.batches import NO_LABEL, GlobalBatches, check_batch_size, collate
+from dataloaders.items import Item
+from dataloaders.samples import Sample
 from modules.model.heads import CosineHead
 from modules.model.video_text import VideoTextModel
 from modules.runtime.processes import Processes, start_processes, stop_processes
@@ -82,10 +85,16 @@ def two_processes():
         port = free.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
-    workers = [context.Process(target=on_one_of_two, args=(rank, port, results)) for rank in range(2)]
+    workers = [context.Process(target=on_one_of_two, args=(rank, port, results), daemon=True) for rank in range(2)]
     for worker in workers:
         worker.start()
-    found = [results.get() for _ in workers]
+    found, deadline = [], time.monotonic() + 120
+    while len(found) < len(workers):
+        assert not any(worker.exitcode for worker in workers) and time.monotonic() < deadline
+        if results.empty():
+            time.sleep(0.05)
+        else:
+            found.append(results.get())
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
@@ -114,7 +123,9 @@ def test_who_is_late_is_told_from_who_is_not():
     told = [Whereabouts(store, rank, 4, every=0.01) for rank in range(3)]
     for rank in (0, 0, 1, 1, 2):
         told[rank].come_together()
+    deadline = time.monotonic() + 10
     while (text := told[0].describe_late()).count("nothing was heard") > 1 or "process 1" in text:
+        assert time.monotonic() < deadline, text
         time.sleep(0.01)
     for one in told:
         one.stop()
@@ -164,6 +175,22 @@ def test_the_shares_of_the_ranks_make_the_batches_of_one_process():
     whole.start_at(epoch=1)
     assert later == list(whole)[2:] and len(later) == 1
     assert [index for batch in whole for _, index in batch] != seen
+
+
+def test_numbers_of_a_batch_are_equal_where_videos_and_captions_are():
+    videos, captions, labels = ["a", "b", "a", "ab"], ["x", "x", "X", "a"], [1, 0, 2, None]
+    frames = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    items = [
+        Item(index, Sample(f"s{index}", video, Path("v.mp4"), (caption,), label), caption, frames, 1)
+        for index, (video, caption, label) in enumerate(zip(videos, captions, labels, strict=True))
+    ]
+    batch, _ = collate(items)
+    for names, numbers in ((videos, batch.video_numbers), (captions, batch.caption_numbers)):
+        expected = [[one == other for other in names] for one in names]
+        assert (numbers[:, None] == numbers).tolist() == expected
+    # wherever the item stands, since processes hold different ones
+    assert torch.equal(collate(items[::-1])[0].video_numbers.flip(0), batch.video_numbers)
+    assert batch.labels.tolist() == [1, 0, 2, NO_LABEL]
 
 
 def test_batches_that_do_not_fit_are_refused():
