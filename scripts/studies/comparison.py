@@ -43,7 +43,7 @@ from scripts.studies.runner import (
 RECORD = RESULTS / "compare_toy.json"
 PICTURE = ROOT / "docs" / "pictures" / "compare_toy.png"
 HELD_OUT = 216  # of 1,296 training videos; two sets of one video a caption
-MINUTES = 2.5  # of one core that a training and its evaluations take, where none of the row is done
+MINUTES = 3.2  # that a training and its evaluations take on one of two cores, where none of the row is done
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Plan:
         return rates
 
 
-QUICK = Plan(rates=("1e-3",), levels=LEVELS[:1], seeds=(1,), clips=(0,), frames=3)
+QUICK = Plan(rates=("1e-3",), levels=LEVELS[:1], seeds=(1,), clips=(0,), frames=2)
 
 
 def name_of(name: str, rate: str | None) -> str:
@@ -191,7 +191,7 @@ def name_of(name: str, rate: str | None) -> str:
 
 
 def say_plan(plan: Plan, rows: Sequence[str], places: Places, jobs: int) -> str:
-    """How many trainings and hours there are, all of them and what is left."""
+    """How many trainings and hours there are, all of them and what is left; of a quick one no hours."""
     record = read_record(places.record)
     rates = plan.chosen(rows, record)
     unknown = {name: plan.rates[0] for name in rows if ROWS[name].trains and name not in rates}
@@ -200,12 +200,13 @@ def say_plan(plan: Plan, rows: Sequence[str], places: Places, jobs: int) -> str:
     trainings = {run.key: run for run in [*choosing, *plan.runs(rows, rates | unknown)] if run.trains}
     left = [run for run in trainings.values() if not is_done(run, places, record)]
 
-    def hours(runs: Iterable[Run]) -> float:
-        return sum(minutes_of(run, record) for run in runs) / 60 / max(jobs, 1)
+    def hours(runs: Iterable[Run]) -> str:
+        some = sum(minutes_of(run, record) for run in runs) / 60 / max(jobs, 1)
+        return "" if places.more else f", some {some:.1f} hours"
 
     return (
-        f"{len(trainings)} trainings, {len(choosing)} of them to choose rates, some {hours(trainings.values()):.1f} "
-        f"hours, {max(jobs, 1)} at a time; {len(left)} of them are left, some {hours(left):.1f} hours"
+        f"{len(trainings)} trainings, {len(choosing)} of them to choose rates{hours(trainings.values())}, "
+        f"{max(jobs, 1)} at a time; {len(left)} of them are left{hours(left)}"
     )
 
 
