@@ -14,7 +14,9 @@ from scripts.benchmark.model import (
     TEXT_OVER_PER_LAYER,
 )
 
-NAMES = {name: re.sub(r"--\S+ \S+", r"`\g<0>`", title) for name, title in benchmark.NAMES.items()}  # flags as code
+NAMES = {
+    name: re.sub(r"--\w+ \w+(,\d+)*", r"`\g<0>`", title) for name, title in benchmark.NAMES.items()
+}  # flags as code
 WHAT = {"encode": "encoding", "train_step": "training step", "peak_memory": "peak memory of a step"}
 FORMS = {
     ONCE: "`once`",
@@ -72,6 +74,18 @@ def bars(content: Content, gpu: Content | None = None) -> str:
         reached = [f"{measured[name]:.2f}" if name in measured else "" for measured in (content, on_gpu)]
         wanted = [benchmark.wanted(name, on_gpu=column) for column in (False, True)]
         lines.append(f"| {title} | {reached[0]} | {wanted[0]} | {reached[1]} | {wanted[1]} |")
+    return "\n".join(lines)
+
+
+def counts(content: Content) -> str:
+    """What a training step asks of a GPU, a row a subject."""
+    lines = [
+        "| a step of 128 videos of 12 frames, bf16 | operations | GB read and written | TFLOP without attention |",
+        "|---|---|---|---|",
+    ]
+    for name in (name for name in SUBJECTS if f"count.operations.{name}" in content):
+        operations, gigabytes = content[f"count.operations.{name}"], content[f"count.gigabytes.{name}"]
+        lines.append(f"| {NAMES[name]} | {operations:,} | {gigabytes:.0f} | {content[f'count.teraflops.{name}']:.1f} |")
     return "\n".join(lines)
 
 
