@@ -81,8 +81,18 @@ def deep(tmp_path_factory) -> Setup:
     return Setup(2, 12, "cpu", "bf16", threads=1, clip=folder, blank=True)
 
 
+SLOW = pytest.mark.slow  # one row tells whether something has come to a step; the others what
+
+
 @pytest.mark.parametrize(
-    ("name", "most"), [(FLOOR, 615), (ONCE, 1_090), (PER_LAYER, 4_450), (ONCE_MERGED, 1_190), (PER_LAYER_MERGED, 4_630)]
+    ("name", "most"),
+    [
+        pytest.param(FLOOR, 615, marks=SLOW),
+        pytest.param(ONCE, 1_090, marks=SLOW),
+        (PER_LAYER, 4_450),
+        pytest.param(ONCE_MERGED, 1_190, marks=SLOW),
+        pytest.param(PER_LAYER_MERGED, 4_630, marks=SLOW),
+    ],
 )
 def test_a_step_asks_for_no_more_calls_than_it_did(deep, name, most):
     found = count_step(make_subject(name, deep.load_clip(), deep)).operations
