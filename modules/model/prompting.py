@@ -64,7 +64,7 @@ class VideoTokens:
         return self.real.to(self.patches.dtype) if self.sizes is None else self.sizes
 
     def parts_of(self, joined: Tensor) -> tuple[Tensor, Tensor]:
-        """Class tokens and patches of something that stands as `joined` does: (G, N, C) → (B, C, C), (B, T, P, C)."""
+        """Class tokens and patches of what stands as `joined` does: (G, N, W) → (B, C, W), (B, T, P, W)."""
         batch, frames, patches = self.patches.shape[:3]
         sequences, length, width = joined.shape
         classes, here = self.cls.shape[1] * batch // sequences, frames * batch // sequences * patches
@@ -90,7 +90,8 @@ class VideoTokens:
         batch, frames, patches = self.patches.shape[:3]
         sequences = len(self.joined)
         classes, here = self.cls.shape[1] * batch // sequences, frames * batch // sequences
-        first = self.once("first patches", lambda: classes + patches * torch.arange(here, device=index.device)[:, None])
+        name = "first patches", sequences  # of a layout: a later layer's scope may have another
+        first = self.once(name, lambda: classes + patches * torch.arange(here, device=index.device)[:, None])
         places = (index.reshape(sequences, here, -1) + first).flatten(1)
         values = values.to(self.joined.dtype).reshape(*places.shape, -1)
         return self.joined.scatter_add(1, places[..., None].expand_as(values), values)
