@@ -629,9 +629,8 @@ def test_checkpointed_activations_give_the_same_gradients_and_keep_less(scope, p
     assert kept[1] < kept[0] / 3
 
 
-@pytest.mark.parametrize(
-    ("scope", "prompting"), [pytest.param("joint", "per_layer", marks=pytest.mark.slow), ("frame", "once")]
-)
+@pytest.mark.parametrize(("scope", "prompting"), [("joint", "per_layer"), ("frame", "once")])
+@pytest.mark.slow
 def test_a_compiled_encoder_is_one_graph_and_computes_the_same(scope, prompting):
     model = make_stop(make_tiny_clip(), attention_scope=scope, prompting=prompting).double().train()
     frames, num_frames, keys = random_videos(3, T), torch.tensor([T, T, 4]), torch.arange(3)

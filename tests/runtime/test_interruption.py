@@ -67,6 +67,7 @@ def test_a_signal_saves_and_leaves_with_a_code_of_its_own(tiny_run, long_run, tm
     finish_and_compare(tiny_run, tmp_path, long_run)
 
 
+@pytest.mark.slow
 def test_a_second_signal_changes_nothing(tiny_run, tmp_path):
     process = start_training(tiny_run, tmp_path, *LONG, "--num_thread_reader", "2")
     wait_for(lambda: len(logged_steps(tmp_path)) >= 10, process)
@@ -79,6 +80,7 @@ def test_a_second_signal_changes_nothing(tiny_run, tmp_path):
     assert json.loads((tmp_path / "interrupted.json").read_text())["signal"] == "SIGTERM"
 
 
+@pytest.mark.slow
 def test_processes_end_with_their_launcher_and_two_runs_do_not_share_a_folder(tiny_run, tmp_path, monkeypatch, capsys):
     endless = [*LONG, "--epochs", "100000"]
     process = start_training(tiny_run, tmp_path, *endless, processes=2)

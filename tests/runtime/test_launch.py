@@ -47,6 +47,7 @@ def finished(process, seconds=120):
     return process.returncode, [line for line in re.split(r"[\n\r]", output) if line.strip()]
 
 
+@pytest.mark.slow
 def test_an_error_that_all_processes_meet_is_the_last_line_and_in_the_log_of_each(tiny_run, tmp_path):
     flags = with_value(tiny_run, "--pretrained_clip_name", "not looked for yet")
     status, screen = finished(launched(3, flags, tmp_path / "run", *SHARED))
@@ -59,6 +60,7 @@ def test_an_error_that_all_processes_meet_is_the_last_line_and_in_the_log_of_eac
         assert re.search(rf"ERROR process {rank}( of 3: --batch_size|: stopped, since another process failed)", log)
 
 
+@pytest.mark.slow
 def test_an_error_that_one_process_meets_comes_behind_the_progress_of_the_others(tiny_run, tmp_path):
     videos = tmp_path / "videos"
     shutil.copytree(path_of(tiny_run, "--features_path"), videos)
@@ -76,6 +78,7 @@ def test_an_error_that_one_process_meets_comes_behind_the_progress_of_the_others
     assert f"ERROR process {1 - met}: stopped, since another process failed" in log
 
 
+@pytest.mark.slow
 def test_an_error_of_the_program_is_shown_whole_and_logged(tiny_run, tmp_path):
     body = "raise ValueError('only of this process')"
     status, screen = finished(launched(2, tiny_run, tmp_path / "run", *SHARED, PYTHONPATH=failing(tmp_path, body)))
@@ -101,7 +104,7 @@ def test_a_process_that_was_killed_is_named_and_the_same_command_goes_on(tiny_ru
     assert [entry["step"] for entry in lines(tmp_path / "run", "train")] == list(range(1, 21))
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_a_run_that_is_told_to_stop_leaves_with_the_programs_status(tiny_run, tmp_path, name):
     process = launched(2, tiny_run, tmp_path, *LONG, "--num_thread_reader", "1")
     wait_for(lambda: len(logged_steps(tmp_path)) >= 3, process)

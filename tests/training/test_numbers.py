@@ -52,7 +52,7 @@ def test_a_value_that_is_no_number_stops_the_run_before_it_reaches_the_weights(
 
 
 @pytest.mark.parametrize(("poison", "words"), POISONS)
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
 def test_a_step_that_is_left_out_changes_nothing_and_is_counted(
     tiny_run, tmp_path, monkeypatch, poison, words, precision
 ):
