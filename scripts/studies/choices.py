@@ -19,6 +19,7 @@ from scripts.studies.runner import BUDGET, FRAMES, LEVELS, RESULTS, STOP, Run, r
 RECORD = RESULTS / "study_toy.json"
 SEEDS = (1, 2, 3)
 CURVE = (3, 4, 6, 8, 12)  # frames
+ZERO_SHOT = ("--do_eval", "--method", "zero_shot")
 SEQ_TRANSF = ("--method", "clip4clip", "--sim_header", "seqTransf", "--lr", "1e-3", "--coef_lr", "1")
 # what each choice adds to STOP at its defaults, which is the first
 CHOICES = {
@@ -38,16 +39,10 @@ CHOICES = {
 }
 
 
-def all_runs() -> Iterator[Run]:
-    """Every run: all of a seed before the next, so that what is done can be compared; the curve's other seeds last."""
-    first, *others = SEEDS
-    yield from choice_runs(first)
-    yield from curve_runs(first)
-    for frames in CURVE:
-        yield Run("events", "zero-shot", frames, first, ("--do_eval", "--method", "zero_shot", "--precision", "fp32"))
-    for runs in (choice_runs, curve_runs):
-        for seed in others:
-            yield from runs(seed)
+def all_runs() -> list[Run]:
+    """Every run: all choices of a seed before the next, so that what is done can be compared; the slow fp16 last."""
+    runs = [run for seed in SEEDS for run in choice_runs(seed)] + [run for seed in SEEDS for run in curve_runs(seed)]
+    return sorted(runs, key=lambda run: "fp16" in run.flags)
 
 
 def choice_runs(seed: int) -> Iterator[Run]:
@@ -59,8 +54,10 @@ def choice_runs(seed: int) -> Iterator[Run]:
 
 
 def curve_runs(seed: int) -> Iterator[Run]:
-    """STOP at its defaults and seqTransf over the number of frames; of STOP's the choices have one."""
+    """STOP at its defaults and seqTransf over the number of frames, zero-shot once; of STOP's the choices have one."""
     for frames in CURVE:
+        if seed == SEEDS[0]:
+            yield Run("events", "zero-shot", frames, seed, (*ZERO_SHOT, "--precision", "fp32"))
         if frames != FRAMES:
             yield Run("events", "defaults", frames, seed, ("--do_train", *STOP, *BUDGET, "--precision", "fp32"))
         yield Run("events", "seqTransf", frames, seed, ("--do_train", *SEQ_TRANSF, *BUDGET, "--precision", "fp32"))
@@ -113,7 +110,7 @@ def tables(record: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Study, then print the tables."""
-    runs = list(all_runs())
+    runs = all_runs()
     quick = [run for run in runs if run.seed == SEEDS[0] and run.frames == min(CURVE)]
     run_study(argv, __doc__, RECORD, runs, quick, tables)
 
