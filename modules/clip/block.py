@@ -141,6 +141,42 @@ class Block(nn.Module):
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (G, heads, Q, D / heads)
         return self.layer.ls_1(self.layer.attn.out_proj(out.transpose(1, 2).flatten(2)))
 
+    @torch.no_grad()
+    def attention(
+        self,
+        read: Tensor,
+        extra: Tensor | None = None,
+        mask: Tensor | None = None,
+        num_queries: int | None = None,
+    ) -> Tensor:
+        """How much the first tokens attend to each key, with arguments as of `attention_branch`: see `shares`."""
+        query, key, _ = self.by_heads(read, num_queries, extra)
+        return self.shares(query, key, mask)
+
+    @torch.no_grad()
+    def shares(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+        """How much of what `attend` adds to each token comes from each key: the mean over heads, in full precision.
+
+        Args:
+            query: (G, heads, Q, D / heads). key: (G, heads, K, D / heads).
+            mask: see `forward`.
+
+        Returns:
+            (G, Q, K), not negative, each row's sum is 1.
+        """
+        full = torch.promote_types(query.dtype, torch.float32)
+        with torch.autocast(query.device.type, enabled=False):
+            if mask is not None and mask.dtype == torch.bool:
+                mask = torch.zeros_like(mask, dtype=full).masked_fill(~mask, -torch.inf)
+            mean = query.new_zeros(query.shape[0], query.shape[2], key.shape[2], dtype=full)
+            # head by head: those of all heads at once would take twelve times the memory
+            for of_head, keys in zip(query.to(full).unbind(1), key.to(full).unbind(1), strict=True):
+                logits = of_head @ keys.mT * query.shape[-1] ** -0.5
+                if mask is not None:
+                    logits = logits + mask[:, 0].to(full)
+                mean += logits.softmax(dim=-1)
+            return mean / self.num_heads
+
     def feed_forward_branch(self, tokens: Tensor) -> Tensor:
         """What the MLP adds to its tokens: (…, D) → (…, D)."""
         layer, mlp = self.layer, self.layer.mlp

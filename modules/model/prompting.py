@@ -100,6 +100,21 @@ class VideoTokens:
         """The same with other `cls`, `patches` or `carried` tokens."""
         return replace(self, **tensors, joined=None)
 
+    def recording(self) -> "VideoTokens":
+        """The same, which from here on note what `follow` needs to know, where a kind of tokens has to."""
+        return self
+
+    def follow(self, features: "VideoTokens") -> "VideoTokens":
+        """What belongs to patches, merged as those of these tokens were behind frames that a scope merges.
+
+        Args:
+            features: as tokens of any width, which followed these until now.
+
+        Returns:
+            The same, with patches as there are of these tokens.
+        """
+        return features
+
     def add_to_frames(self, positions: Tensor) -> "VideoTokens":
         """Add a vector a frame (T, D): to its patches, and to its class token where every frame has its own."""
         cls = self.cls + positions if self.cls.shape[1] == len(positions) else self.cls

@@ -1,5 +1,6 @@
 """Read-outs: what becomes of a video's tokens behind the last block."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +20,25 @@ class Readout(nn.Module):
     def forward(self, tower: ClipVisionTower, tokens: VideoTokens) -> Tensor:
         """Read the tokens behind the last block of a tower."""
         raise NotImplementedError
+
+    def mean_read(self, features: VideoTokens, num_sequences: int) -> Tensor:
+        """What belongs to the tokens that are read: the mean over those of a sequence, added up over sequences.
+
+        Here these are the class tokens; those of padded frames do not count, merged ones as the frames they stand for.
+
+        Args:
+            features: as tokens of any width F.
+            num_sequences: of a video, each with as many of the class tokens.
+
+        Returns:
+            (B, F).
+        """
+        cls = features.cls.unflatten(1, (num_sequences, -1))  # (B, sequences, C / sequences, F)
+        weights = features.frame_sizes.to(cls.dtype)
+        if features.cls.shape[1] != weights.shape[1]:
+            weights = torch.ones_like(features.cls[:, :, 0])
+        weights = weights.unflatten(1, (num_sequences, -1))[..., None]
+        return ((cls * weights).sum(2) / weights.sum(2).clamp_min(1)).sum(1)
 
 
 class ClassToken(Readout):

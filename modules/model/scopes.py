@@ -5,7 +5,7 @@ layers, or each layer has its own. G is the number of sequences: B in the joint 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -35,6 +35,27 @@ class Scope(Protocol):
             cls_only: nothing but the class tokens' output will be read; the patches may be left as they are.
         """
 
+    def num_sequences(self, tokens: VideoTokens) -> int:
+        """How many sequences a video is; each has as many of its class tokens."""
+
+    def trace(
+        self, block: Block, prompted: Prompted, features: VideoTokens, kept: float = 0.0, cls_only: bool = False
+    ) -> VideoTokens:
+        """What tokens gather by the attention of a block: of each, the mean of others' features, by its attention.
+
+        Without gradient, in full precision; what is in no token of the videos, such as prompts, has features of zero.
+
+        Args:
+            block: of the tower.
+            prompted: its input.
+            features: what belongs to the tokens, as tokens of any width.
+            kept: the share of its own features that a token keeps; the rest is what it gathers.
+            cls_only: for class tokens only; the patches' features may be left as they are.
+
+        Returns:
+            Features that belong to the tokens behind the block, as long as it merges none.
+        """
+
     def merge(self, tokens: VideoTokens) -> VideoTokens:
         """Merge neighbouring frames in pairs, patch by patch, as means weighted by how many frames each stands for.
 
@@ -44,7 +65,61 @@ class Scope(Protocol):
         """
 
 
-class JointScope:
+@dataclass(frozen=True)
+class Sequences:
+    """A block's input as a scope arranges it.
+
+    Attributes:
+        tokens: (G, N, D).
+        read: `Block.read` of them where somebody has it already.
+        extra: (G, K, D), keys and values only; None for none.
+        mask: (G or 1, 1, 1, N + K), of keys, as for `Block.forward`; None where all may be attended to.
+        carried_mask, places: of the carried tokens behind the block, see `VideoTokens`.
+    """
+
+    tokens: Tensor
+    read: Tensor | None
+    extra: Tensor | None
+    mask: Tensor | None
+    carried_mask: Tensor | None
+    places: tuple[int | None, ...]
+
+
+class _SequenceScope:
+    """What scopes share that arrange a video's tokens as sequences, its class tokens first."""
+
+    def block(self, block: Block, prompted: Prompted, cls_only: bool = False) -> VideoTokens:
+        """See `Scope`."""
+        given = self._arrange(prompted)
+        queries = self._classes(prompted.tokens) if cls_only else None
+        out = block(given.tokens, given.extra, given.mask, queries, given.read, **prompted.for_adapters)
+        return self._part(self.join(prompted.tokens), out, given, cls_only)
+
+    def trace(
+        self, block: Block, prompted: Prompted, features: VideoTokens, kept: float = 0.0, cls_only: bool = False
+    ) -> VideoTokens:
+        """See `Scope`."""
+        given, own = self._arrange(prompted), self.join(features.change()).joined
+        read = block.read(given.tokens) if given.read is None else given.read
+        extra = None if given.extra is None else block.read(given.extra)
+        queries = self._classes(prompted.tokens) if cls_only else None
+        shares = block.attention(read, extra, given.mask, queries)
+        out = (1 - kept) * (shares[..., : own.shape[1]] @ own)  # behind them stand those without features
+        out[:, : own.shape[1]] += kept * own[:, : out.shape[1]]
+        return self._part(features, out, given, cls_only)
+
+    def _arrange(self, prompted: Prompted) -> Sequences:
+        raise NotImplementedError
+
+    def _part(self, tokens: VideoTokens, out: Tensor, given: Sequences, cls_only: bool) -> VideoTokens:
+        """A block's output (G, N, W), or of the class tokens, in place of the tokens that were its input."""
+        raise NotImplementedError
+
+    def _classes(self, tokens: VideoTokens) -> int:
+        return tokens.cls.shape[1] // self.num_sequences(tokens)
+
+
+class JointScope(_SequenceScope):
     """One sequence for the whole video: class tokens, every frame's patches, every gap's tokens (paper, Figure 2).
 
     CLIP has no positions over time, so the tokens' order in the sequence makes no difference; extra tokens stand behind
@@ -73,10 +148,12 @@ class JointScope:
         parts = [tokens.cls, tokens.patches.flatten(1, 2)]
         return replace(tokens, joined=torch.cat(parts if tokens.carried is None else [*parts, tokens.carried], dim=1))
 
-    def block(self, block: Block, prompted: Prompted, cls_only: bool = False) -> VideoTokens:
+    def num_sequences(self, tokens: VideoTokens) -> int:
         """See `Scope`."""
+        return 1
+
+    def _arrange(self, prompted: Prompted) -> Sequences:
         tokens = self.join(prompted.tokens)
-        classes, (frames, patches) = tokens.cls.shape[1], tokens.patches.shape[1:3]
         masks = [tokens.once((self, "own keys"), lambda: self._own_keys(tokens))]
         sequences, read = tokens.joined, prompted.read
         extra, carried_mask, places = None, _mask_of(tokens), tokens.carried_places
@@ -86,22 +163,24 @@ class JointScope:
             extra, extra_mask = self.arrange(prompted.extra, tokens)
             masks.append(extra_mask)
             if prompted.carry:
-                places = _places_of(tokens) + self.places(prompted.extra, frames, extra.shape[1])
+                places = _places_of(tokens) + self.places(prompted.extra, tokens.patches.shape[1], extra.shape[1])
                 carried_mask = extra_mask if carried_mask is None else _side_by_side([carried_mask, extra_mask])
                 sequences, extra, read = torch.cat([sequences, extra], dim=1), None, None
-        mask, queries = _side_by_side(masks)[:, None, None], classes if cls_only else None
-        out = block(sequences, extra, mask, queries, read, **prompted.for_adapters)
+        return Sequences(sequences, read, extra, _side_by_side(masks)[:, None, None], carried_mask, places)
+
+    def _part(self, tokens: VideoTokens, out: Tensor, given: Sequences, cls_only: bool) -> VideoTokens:
         if cls_only:
             return tokens.change(cls=out)
+        classes, (frames, patches) = tokens.cls.shape[1], tokens.patches.shape[1:3]
         end = classes + frames * patches
         cls, own, carried = out.split([classes, end - classes, out.shape[1] - end], dim=1)
         return replace(
             tokens,
             cls=cls,
             patches=own.unflatten(1, (frames, patches)),
-            carried=None if carried_mask is None else carried,
-            carried_mask=carried_mask,
-            carried_places=places,
+            carried=None if given.carried_mask is None else carried,
+            carried_mask=given.carried_mask,
+            carried_places=given.places,
             joined=out,
         )
 
@@ -178,7 +257,7 @@ class JointScope:
         )
 
 
-class FrameScope:
+class FrameScope(_SequenceScope):
     """One sequence a frame: its class token, its patches and the tokens of the two gaps beside it [ours].
 
     CLIP's own geometry. A padded frame needs no mask: nobody sees it, and a read-out leaves it out. What a frame's own
@@ -209,10 +288,12 @@ class FrameScope:
             sequences = torch.cat([sequences, tokens.carried], dim=1)
         return replace(tokens, joined=sequences)
 
-    def block(self, block: Block, prompted: Prompted, cls_only: bool = False) -> VideoTokens:
+    def num_sequences(self, tokens: VideoTokens) -> int:
         """See `Scope`."""
+        return tokens.patches.shape[1]
+
+    def _arrange(self, prompted: Prompted) -> Sequences:
         tokens = self.join(prompted.tokens)
-        batch, frames, patches = tokens.patches.shape[:3]
         sequences, read = tokens.joined, prompted.read
         carried_mask, places = _mask_of(tokens), tokens.carried_places
         masks = [] if carried_mask is None else [carried_mask]
@@ -229,12 +310,13 @@ class FrameScope:
                 read = None
         mask = None
         if masks:
-            own = tokens.once(
-                (self, "own keys"),
-                lambda: torch.ones(len(sequences), 1 + patches, dtype=torch.bool, device=sequences.device),
-            )
+            shape = len(sequences), 1 + tokens.patches.shape[2]
+            own = tokens.once((self, "own keys"), lambda: torch.ones(shape, dtype=torch.bool, device=sequences.device))
             mask = _side_by_side([own, *masks])[:, None, None]
-        out = block(sequences, extra, mask, 1 if cls_only else None, read, **prompted.for_adapters)
+        return Sequences(sequences, read, extra, mask, carried_mask, places)
+
+    def _part(self, tokens: VideoTokens, out: Tensor, given: Sequences, cls_only: bool) -> VideoTokens:
+        batch, frames, patches = tokens.patches.shape[:3]
         if cls_only:
             return tokens.change(cls=out.unflatten(0, (batch, frames))[:, :, 0])
         cls, own, carried = out.split([1, patches, out.shape[1] - 1 - patches], dim=1)
@@ -243,8 +325,8 @@ class FrameScope:
             cls=cls[:, 0].unflatten(0, (batch, frames)),
             patches=own.unflatten(0, (batch, frames)),
             carried=carried if carried.shape[1] else None,
-            carried_mask=carried_mask,
-            carried_places=places,
+            carried_mask=given.carried_mask,
+            carried_places=given.places,
             joined=out,
         )
 

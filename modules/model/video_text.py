@@ -64,11 +64,12 @@ class VideoTextModel(nn.Module):
         num_frames: Tensor,
         sample_keys: Tensor | None = None,
         return_details: bool = False,
+        **more: bool,
     ) -> dict:
         """Videos (B, T, 3, H, W) uint8 → a dictionary with ``embedding`` (B, …) and, of an encoder that has
-        them, ``measures``; see `VideoEncoder.forward`.
+        them, ``measures``; see `VideoEncoder.forward`, also for what `more` there is to ask for.
         """
-        return self.video_encoder(frames, num_frames, sample_keys, return_details)
+        return self.video_encoder(frames, num_frames, sample_keys, return_details, **more)
 
     def similarity(self, text: Tensor, video: Tensor, keys: Tensor | None = None) -> Tensor:
         """Similarities, as logits, of embeddings: (N, …), (M, …) → (N, M); see `Head`."""

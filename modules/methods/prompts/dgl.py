@@ -88,6 +88,38 @@ class GlobalLocalScope(FrameScope):
             ValueError: if there are prompts that only some frames have, or that would be carried.
         """
         tokens = prompted.tokens
+        of_frames, of_video = self._attentions(block, prompted, cls_only)
+        out = block.finish(self.join(tokens).joined, block.attend(*of_frames))
+        carried = block.finish(tokens.carried, block.attend(*of_video))
+        return self._put_back(tokens, out, carried, cls_only)
+
+    def trace(
+        self, block: Block, prompted: Prompted, features: VideoTokens, kept: float = 0.0, cls_only: bool = False
+    ) -> VideoTokens:
+        """See `Scope`; the carried tokens' features are computed in any case."""
+        of_frames, of_video = self._attentions(block, prompted, cls_only)
+        own, carried = self.join(features.change()).joined, features.carried
+        batch, frames = features.real.shape
+        number = of_frames[1].shape[2] - carried.shape[1]  # of a frame's keys, its prompts' behind its tokens'
+        seen = F.pad(own, (0, 0, 0, number - own.shape[1]))
+        query, key, _ = of_frames
+        beside = torch.cat([seen, carried.repeat_interleave(frames, 0)], dim=1)
+        gathered = block.shares(query, key) @ beside
+        query, key, _, weights = of_video
+        beside = torch.cat([seen.reshape(batch, frames * number, -1), carried], dim=1)
+        gathered_carried = block.shares(query, key, weights) @ beside
+        return self._put_back(
+            features,
+            kept * own[:, : gathered.shape[1]] + (1 - kept) * gathered,
+            kept * carried + (1 - kept) * gathered_carried,
+            cls_only,
+        )
+
+    def _attentions(
+        self, block: Block, prompted: Prompted, cls_only: bool
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """What `Block.attend` is given for the frames' tokens (G = B·T), and for the carried ones (G = B)."""
+        tokens = prompted.tokens
         batch, frames = tokens.real.shape
         own, carried = self.join(tokens).joined, tokens.carried
         extra = None
@@ -98,18 +130,17 @@ class GlobalLocalScope(FrameScope):
             extra = block.read(extra)
         query, *seen = block.by_heads(block.read(own), 1 if cls_only else None, extra)
         carried_query, *carried_seen = block.by_heads(block.read(carried))
-
         beside = (torch.cat([x, y.repeat_interleave(frames, 0)], 2) for x, y in zip(seen, carried_seen, strict=True))
-        out = block.finish(own, block.attend(query, *beside))
-
         # (B·T, heads, S, d) → (B, heads, T·S, d)
         of_all = (x.unflatten(0, (batch, frames)).transpose(1, 2).flatten(2, 3) for x in seen)
-        beside = (torch.cat([x, y], 2) for x, y in zip(of_all, carried_seen, strict=True))
+        all_beside = (torch.cat([x, y], 2) for x, y in zip(of_all, carried_seen, strict=True))
         weights = tokens.frame_sizes.log().repeat_interleave(seen[0].shape[2], dim=1)  # −∞ for padding
         weights = F.pad(weights, (0, carried.shape[1]))[:, None, None]
-        carried = block.finish(carried, block.attend(carried_query, *beside, weights))
+        return (query, *beside), (carried_query, *all_beside, weights)
 
-        split = out.unflatten(0, (batch, frames))
+    @staticmethod
+    def _put_back(tokens: VideoTokens, out: Tensor, carried: Tensor, cls_only: bool) -> VideoTokens:
+        split = out.unflatten(0, tokens.real.shape)
         if cls_only:
             return tokens.change(cls=split[:, :, 0], carried=carried)
         return replace(tokens, cls=split[:, :, 0], patches=split[:, :, 1:], carried=carried, joined=out)
@@ -143,6 +174,10 @@ class FirstCarried(Readout):
     def forward(self, tower: ClipVisionTower, tokens: VideoTokens) -> Tensor:
         """See `Readout`."""
         return F.normalize(tower.project(tokens.carried[:, 0]), dim=-1)
+
+    def mean_read(self, features: VideoTokens, num_sequences: int) -> Tensor:
+        """See `Readout`; it is one token's."""
+        return features.carried[:, 0]
 
 
 def build_linear(clip: LoadedCLIP, settings: DglLinearSettings, num_frames: int, max_words: int) -> VideoTextModel:

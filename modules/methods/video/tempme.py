@@ -188,9 +188,28 @@ class ClipTokens(VideoTokens):
     Attributes:
         patch_sizes: (B, C, P), how many patches each stands for; 0 for padding, once clips were joined. None before
             any were merged.
+        mergings: where they are noted, of what shares of patches those behind each merging were made, (N, P′, P) with
+            N·P patches before it; None where nobody asks.
     """
 
     patch_sizes: Tensor | None = None
+    mergings: tuple[Tensor, ...] | None = None
+
+    def recording(self) -> "ClipTokens":
+        """See `VideoTokens`."""
+        return replace(self, mergings=())
+
+    def merged(self, shares: Tensor) -> tuple[Tensor, ...] | None:
+        """`mergings` behind another one."""
+        return None if self.mergings is None else (*self.mergings, shares)
+
+    def follow(self, features: "ClipTokens") -> "ClipTokens":
+        """See `VideoTokens`; which mergings features have followed stands in theirs."""
+        patches = features.patches
+        for shares in self.mergings[len(features.mergings) :]:
+            apart = patches.reshape(len(shares), shares.shape[2], -1)
+            patches = merge(apart, shares).unflatten(0, (len(patches), -1))
+        return replace(features.change(patches=patches), mergings=self.mergings)
 
     def known_sizes(self) -> Tensor:
         """`patch_sizes`, 1 where they are None."""
@@ -240,7 +259,8 @@ class ClipJoining(VideoPrompting):
         joined = merge((tokens.patches + vectors[:, None]).reshape(compared.shape), shares)
         of_frames = vectors.repeat_interleave(self.num_frames // clips, dim=0)  # (T, D)
         new = tokens.change(cls=tokens.cls + of_frames, patches=joined.unflatten(0, (batch, -1)))
-        return Prompted(replace(new, patch_sizes=new_sizes.unflatten(0, (batch, -1))))
+        new_sizes = new_sizes.unflatten(0, (batch, -1))
+        return Prompted(replace(new, patch_sizes=new_sizes, mergings=tokens.merged(shares)))
 
 
 class ClipScope(FrameScope):
@@ -260,25 +280,46 @@ class ClipScope(FrameScope):
         """See `Scope`. Class tokens alone need no merging, which comes behind all that they read."""
         tokens = prompted.tokens
         batch, clips = tokens.patches.shape[:2]
-        cls = tokens.cls.reshape(batch * clips, -1, tokens.cls.shape[-1])  # (B, T, D) → (B·C, T/C, D)
-        classes = cls.shape[1]
-        x = torch.cat([cls, tokens.patches.flatten(0, 1)], dim=1)
+        x, classes = self._sequences(tokens)
         read = block.read(x)
         num_queries = classes if cls_only else x.shape[1]
         x = x[:, :num_queries] + block.attention_branch(read, None, self.mask(tokens, classes), num_queries)
-        sizes = tokens.patch_sizes
+        sizes, mergings = tokens.patch_sizes, tokens.mergings
         if self.within and not cls_only:
             keys = block.mean_keys(read[:, classes:])
             with torch.autocast(keys.device.type, enabled=False):
                 other = slice(1, None, 2), slice(0, None, 2)
                 shares, new_sizes = match(keys, tokens.known_sizes().flatten(0, 1), *other, self.within)
             x = torch.cat([x[:, :classes], merge(x[:, classes:], shares)], dim=1)
-            sizes = new_sizes.unflatten(0, (batch, clips))
+            sizes, mergings = new_sizes.unflatten(0, (batch, clips)), tokens.merged(shares)
         x = x + block.feed_forward_branch(x)
+        new = self._put_back(tokens, x, classes, cls_only)
+        return new if cls_only else replace(new, patch_sizes=sizes, mergings=mergings)
+
+    def trace(
+        self, block: Block, prompted: Prompted, features: VideoTokens, kept: float = 0.0, cls_only: bool = False
+    ) -> VideoTokens:
+        """See `Scope`."""
+        tokens = prompted.tokens
+        x, classes = self._sequences(tokens)
+        own, _ = self._sequences(features)
+        shares = block.attention(block.read(x), None, self.mask(tokens, classes), classes if cls_only else None)
+        out = kept * own[:, : shares.shape[1]] + (1 - kept) * (shares @ own)
+        return self._put_back(features, out, classes, cls_only)
+
+    @staticmethod
+    def _sequences(tokens: VideoTokens) -> tuple[Tensor, int]:
+        """Each clip's class tokens and patches, (B·C, T/C + P, D), and how many class tokens that are."""
+        batch, clips = tokens.patches.shape[:2]
+        cls = tokens.cls.reshape(batch * clips, -1, tokens.cls.shape[-1])  # (B, T, D) → (B·C, T/C, D)
+        return torch.cat([cls, tokens.patches.flatten(0, 1)], dim=1), cls.shape[1]
+
+    @staticmethod
+    def _put_back(tokens: VideoTokens, x: Tensor, classes: int, cls_only: bool) -> VideoTokens:
         new = tokens.change(cls=x[:, :classes].reshape(tokens.cls.shape))
         if cls_only:
             return new
-        return replace(new, patches=x[:, classes:].unflatten(0, (batch, clips)), patch_sizes=sizes)
+        return replace(new, patches=x[:, classes:].unflatten(0, tokens.patches.shape[:2]))
 
     @staticmethod
     def mask(tokens: ClipTokens, classes: int) -> Tensor | None:
