@@ -256,7 +256,8 @@ def print_arithmetic(setup: Setup, names: Sequence[str], results: Mapping[str, f
     floor = counted[FLOOR].train / results[f"train_step_seconds.{FLOOR}"]
     for name, flops in counted.items():
         reached = flops.train / results[f"train_step_seconds.{name}"]
-        more |= {f"train_step_tflop.{name}": flops.train / 1e12, f"train_step_tflops.{name}": reached / 1e12}
+        more |= {f"encode_tflop.{name}": flops.encode / 1e12, f"train_step_tflop.{name}": flops.train / 1e12}
+        more[f"train_step_tflops.{name}"] = reached / 1e12
         if peak is not None:
             more[f"train_step_mfu.{name}"] = reached / peak
         if name != FLOOR:

@@ -17,7 +17,7 @@ T frames, R = T·P, S tokens of a sequence, K tokens that are keys and values on
                    STOP: S = 1 + R, K = (T−1)·N_max in the prompted blocks, and with `once` S grows by K after the first
   prompters        N^s, N^t: 2·27·D at each patch of a frame or gap; A: 2·H·D a patch
                    P^s: 2·(27·C·w + 9·w²) a patch, C = D, or behind a Linear C < D and 2·D·C more; and
-                   2·(w·h + h·D) a chosen patch, and as much a patch for the gradient of the selection;
+                   2·(w·h + h·D) a chosen patch, and in training as much a patch for the selection's gradient;
                    P^t: 2·(D·v + 5·v² + 2·P·v + 27·v²) a patch of a gap, 2·v·N_max·P and
                    2·v·D·N_max a gap
   text prompts     the blocks of the text tower on W words with K prompts, as STOP's, and its projection
@@ -27,22 +27,29 @@ T frames, R = T·P, S tokens of a sequence, K tokens that are keys and values on
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """Floating-point operations of one forward pass, by what their gradients take.
+    """Floating-point operations, by what their gradients take.
 
     Attributes:
         frozen: products with frozen weights, whose gradient is one product more.
         trained: products of two things that have gradients, which are two products more.
-        without_gradient: the rest.
+        without_gradient: the rest of a forward pass.
+        in_training: what no forward pass has in evaluation.
     """
 
     frozen: float
     trained: float
     without_gradient: float
+    in_training: float = 0
+
+    @property
+    def encode(self) -> float:
+        """Of encoding."""
+        return self.frozen + self.trained + self.without_gradient
 
     @property
     def train(self) -> float:
         """Of a training step."""
-        return 2 * self.frozen + 3 * self.trained + self.without_gradient
+        return 2 * self.frozen + 3 * self.trained + self.without_gradient + self.in_training
 
 
 def floor_flops(clip: LoadedCLIP, setup: Setup) -> ModelFlops:
@@ -62,7 +69,7 @@ def stop_flops(model: VideoTextModel, setup: Setup) -> ModelFlops:
     tower, prompting = encoder.tower, encoder.prompting
     width, patches, frames = tower.width, tower.num_patches, setup.num_frames
     embedding = 2 * tower.conv1.weight.numel() * patches * frames
-    frozen, trained, without = 2 * tower.proj.numel(), 0.0, float(embedding)
+    frozen, trained, without, selection = 2 * tower.proj.numel(), 0.0, float(embedding), 0.0
     carried: list[int] = []  # the gaps of tokens that go along, in units of N_max
     for layer in range(tower.num_layers):
         if layer in encoder.merge_before and frames > 1:
@@ -70,8 +77,8 @@ def stop_flops(model: VideoTextModel, setup: Setup) -> ModelFlops:
             carried = [gap // 2 for gap in carried if gap % 2]
         extra = 0
         if layer in prompting.layers:
-            made, unused = prompter_flops(model, frames)
-            trained, without = trained + made, without + unused
+            made, maps, projected = prompter_flops(model, frames)
+            trained, without, selection = trained + made, without + maps, selection + projected
             if prompting.carry:
                 carried = list(range(frames - 1))
             else:
@@ -82,11 +89,17 @@ def stop_flops(model: VideoTextModel, setup: Setup) -> ModelFlops:
         trained += 4 * width * queries * (tokens + extra)
     batch = setup.batch_size
     text_frozen, text_attention = text_flops(model.text_encoder)
-    return ModelFlops(batch * (frozen + text_frozen), batch * (trained + text_attention), batch * without)
+    return ModelFlops(
+        batch * (frozen + text_frozen), batch * (trained + text_attention), batch * without, batch * selection
+    )
 
 
-def prompter_flops(model: VideoTextModel, frames: int) -> tuple[float, float]:
-    """Of prompting a layer's input of so many frames: products that have gradients, and those that have none."""
+def prompter_flops(model: VideoTextModel, frames: int) -> tuple[float, float, float]:
+    """Of prompting a layer's input of so many frames.
+
+    Returns:
+        Of what has gradients, of A, which has none, and of the gradient of the selection.
+    """
     encoder = model.video_encoder
     tower, intra, inter = encoder.tower, encoder.prompting.intra_frame, encoder.prompting.inter_frame
     width, patches = tower.width, tower.num_patches
@@ -98,7 +111,7 @@ def prompter_flops(model: VideoTextModel, frames: int) -> tuple[float, float]:
     spatial = regions * (54 * width + reduce + 2 * (27 * c * w + 9 * w**2)) + frames * intra.num_regions * behind
     temporal = gaps * patches * (54 * width + 2 * (width * v + 5 * v**2 + 2 * patches * v + 27 * v**2))
     temporal += gaps * inter.num_slots * 2 * v * (patches + width)
-    return spatial + temporal, regions * (behind + 2 * tower.blocks[0].num_heads * width)
+    return spatial + temporal, regions * 2 * tower.blocks[0].num_heads * width, regions * behind
 
 
 def text_flops(encoder: TextEncoder) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from scripts.benchmark import benchmark
 from scripts.benchmark.model import (
+    FLOOR,
     ONCE,
     ONCE_MERGED,
     PER_LAYER,
@@ -69,12 +70,20 @@ def bars(content: Content, gpu: Content | None = None) -> str:
         gpu: what `scripts/gpu_check.sh` leaves; None where there was no GPU.
     """
     on_gpu = {} if gpu is None else gpu["parts"].get("benchmark", {}).get("results", {})
-    lines = ["| ratio | CPU, fp32 | wanted | CUDA GPU, bf16 | wanted |", "|---|---|---|---|---|"]
+    lines = ["| ratio | model FLOPs | CPU, fp32 | wanted | CUDA GPU, bf16 | wanted |", "|---|---|---|---|---|---|"]
     for name, title in RATIOS.items():
         reached = [f"{measured[name]:.2f}" if name in measured else "" for measured in (content, on_gpu)]
         wanted = [benchmark.wanted(name, on_gpu=column) for column in (False, True)]
-        lines.append(f"| {title} | {reached[0]} | {wanted[0]} | {reached[1]} | {wanted[1]} |")
+        cells = [title, flops_ratio(content, name), reached[0], wanted[0], reached[1], wanted[1]]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def flops_ratio(content: Content, ratio: str) -> str:
+    """What a ratio of seconds would be if every model FLOP took the same time; empty where none is counted."""
+    what, _, name = ratio.partition("_ratio.")
+    flops = [content.get(f"{what}_tflop.{subject}") for subject in (name, FLOOR)]
+    return "" if None in flops else f"{flops[0] / flops[1]:.2f}"
 
 
 def counts(content: Content) -> str:

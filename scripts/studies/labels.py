@@ -20,6 +20,7 @@ def place_labels(
     texts: Sequence[str],
     size: float,
     lines: Sequence[tuple[tuple[float, float], tuple[float, float]]] = (),
+    marker: float = 11.0,
 ) -> None:
     """Write a text beside each point, those in a crowd first; a thin line leads to it where it stands further away.
 
@@ -29,6 +30,7 @@ def place_labels(
         texts: one a point.
         size: of the font.
         lines: upright or level ones that no label is to cover, from one point to another, likewise.
+        marker: how large a point is drawn, in points, as the font is.
 
     Raises:
         UserError: if there is no room for one of them.
@@ -37,7 +39,7 @@ def place_labels(
     figure.draw_without_rendering()  # places and sizes in pixels are known from here on
     renderer = figure.canvas.get_renderer()
     marks = [tuple(axes.transData.transform(point)) for point in points]
-    half = 8 * figure.dpi / 100
+    half = (marker / 2) * figure.dpi / 72
     taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in marks]
     for ends in lines:
         (x0, y0), (x1, y1) = axes.transData.transform(ends)

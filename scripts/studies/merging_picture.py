@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 
 from common.errors import UserError
 from scripts.benchmark.model import FLOOR
+from scripts.studies.labels import place_labels
 from scripts.studies.merging_curve import COSTS, POINTS, accuracy, ratio_of
 from scripts.studies.runner import FRAMES, LEVELS, runs_of
 
@@ -37,10 +38,7 @@ FAMILIES = {
 # dark to light
 COLOURS = {name: colormaps["cividis"](at / (len(FAMILIES) - 1)) for at, name in enumerate(FAMILIES)}
 SIZE, DPI = (10.5, 5.6), 110  # inches, pixels an inch
-FONT, GAP = 7.5, 3.0  # of labels in points; pixels between a label and anything else
-ANGLES, RINGS = 32, 40  # places that are tried for a label
-
-Box = tuple[float, float, float, float]  # left, bottom, right, top
+FONT, MARKER = 7.5, 13.0  # points, of labels and of the largest marker
 
 
 @dataclass(frozen=True)
@@ -74,54 +72,6 @@ def plotted(record: dict[str, Any], level: str) -> list[Plotted]:
     return found
 
 
-def overlap(one: Box, other: Box) -> bool:
-    """Whether two boxes share an area."""
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-def grown(box: Box, by: float) -> Box:
-    """A box with a margin."""
-    return box[0] - by, box[1] - by, box[2] + by, box[3] + by
-
-
-def place_labels(
-    anchors: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], taken: Sequence[Box], bounds: Box
-) -> list[Box]:
-    """Put a label near each anchor, inside the bounds, where it covers no other label and nothing that is taken.
-
-    Args:
-        anchors: of the labels, which are placed one after the other.
-        sizes: width and height of each.
-        taken: what no label may cover.
-        bounds: that no label may leave.
-
-    Returns:
-        The labels' boxes. Where there is no room for one it stands in the nearest place that covers least.
-    """
-    placed: list[Box] = []
-    for (x, y), (width, height) in zip(anchors, sizes, strict=True):
-        obstacles = [*taken, *placed]
-        best, least = None, math.inf
-        for ring in range(RINGS):
-            for turn in range(ANGLES):
-                angle = 2 * math.pi * turn / ANGLES
-                # its nearest corner or side stands on the ring
-                reach = 9 + 5 * ring
-                centre_x = x + math.cos(angle) * (reach + width / 2)
-                centre_y = y + math.sin(angle) * (reach + height / 2)
-                box = (centre_x - width / 2, centre_y - height / 2, centre_x + width / 2, centre_y + height / 2)
-                outside = box[0] < bounds[0] or box[1] < bounds[1] or box[2] > bounds[2] or box[3] > bounds[3]
-                covered = math.inf if outside else sum(overlap(grown(box, GAP), other) for other in obstacles)
-                if best is None or covered < least:
-                    best, least = box, covered
-                if least == 0:
-                    break
-            if least == 0:
-                break
-        placed.append(best)
-    return placed
-
-
 def draw_panel(axes: Axes, level: str, points: Sequence[Plotted], seconds: tuple[float, float]) -> None:
     """Markers, standard errors and the line of unmerged frames; labels come when the panel has its place.
 
@@ -149,45 +99,13 @@ def draw_panel(axes: Axes, level: str, points: Sequence[Plotted], seconds: tuple
 
 
 def label_panel(axes: Axes, points: Sequence[Plotted]) -> None:
-    """Label the points of a panel that has its place."""
-    figure = axes.figure
-    renderer = figure.canvas.get_renderer()
+    """Label the points of a panel that has its place, beside their error bars."""
+    bars = [
+        ((point.seconds, point.accuracy - point.error), (point.seconds, point.accuracy + point.error))
+        for point in points
+    ]
     places = [(point.seconds, point.accuracy) for point in points]
-    anchors = [tuple(axes.transData.transform(place)) for place in places]
-    sizes, taken = [], []
-    for point, (x, y) in zip(points, anchors, strict=True):
-        text = figure.text(0, 0, point.label, fontsize=FONT)
-        extent = text.get_window_extent(renderer)
-        sizes.append((extent.width, extent.height))
-        text.remove()
-        half = FAMILIES[point.family][1] * DPI / 72 / 2
-        taken.append((x - half, y - half, x + half, y + half))
-        bottom, top = (
-            axes.transData.transform((point.seconds, point.accuracy + sign * point.error))[1] for sign in (-1, 1)
-        )
-        taken.append((x - 3, bottom - 1, x + 3, top + 1))
-    # those in a crowd first, as long as there is room beside them
-    crowd = [sum(math.dist(one, other) < 80 for other in anchors) for one in anchors]
-    order = sorted(range(len(points)), key=lambda at: -crowd[at])
-    boxes = place_labels(
-        [anchors[at] for at in order], [sizes[at] for at in order], taken, tuple(axes.get_window_extent().extents)
-    )
-    for at, box in zip(order, boxes, strict=True):
-        x, y = anchors[at]
-        nearest = (min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3]))
-        if math.dist(nearest, anchors[at]) > 12:  # too far to be seen as its own
-            axes.annotate(
-                "",
-                *(places[at], nearest),
-                textcoords="figure pixels",
-                arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "0.5", "shrinkA": 0, "shrinkB": 3},
-                zorder=1.5,
-            )
-        axes.annotate(
-            *(points[at].label, places[at]),
-            xytext=((box[0] + box[2]) / 2, (box[1] + box[3]) / 2),
-            **{"textcoords": "figure pixels", "ha": "center", "va": "center", "fontsize": FONT},
-        )
+    place_labels(axes, places, [point.label for point in points], FONT, bars, MARKER)
 
 
 def draw(record: dict[str, Any]) -> Figure:
@@ -215,7 +133,7 @@ def draw(record: dict[str, Any]) -> Figure:
     for key in keys:
         key.set(markeredgecolor="black", markeredgewidth=0.7)
     figure.legend(handles=keys, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the panels stay where they are from here on
     for axes, points in zip(all_axes, panels.values(), strict=True):
         label_panel(axes, points)

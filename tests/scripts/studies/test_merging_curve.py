@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from common.errors import UserError
@@ -20,9 +23,10 @@ from modules.methods.stop.stop import build
 from scripts.benchmark.flops import floor_flops, stop_flops
 from scripts.benchmark.model import Setup, make_floor
 from scripts.studies import choices, merging, merging_costs, merging_picture, runner
+from scripts.studies.labels import place_labels
 from scripts.studies.merging_costs import MAX_WORDS, measure_costs, settings_of, toy_clip
 from scripts.studies.merging_curve import FEWER, POINTS, UNMERGED, all_runs, beside, beside_fewer
-from scripts.studies.merging_picture import FAMILIES, draw, grown, overlap, picture, place_labels, plotted
+from scripts.studies.merging_picture import FAMILIES, draw, picture, plotted
 from scripts.studies.runner import FRAMES, LEVELS, made_of, plan_of, quick_places, read_record, study, write_record
 
 PLACES = quick_places(Path("nowhere"), Path("nowhere") / "record.json")
@@ -227,39 +231,36 @@ def test_a_study_says_what_it_will_do():
     assert "hours" not in plan_of(runs, runs, PLACES, jobs=2)  # of a step each
 
 
-def boxes_of(figure):
-    """Of each panel, where its labels stand and where its markers do, in pixels."""
-    renderer = figure.canvas.get_renderer()
-    for axes in figure.axes:
-        labels = [text.get_window_extent(renderer).extents for text in axes.texts if text.get_text()]
-        yield axes, labels
-
-
 @pytest.mark.parametrize("spread", [1.0, 0.3, 0.0])
 def test_labels_cover_neither_each_other_nor_a_point(spread):
     record = full_record(spread)
     figure = draw(record)
-    for level, (axes, labels) in zip(LEVELS, boxes_of(figure), strict=True):
+    renderer = figure.canvas.get_renderer()
+    for level, axes in zip(LEVELS, figure.axes, strict=True):
         points = plotted(record, level)
+        labels = [text.get_window_extent(renderer) for text in axes.texts]
         assert len(points) == len(labels) == 1 + len(POINTS)
-        inside = axes.get_window_extent().extents
+        inside = axes.get_window_extent()
         for box in labels:
-            assert inside[0] <= box[0] and inside[1] <= box[1] and box[2] <= inside[2] and box[3] <= inside[3]
-        assert not any(overlap(one, other) for one, other in itertools.combinations(labels, 2))
+            assert inside.x0 <= box.x0 and inside.y0 <= box.y0 and box.x1 <= inside.x1 and box.y1 <= inside.y1
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(labels, 2))
         for point in points:
             x, y = axes.transData.transform((point.seconds, point.accuracy))
-            marker = grown((x, y, x, y), 3)
-            assert not any(overlap(marker, box) for box in labels)
+            half = FAMILIES[point.family][1] * figure.dpi / 72 / 2
+            marker = Bbox.from_extents(x - half, y - half, x + half, y + half)
+            assert not any(marker.overlaps(box) for box in labels), point.label
 
 
 def test_a_label_stays_near_its_point_where_there_is_room():
     rng = random.Random(1)
-    anchors = [(rng.uniform(100, 900), rng.uniform(100, 900)) for _ in range(30)]
-    taken = [grown((x, y, x, y), 5) for x, y in anchors]
-    placed = place_labels(anchors, [(60.0, 10.0)] * 30, taken, (0, 0, 1000, 1000))
-    for at, (box, anchor) in enumerate(zip(placed, anchors, strict=True)):
-        assert math.dist(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), anchor) < 120
-        assert not any(overlap(box, other) for other in [*taken, *placed[:at]])
+    points = [(rng.uniform(100, 900), rng.uniform(100, 900)) for _ in range(30)]
+    figure = Figure(figsize=(10, 10), dpi=100)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 1000), ylim=(0, 1000))  # a pixel a unit
+    place_labels(axes, points, [f"point {number}" for number in range(30)], size=8)
+    for text, point in zip(sorted(axes.texts, key=lambda text: int(text.get_text().split()[1])), points, strict=True):
+        box = text.get_window_extent()
+        assert math.dist(((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2), point) < 120
 
 
 def test_the_picture_leaves_out_what_is_missing_and_says_when_there_is_nothing():

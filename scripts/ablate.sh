@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The ablations of the paper's Table 4 and Figure 4: STOP without prompts, with either half and with both, and over lists
+# of N_s, α, β, η and of merged frames, each with several seeds; tables, and a picture with the seconds of a step.
+#   bash scripts/ablate.sh toy                          the toy testbed: 84 trainings beside those that other studies share
+#   bash scripts/ablate.sh toy --only motions           one level of it; --picture draws docs/pictures/ablation_toy.png
+#   bash scripts/ablate.sh scripts/msrvtt.sh            a dataset, by its script, in runs/ablate/msrvtt
+#   bash scripts/ablate.sh scripts/hmdb51.sh --seeds 1 --eta 1 2 4 -- --split 1 --epochs 5     flags for the script behind --
+# Continues where it stopped: what is done is not done again, and an interrupted training goes on from its checkpoint.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/setup.sh
+if [ "${1:-}" = toy ]; then export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE CUDA_VISIBLE_DEVICES=; fi
+exec .venv/bin/python scripts/ablation/ablate.py "$@"
