@@ -78,14 +78,19 @@ def names_of(sources: Sequence[str], runs: Sequence[Run], names: Sequence[str] |
         if len(names) != len(sources):
             raise UserError(f"--names: {len(sources)} runs need as many names, found {len(names)}")
         return list(names)
-    paths = [Path(source).parts for source in sources]
-    length = 1  # of the shortest ends of the paths that tell them apart
-    while len({path[-length:] for path in paths}) < len(set(paths)):
-        length += 1
     return [
-        "zero-shot" if source == ZERO_SHOT else f"{run.method}\n{'/'.join(path[-length:])}"
-        for source, run, path in zip(sources, runs, paths, strict=True)
+        "zero-shot" if source == ZERO_SHOT else f"{run.method}\n{end}"
+        for source, run, end in zip(sources, runs, tell_apart(sources), strict=True)
     ]
+
+
+def tell_apart(paths: Sequence[str | Path]) -> list[str]:
+    """The shortest ends of some paths that tell them apart."""
+    parts = [Path(path).parts for path in paths]
+    length = 1
+    while len({path[-length:] for path in parts}) < len(set(parts)):
+        length += 1
+    return ["/".join(path[-length:]) for path in parts]
 
 
 def inspect_all(
@@ -108,19 +113,27 @@ def attention(args: argparse.Namespace) -> None:
     texts = args.text * (len(args.videos) if len(args.text) == 1 else 1)
     runs = load_runs(args.runs, args.clip, args.max_frames, args.max_words)
     names = names_of(args.runs, runs, args.names)
-    strips = []
     inspected = inspect_all(runs, args.videos, texts, args.rollout)
-    for video, text, of_runs in zip(args.videos, texts, inspected, strict=True):
-        rows = [Row("frames, as the models see them")]
-        for name, found in zip(names, of_runs, strict=True):
-            layer = check_layer(args.layer, found)
-            maps = found.rollout if args.rollout else found.attention[layer]
-            what = "cosine" if found.is_cosine else "score"
-            label = f"{name}\n{what} {in_digits(found.similarity[0])}{merged_in(found, layer)}"
-            rows.append(Row(label, 100 * maps, "share, %"))
-        where = "rollout over all layers" if args.rollout else f"layer {layer}"
-        strips.append(Strip(f"{video.name}: “{text}”. Attention of what is read, {where}", of_runs[0].frames, rows))
+    strips = [
+        attention_strip(video.name, text, names, of_runs, args.layer)
+        for video, text, of_runs in zip(args.videos, texts, inspected, strict=True)
+    ]
     write(draw_strips(strips, args.width), args.output)
+
+
+def attention_strip(
+    video: str, text: str, names: Sequence[str], of_runs: Sequence[Inspected], layer: int | None = None
+) -> Strip:
+    """A video, a row a run with its attention, or its rollout where that was asked for, and the text's similarity."""
+    rows = [Row("frames, as the models see them")]
+    for name, found in zip(names, of_runs, strict=True):
+        of_layer = check_layer(layer, found)
+        maps = found.attention[of_layer] if found.rollout is None else found.rollout
+        what = "cosine" if found.is_cosine else "score"
+        label = f"{name}\n{what} {in_digits(found.similarity[0])}{merged_in(found, of_layer)}"
+        rows.append(Row(label, 100 * maps, "share, %"))
+    where = f"layer {of_layer}" if of_runs[0].rollout is None else "rollout over all layers"
+    return Strip(f"{video}: “{text}”. Attention of what is read, {where}", of_runs[0].frames, rows)
 
 
 def merged_in(found: Inspected, layer: int) -> str:
@@ -133,39 +146,65 @@ def regions(args: argparse.Namespace) -> None:
     """The chosen patches of each frame, and what they were chosen by."""
     runs = load_runs(args.runs, args.clip, args.max_frames, args.max_words)
     names = names_of(args.runs, runs, args.names)
-    strips = []
-    for video, of_runs in zip(args.videos, inspect_all(runs, args.videos, ()), strict=True):
-        rows = []
-        for source, name, found in zip(args.runs, names, of_runs, strict=True):
-            layer = layer_with("discriminative_regions", source, args.layer, found)
-            details, groups = found.layers[layer], found.groups[layer]
-            label = f"{name}\nlayer {layer}{merged_in(found, layer)}"
-            rows.append(Row(label, chosen=spread(details["discriminative_regions"] > 0.5, groups)))
-            if args.maps and "region_scores" not in details:
-                raise UserError(f"--maps: {source} chooses its regions at random, not by A, M and Wˢ")
-            for key, (title, unit) in MAPS.items() if args.maps else ():
-                rows.append(Row(title, spread(details[key], groups), unit))
-        strips.append(Strip(f"{video.name}: chosen patches", of_runs[0].frames, rows))
+    strips = [
+        region_strip(video.name, args.runs, names, of_runs, args.layer, args.maps)
+        for video, of_runs in zip(args.videos, inspect_all(runs, args.videos, ()), strict=True)
+    ]
     write(draw_strips(strips, args.width), args.output)
+
+
+def region_strip(
+    video: str,
+    sources: Sequence[str],
+    names: Sequence[str],
+    of_runs: Sequence[Inspected],
+    layer: int | None = None,
+    with_maps: bool = False,
+) -> Strip:
+    """A video, a row a run with its chosen patches, and with maps of what they were chosen by.
+
+    Raises:
+        UserError: naming a run that chooses none in that layer, or has no such maps.
+    """
+    rows = []
+    for source, name, found in zip(sources, names, of_runs, strict=True):
+        of_layer = layer_with("discriminative_regions", source, layer, found)
+        details, groups = found.layers[of_layer], found.groups[of_layer]
+        label = f"{name}\nlayer {of_layer}{merged_in(found, of_layer)}"
+        rows.append(Row(label, chosen=spread(details["discriminative_regions"] > 0.5, groups)))
+        if with_maps and "region_scores" not in details:
+            raise UserError(f"--maps: {source} chooses its regions at random, not by A, M and Wˢ")
+        for key, (title, unit) in MAPS.items() if with_maps else ():
+            rows.append(Row(title, spread(details[key], groups), unit))
+    return Strip(f"{video}: chosen patches", of_runs[0].frames, rows)
 
 
 def timeline(args: argparse.Namespace) -> None:
     """What changes in the gaps, and how many temporal prompts they get."""
     runs = load_runs(args.runs, args.clip, args.max_frames, args.max_words)
     names = names_of(args.runs, runs, args.names)
-    lines = []
-    for video, of_runs in zip(args.videos, inspect_all(runs, args.videos, ()), strict=True):
-        for source, run, name, found in zip(args.runs, runs, names, of_runs, strict=True):
-            eta = getattr(run.settings, "eta", 0)
-            single = len(found.frames) == 1 and eta > 0  # of which no layer has a gap
-            if single:
-                layer, change, tokens = check_layer(args.layer, found), np.zeros(0), np.zeros(0, int)
-            else:
-                layer = layer_with("frame_variation", source, args.layer, found)
-                change, tokens = (found.layers[layer][key] for key in ("frame_variation", "num_temporal_prompts"))
-            title = f"{video.name}: what changes in each gap, {' '.join(name.split())}, layer {layer}"
-            lines.append(Timeline(title, found.frames, change, tokens, math.ceil(eta), found.groups[layer]))
+    lines = [
+        timeline_of(video.name, source, name, run, found, args.layer)
+        for video, of_runs in zip(args.videos, inspect_all(runs, args.videos, ()), strict=True)
+        for source, run, name, found in zip(args.runs, runs, names, of_runs, strict=True)
+    ]
     write(draw_timelines(lines, args.width), args.output)
+
+
+def timeline_of(video: str, source: str, name: str, run: Run, found: Inspected, layer: int | None = None) -> Timeline:
+    """What changes in a video by a run.
+
+    Raises:
+        UserError: naming the run, if it has no temporal prompts in that layer.
+    """
+    eta = getattr(run.settings, "eta", 0)
+    if len(found.frames) == 1 and eta > 0:  # of which no layer has a gap
+        of_layer, change, tokens = check_layer(layer, found), np.zeros(0), np.zeros(0, int)
+    else:
+        of_layer = layer_with("frame_variation", source, layer, found)
+        change, tokens = (found.layers[of_layer][key] for key in ("frame_variation", "num_temporal_prompts"))
+    title = f"{video}: what changes in each gap, {' '.join(name.split())}, layer {of_layer}"
+    return Timeline(title, found.frames, change, tokens, math.ceil(eta), found.groups[of_layer])
 
 
 def layer_with(name: str, source: str, layer: int | None, found: Inspected) -> int:
