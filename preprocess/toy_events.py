@@ -7,7 +7,8 @@ one of its opposite, and only the order of the few frames of an event tells what
 another drifts through the whole clip, in colours that no caption names.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -103,6 +104,8 @@ class EventVideo:
 
     colour, shape, motion: indices; motion is one of `STORIES`. starts: the first frame of each event.
     distractor_colours: of the still and of the drifting one.
+    where: how much of each pixel each of them covers, (T, S, S) in [0, 1], by `toy_shapes.MOVING`, `RESTING`, `STILL`
+    and `DRIFTING`; the object that the caption names moves in its events and rests otherwise.
     """
 
     frames: np.ndarray
@@ -111,6 +114,7 @@ class EventVideo:
     motion: int
     starts: tuple[int, ...]
     distractor_colours: tuple[int, int]
+    where: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def caption(self) -> str:
@@ -127,8 +131,9 @@ def render_pair(
     x, y, radius = (np.repeat(value, num_frames) for value in (resting.x, resting.y, resting.radius))
     visible = np.ones((num_frames, 1, 1), dtype=np.float32)
     visible[starts[0] - unseen : starts[-1] + length + unseen] = 0
+    moves = np.zeros_like(visible)
     for event, start in zip(story, starts, strict=True):
-        visible[start : start + length] = 1
+        visible[start : start + length] = moves[start : start + length] = 1
         along, across = event_path(event, length, resting.travel, resting.growth)
         x[start : start + length] += along[0]
         radius[start : start + length] += across[0]
@@ -136,7 +141,8 @@ def render_pair(
     reach = resting.reach(story, np.array([0]))
     colours, shapes = rng.integers(NUM_COLOURS, len(toy.COLOURS), 2), rng.integers(0, len(toy.SHAPES), 2)
     still = toy.texture(rng, 1)
-    toy.paint(still, toy.coverage(shapes[:1], *toy.place_beside(rng, *reach)), colours[:1])
+    beside = toy.coverage(shapes[:1], *toy.place_beside(rng, *reach))
+    toy.paint(still, beside, colours[:1])
     canvas = np.repeat(still, num_frames, axis=0)
     way_x, way_y, r = place_drifting(rng, *reach, num_frames)
     drifting = toy.coverage(np.full(num_frames, shapes[1]), way_x[0], way_y[0], np.repeat(r, num_frames))
@@ -146,9 +152,15 @@ def render_pair(
 
     frames, facts = toy.to_pixels(canvas), (int(colours[0]), int(colours[1]))
     backwards = tuple(num_frames - start - length for start in reversed(starts))
+    where = {
+        toy.MOVING: moves * covered,
+        toy.RESTING: (1 - moves) * covered,
+        toy.STILL: np.repeat(beside, num_frames, axis=0),
+        toy.DRIFTING: drifting,
+    }
     return (
-        EventVideo(frames, colour, shape, 2 * pair, starts, facts),
-        EventVideo(frames[::-1], colour, shape, 2 * pair + 1, backwards, facts),
+        EventVideo(frames, colour, shape, 2 * pair, starts, facts, where),
+        EventVideo(frames[::-1], colour, shape, 2 * pair + 1, backwards, facts, toy.backwards(where)),
     )
 
 

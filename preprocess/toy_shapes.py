@@ -9,8 +9,8 @@ Everything is vectorised over a leading axis of N drawings and takes its randomn
 given. Coordinates are pixels, x to the right and y downwards, with pixel centres at integers.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ LARGE_RADIUS = (12.0, 14.0)
 TRAVEL = (18.0, 23.0)  # length of a movement
 PATH_CENTRE = (20.0, 35.0)  # middle of every path, along both axes and for all motions alike
 ARC, ARC_SIZE = 7.0, 0.14  # height of the arcs that videos add to a path: pixels, and share of the radius
+# what covers a pixel of a video: what the caption names while it moves, while it rests, and what it does not name
+MOVING, RESTING, STILL, DRIFTING = "moving", "resting", "still", "drifting"
 NOT_SEEN = -2  # the motion of a still whose caption names one that the picture does not show
 TRAIL_OPACITY = (0.2, 0.35, 0.5, 0.7, 1.0)  # of the ghosts, oldest first
 
@@ -209,7 +211,10 @@ def other_colour(rng: np.random.Generator, colour: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Video:
-    """Frames (T, S, S, 3) uint8, and the indices of what is in them; no caption mentions the distractor."""
+    """Frames (T, S, S, 3) uint8, and the indices of what is in them; no caption mentions the distractor.
+
+    where: how much of each pixel what moves and what stands still covers, (T, S, S) in [0, 1], by `MOVING` and `STILL`.
+    """
 
     frames: np.ndarray
     colour: int
@@ -217,6 +222,7 @@ class Video:
     motion: int
     distractor_colour: int
     distractor_shape: int
+    where: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def caption(self) -> str:
@@ -229,17 +235,24 @@ def render_pair(rng: np.random.Generator, colour: int, shape: int, pair: int, nu
     distractor_colour = other_colour(rng, np.array([colour]))
     distractor_shape = rng.integers(0, len(SHAPES), 1)
     still = texture(rng, 1)
-    paint(still, coverage(distractor_shape, *place_beside(rng, x, y, radius)), distractor_colour)
+    beside = coverage(distractor_shape, *place_beside(rng, x, y, radius))
+    paint(still, beside, distractor_colour)
 
     canvas = np.repeat(still, num_frames, axis=0)
     moving = coverage(np.full(num_frames, shape), x[0], y[0], radius[0])
     paint(canvas, moving, np.full(num_frames, colour))
     frames = to_pixels(canvas)
     facts = (int(distractor_colour[0]), int(distractor_shape[0]))
+    where = {MOVING: moving, STILL: np.repeat(beside, num_frames, axis=0)}
     return (
-        Video(frames, colour, shape, 2 * pair, *facts),
-        Video(frames[::-1], colour, shape, 2 * pair + 1, *facts),
+        Video(frames, colour, shape, 2 * pair, *facts, where),
+        Video(frames[::-1], colour, shape, 2 * pair + 1, *facts, backwards(where)),
     )
+
+
+def backwards(where: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Where things are in a video that is shown backwards."""
+    return {name: covered[::-1] for name, covered in where.items()}
 
 
 @dataclass(frozen=True)
@@ -385,7 +398,7 @@ class Level:
     motions: in the words of the captions; the one after an even number is that one backwards.
     num_frames: of a video. clip_steps: that its CLIP is trained for.
     render_pair: from a generator, colour, shape, half an even motion and the number of frames, two videos with
-    `frames`, `motion` and `caption`, the second of which is the first backwards.
+    `frames`, `motion`, `caption` and `where`, the second of which is the first backwards.
     render_stills: from a generator, how many, and how much of the training is over (of 1), `Stills`.
     renderer_version: to be raised whenever the same seed no longer draws the same pictures.
     """

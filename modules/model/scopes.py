@@ -104,7 +104,7 @@ class _SequenceScope:
         extra = None if given.extra is None else block.read(given.extra)
         queries = self._classes(prompted.tokens) if cls_only else None
         shares = block.attention(read, extra, given.mask, queries)
-        out = (1 - kept) * (shares[..., : own.shape[1]] @ own)  # behind them stand those without features
+        out = (1 - kept) * mix(shares[..., : own.shape[1]], own)  # behind them stand those without features
         out[:, : own.shape[1]] += kept * own[:, : out.shape[1]]
         return self._part(features, out, given, cls_only)
 
@@ -392,6 +392,12 @@ class FrameScope(_SequenceScope):
             carried=torch.stack(parts, dim=2).flatten(0, 1),
             carried_mask=torch.stack(part_weights, dim=2).flatten(0, 1),
         )
+
+
+def mix(shares: Tensor, features: Tensor) -> Tensor:
+    """Means of features (G, K, F) by shares (G, Q, K), in full precision: (G, Q, F)."""
+    with torch.autocast(features.device.type, enabled=False):
+        return shares @ features
 
 
 def _merge_frames(tokens: VideoTokens) -> VideoTokens:

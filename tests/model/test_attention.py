@@ -248,3 +248,16 @@ def test_maps_come_without_a_gradient_and_keep_that_of_the_embedding():
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     assert not out["readout_attention"].requires_grad
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("form", ["stop", "dgl_linear", "tempme", "zero_shot"])
+def test_maps_keep_full_precision_where_blocks_have_a_low_one(form):
+    """A patch's own features are 1 exactly: what rollout divides among patches is not rounded on the way."""
+    model = disturb(make_model(form))
+    exact = looked_at(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = looked_at(model)
+    for name in ("readout_attention", "attention_rollout"):
+        assert rough[name].dtype == torch.float32
+        assert not torch.equal(rough[name], rough[name].bfloat16().float())
+        assert torch.allclose(rough[name], exact[name], atol=0.01)

@@ -46,7 +46,7 @@ from modules.methods.prompts.vpt import uniform_prompts
 from modules.model.heads import CosineHead
 from modules.model.prompting import Prompted, VideoTokens
 from modules.model.readouts import Readout
-from modules.model.scopes import FrameScope
+from modules.model.scopes import FrameScope, mix
 from modules.model.text_encoder import TextEncoder
 from modules.model.video_encoder import VideoEncoder
 from modules.model.video_text import VideoTextModel
@@ -104,10 +104,10 @@ class GlobalLocalScope(FrameScope):
         seen = F.pad(own, (0, 0, 0, number - own.shape[1]))
         query, key, _ = of_frames
         beside = torch.cat([seen, carried.repeat_interleave(frames, 0)], dim=1)
-        gathered = block.shares(query, key) @ beside
+        gathered = mix(block.shares(query, key), beside)
         query, key, _, weights = of_video
         beside = torch.cat([seen.reshape(batch, frames * number, -1), carried], dim=1)
-        gathered_carried = block.shares(query, key, weights) @ beside
+        gathered_carried = mix(block.shares(query, key, weights), beside)
         return self._put_back(
             features,
             kept * own[:, : gathered.shape[1]] + (1 - kept) * gathered,

@@ -43,7 +43,7 @@ from modules.methods.base import EncoderSettings, Method, Properties
 from modules.model.heads import CosineHead
 from modules.model.prompting import Prompted, VideoPrompting, VideoTokens
 from modules.model.readouts import Mean
-from modules.model.scopes import FrameScope
+from modules.model.scopes import FrameScope, mix
 from modules.model.text_encoder import TextEncoder
 from modules.model.video_encoder import VideoEncoder
 from modules.model.video_text import VideoTextModel
@@ -304,7 +304,7 @@ class ClipScope(FrameScope):
         x, classes = self._sequences(tokens)
         own, _ = self._sequences(features)
         shares = block.attention(block.read(x), None, self.mask(tokens, classes), classes if cls_only else None)
-        out = kept * own[:, : shares.shape[1]] + (1 - kept) * (shares @ own)
+        out = kept * own[:, : shares.shape[1]] + (1 - kept) * mix(shares, own)
         return self._put_back(features, out, classes, cls_only)
 
     @staticmethod
