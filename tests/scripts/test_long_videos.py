@@ -1,0 +1,95 @@
+"""What a step is said to hold is what PyTorch's allocator hands out, and a batch in parts holds less of it."""
+
+import json
+from dataclasses import replace
+
+import open_clip
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from helpers.tiny import TINY_CONFIG, make_tiny_clip, save_clip_folder
+from scripts.benchmark import long_videos
+from scripts.benchmark.held import Held
+from scripts.benchmark.model import Setup, in_own_process, make_subject, peaks_of_training
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory) -> Setup:
+    folder = save_clip_folder(tmp_path_factory.mktemp("clip") / "clip", make_tiny_clip().model)
+    return Setup(batch_size=8, num_frames=6, device="cpu", precision="fp32", threads=1, clip=folder)
+
+
+def test_what_is_made_counts_until_nothing_needs_it():
+    x = torch.ones(1000, requires_grad=True)
+    with Held() as held:
+        doubled = x * 2
+        kept = doubled.view(10, 100).exp()  # a view is no memory; what exp makes it keeps for the gradient
+        assert (held.given, held.now, held.most) == (4000, 8000, 8000)
+        del doubled
+        assert held.now == 4000
+        total = kept.sum()
+        del kept
+        assert held.now == 4004
+        total.backward()
+        del total
+        assert held.now == 4000 and x.grad is not None  # the gradient
+    # what exp keeps, the sum, the sum's own gradient, and the product of exp's gradient
+    assert held.most == 4000 + 4 + 4 + 4000
+
+
+@pytest.mark.parametrize("more", [{}, {"checkpointed": True}, {"accumulate": 4}], ids=str)
+def test_the_most_that_is_held_is_what_the_allocator_hands_out(setup, more, tmp_path):
+    subject = make_subject("lora", setup.load_clip(), replace(setup, **more))
+    subject.train()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        subject.train()
+    found.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    handed_out = [event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"]
+    with Held() as held:
+        subject.train()
+    assert held.most == pytest.approx(max(handed_out) - min(handed_out), rel=0.02)
+
+
+def test_a_batch_in_parts_holds_as_much_less(setup):
+    most = {}
+    for parts in (1, 2, 4):
+        subject = make_subject("lora", setup.load_clip(), replace(setup, accumulate=parts))
+        with Held() as held:
+            subject.train()
+        most[parts] = held.most
+    assert most[2] < 0.6 * most[1] and most[4] < 0.35 * most[1]
+
+
+@pytest.mark.slow
+def test_a_batch_in_parts_takes_less_memory_of_a_process(tmp_path):
+    """By the high-water mark of the process, of a CLIP that is wide enough for activations to be most of it."""
+    vision = TINY_CONFIG["vision_cfg"] | {"image_size": 96, "width": 128, "layers": 6}
+    config = TINY_CONFIG | {"vision_cfg": vision}
+    clip = save_clip_folder(tmp_path / "clip", open_clip.CLIP(**config), config)
+    setup = Setup(8, 12, "cpu", "fp32", threads=1, clip=clip)
+    whole, parts = (in_own_process(peaks_of_training, ["lora"], replace(setup, accumulate=n))["lora"] for n in (1, 4))
+    assert parts < 0.5 * whole
+
+
+def test_the_table_says_what_fits(setup, tmp_path, monkeypatch, capsys):
+    rows = {"whole": ("lora", {}), "parts": ("lora", {"accumulate": 4})}
+    monkeypatch.setattr(long_videos, "ROWS", rows)
+    counted = long_videos.count(replace(setup, blank=True), rows)
+    assert [row["row"] for row in counted] == ["whole", "parts"]
+    whole, parts = (row["bytes"] for row in counted)
+    assert parts < whole and counted[0]["flops"] < counted[1]["flops"] < 2 * counted[0]["flops"]
+    monkeypatch.setattr(long_videos, "LIMIT", (parts + whole) / 2)
+    of = {"batch_size": 8, "num_frames": 6, "precision": "fp32"}
+    content = {
+        "counted": counted,
+        "measured": {"seconds_ratio": 1.4, "memory_ratio": 0.3},
+        "settings": {"counted": of | {"max_words": 32}, "measured": of},
+    }
+    record = tmp_path / "long_videos.json"
+    record.write_text(json.dumps(content))
+    long_videos.main(["--table", "--record", str(record)])
+    printed = capsys.readouterr().out
+    assert f"| whole | {whole / 1e9:.1f} | no |" in printed and f"| parts | {parts / 1e9:.1f} | yes |" in printed
+    assert "takes 1.40 times the seconds of one without, and 0.30 times its peak memory" in printed
