@@ -23,7 +23,7 @@ if __package__ in (None, ""):  # run as a script
 import torch
 
 from modules.runtime.run_folder import describe_machine, git_commit
-from scripts.benchmark.held import count_held
+from scripts.benchmark.held import count_held, handed_out, held_in
 from scripts.benchmark.model import (
     PER_LAYER,
     TEXT,
@@ -39,6 +39,7 @@ from scripts.benchmark.model import (
 RECORD = Path(__file__).resolve().parents[2] / "docs" / "results" / "long_videos.json"
 LIMIT = 80e9  # bytes
 COUNTED = Setup(16, 64, "cpu", "bf16", threads=1, blank=True, max_words=64)
+CHECKED = Setup(1, 12, "cpu", "fp32", threads=1)
 MEASURED = Setup(4, 6, "cpu", "fp32", threads=1)
 PARTS = 4
 ROUNDS = 2
@@ -85,15 +86,24 @@ def measure(setup: Setup) -> dict[str, float]:
     }
 
 
+def check(setup: Setup) -> dict[str, int]:
+    """What a step that is taken here holds: ``counted``, and ``handed_out`` by PyTorch's allocator, in bytes."""
+    torch.set_num_threads(setup.threads)
+    train = make_subject(TEXT, setup.load_clip(), setup).train
+    train()  # AdamW's first step makes its moments
+    return {"counted": held_in(train), "handed_out": handed_out(train)}
+
+
 def make_record() -> dict[str, Any]:
     """All that is counted and measured, with where and how."""
     settings = {
         name: {key: getattr(setup, key) for key in ("batch_size", "num_frames", "precision")}
-        for name, setup in (("counted", COUNTED), ("measured", MEASURED))
+        for name, setup in (("counted", COUNTED), ("checked", CHECKED), ("measured", MEASURED))
     }
     settings["counted"]["max_words"] = COUNTED.max_words
     return {
         "counted": count(COUNTED),
+        "checked": check(CHECKED),
         "measured": measure(MEASURED),
         "settings": settings,
         "torch": torch.__version__,
@@ -102,21 +112,38 @@ def make_record() -> dict[str, Any]:
     }
 
 
-def table(content: Mapping[str, Any]) -> str:
-    """What docs/speed.md says, in Markdown."""
-    of, by = content["settings"]["counted"], content["settings"]["measured"]
+def table(content: Mapping[str, Any], benchmark: Mapping[str, Any] | None = None) -> str:
+    """What docs/speed.md says, in Markdown.
+
+    Args:
+        content: of this program.
+        benchmark: what scripts/benchmark.sh measured; None for nothing about it.
+    """
+    of, one, by = (content["settings"][name] for name in ("counted", "checked", "measured"))
     head = f"{of['batch_size']} videos of {of['num_frames']} frames, {of['max_words']} words, {of['precision']}"
     lines = [f"| {head} | GB held at most | fits 80 GB | TFLOP without attention |", "|---|---|---|---|"]
     for row in content["counted"]:
         fits = "yes" if row["bytes"] <= LIMIT else "no"
         lines.append(f"| {row['row']} | {row['bytes'] / 1e9:.1f} | {fits} | {row['flops'] / 1e12:.1f} |")
+    counted, handed = (content["checked"][name] / 1e9 for name in ("counted", "handed_out"))
     found = content["measured"]
-    measured = (
+    said = (
+        f"Of a step that a CPU takes ({one['precision']}, {one['num_frames']} frames, {one['batch_size']} video) the "
+        f"count is {counted:.3f} GB where PyTorch's allocator handed out {handed:.3f}."
+    )
+    growth = f"growth_mib.{of['num_frames']}"
+    if benchmark is not None and growth in benchmark:
+        extrapolated = benchmark[growth] * 2**20 * of["batch_size"] / 1e9
+        said += (
+            f" The growth above says as much, more roughly: {benchmark[growth]:,.0f} MiB of resident memory for one "
+            f"video in {benchmark['precision']}, {of['batch_size']} times that is {extrapolated:.0f} GB."
+        )
+    cost = (
         f"Measured on a CPU ({by['precision']}, {by['batch_size']} videos of {by['num_frames']} frames), a step with "
         f"`--accumulate {PARTS}` takes {found['seconds_ratio']:.2f} times the seconds of one without, and "
         f"{found['memory_ratio']:.2f} times its peak memory."
     )
-    return "\n".join([*lines, "", measured])
+    return "\n".join([*lines, "", said, "", cost])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
