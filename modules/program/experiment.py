@@ -13,7 +13,7 @@ import torch
 
 from common.errors import UserError
 from common.settings import all_settings, former_settings, result_settings
-from dataloaders.batches import check_batch_size
+from dataloaders.batches import check_batch_size, check_parts
 from dataloaders.video.preparation import NOT_RECORDED, combine, preparation_of
 from modules.clip.loader import LoadedCLIP, known_context_length, load_clip
 from modules.methods import METHODS
@@ -244,7 +244,9 @@ def open_run(arguments: Arguments, session: Session) -> Iterator[Experiment]:
     folder.start_logging()
     trains = check_mode(arguments, METHODS[arguments.method])
     if trains:
-        check_batch_size(arguments.train.batch_size, session.processes.world_size)
+        world_size = session.processes.world_size
+        check_batch_size(arguments.train.batch_size, world_size)
+        check_parts(arguments.train.accumulate, arguments.train.batch_size, world_size)
     # an evaluation in a training's folder does not write over what the training left
     folder.suffix = "_eval" if not trains and folder.has(LAST) else ""
     try:

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from dataloaders.batches import Batch
 from dataloaders.items import EvaluationDataset, TrainingDataset
-from modules.model.measures import Measures
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
 from modules.runtime.run_folder import RunFolder
+
+ALL = slice(None)
 
 
 class Task(Protocol):
@@ -54,15 +55,19 @@ class Task(Protocol):
             UserError: saying what it cannot.
         """
 
-    def encode(
-        self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor
-    ) -> tuple[Tensor, Tensor, Measures]:
-        """Text and video embeddings of a batch, and what its videos' encoder measured; in the precision of the run.
+    def num_texts(self, batch: Batch) -> int:
+        """How many texts the videos of a batch are compared with on this rank."""
+
+    def encode_texts(
+        self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor, rows: slice = ALL
+    ) -> Tensor:
+        """The embeddings of these texts, (n, …), in the precision of the run.
 
         Args:
             batch: this rank's share, on the model's device.
             keys: (b,) int64, what dropout is drawn from, a key a sample.
             step_key: (1,) int64, the same on every rank, for what is encoded beside the samples.
+            rows: a run of them, of `num_texts`.
         """
 
     def loss(

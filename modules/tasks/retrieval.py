@@ -12,11 +12,11 @@ from torch import Tensor
 from dataloaders.batches import Batch
 from dataloaders.items import EvaluationDataset, TrainingDataset
 from dataloaders.samples import Sample
-from modules.model.measures import Measures
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
 from modules.runtime.run_folder import RunFolder
+from modules.tasks.base import ALL
 from modules.tasks.embedding import embed_items, gather_strided, prepare_to_save, score_pairs
 from modules.tasks.losses import same_video_or_caption, symmetric_contrastive_loss
 from modules.tasks.metrics import LEGEND, mean_metrics, retrieval_metrics, retrieval_metrics_of_embeddings
@@ -136,12 +136,15 @@ class RetrievalTask:
         within = f" in {sets} set{'s' * (sets > 1)}, each ranked by itself" if sets else ""
         return f"{len(samples):,} texts and {len({sample.video_id for sample in samples}):,} videos{within}"
 
-    def encode(
-        self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor
-    ) -> tuple[Tensor, Tensor, Measures]:
-        """Captions and videos of a batch, (b, E) each, and what was measured."""
-        video = model.encode_video(batch.frames, batch.num_frames, keys)
-        return model.encode_text(batch.captions, keys), video["embedding"], video.get("measures", {})
+    def num_texts(self, batch: Batch) -> int:
+        """A caption a video."""
+        return len(batch.captions)
+
+    def encode_texts(
+        self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor, rows: slice = ALL
+    ) -> Tensor:
+        """Captions of a batch, (n, E)."""
+        return model.encode_text(batch.captions[rows], keys[rows])
 
     def loss(
         self, model: VideoTextModel, text: Tensor, video: Tensor, batch: Batch, keys: Tensor, processes: Processes
