@@ -19,7 +19,7 @@ from modules.runtime.processes import Processes
 from modules.runtime.run_folder import RunFolder
 from modules.tasks.embedding import embed_items, gather_strided, prepare_to_save, score_pairs
 from modules.tasks.losses import same_video_or_caption, symmetric_contrastive_loss
-from modules.tasks.metrics import LEGEND, mean_metrics, retrieval_metrics, retrieval_metrics_of_embeddings
+from modules.tasks.metrics import LEGEND, Ranking, mean_metrics, rank, rank_embeddings, summary
 
 logger = logging.getLogger("stop")
 
@@ -58,16 +58,24 @@ class Embeddings:
             lines = (" ".join(line.splitlines()) + "\n" for line in getattr(self, name))
             (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
 
-    def parts(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """What is ranked by itself: ``text``, ``video`` and ``text_to_video`` of each set, or of everything."""
+    def parts(self) -> Iterator["Embeddings"]:
+        """What is ranked by itself: each set, with its name in `sets`; or everything, where there are no sets."""
         if self.sets is None:
-            yield self.text, self.video, self.text_to_video
+            yield self
             return
         number = np.unique(self.sets, return_inverse=True)[1]  # (M,), of each video's set
         for part in range(number.max() + 1):
             videos = np.flatnonzero(number == part)
             texts = np.flatnonzero(number[self.text_to_video] == part)
-            yield self.text[texts], self.video[videos], np.searchsorted(videos, self.text_to_video[texts])
+            yield Embeddings(
+                self.text[texts],
+                self.video[videos],
+                np.searchsorted(videos, self.text_to_video[texts]),
+                [self.text_ids[row] for row in texts],
+                [self.captions[row] for row in texts],
+                [self.video_ids[row] for row in videos],
+                [self.sets[row] for row in videos],
+            )
 
 
 class RetrievalTask:
@@ -180,14 +188,15 @@ class RetrievalTask:
     @staticmethod
     def metrics(model: VideoTextModel, embeddings: Embeddings, compute: Compute) -> dict[str, float]:
         """The metrics of an evaluation set's embeddings, with a bar if it takes long."""
-        of_sets = []
-        for text, video, text_to_video in embeddings.parts():
-            if model.head.is_product:
-                shown = compute.processes.is_main
-                of_sets.append(retrieval_metrics_of_embeddings(text, video, text_to_video, progress=shown))
-            else:
-                of_sets.append(retrieval_metrics(score_pairs(model, text, video, compute), text_to_video))
-        return mean_metrics(of_sets)
+        return mean_metrics([summary(RetrievalTask.rank(model, part, compute)) for part in embeddings.parts()])
+
+    @staticmethod
+    def rank(model: VideoTextModel, embeddings: Embeddings, compute: Compute) -> dict[str, Ranking]:
+        """The rankings of both directions of embeddings that are one set; see `modules.tasks.metrics.rank`."""
+        text, video, text_to_video = embeddings.text, embeddings.video, embeddings.text_to_video
+        if model.head.is_product:
+            return rank_embeddings(text, video, text_to_video, progress=compute.processes.is_main)
+        return rank(score_pairs(model, text, video, compute), text_to_video)
 
     @torch.no_grad()
     def embed(self, model: VideoTextModel, compute: Compute) -> Embeddings:

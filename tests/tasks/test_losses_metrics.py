@@ -9,12 +9,7 @@ import torch
 
 from helpers.paths import shared_data
 from modules.tasks.losses import same_video_or_caption, symmetric_contrastive_loss
-from modules.tasks.metrics import (
-    retrieval_metrics,
-    retrieval_metrics_of_embeddings,
-    text_to_video_ranks,
-    video_to_text_ranks,
-)
+from modules.tasks.metrics import rank, rank_embeddings, retrieval_metrics, retrieval_metrics_of_embeddings
 
 
 def test_contrastive_loss_is_the_mean_over_both_directions():
@@ -47,7 +42,7 @@ def test_metrics_on_the_real_similarity_matrix():
         for direction, values in expected.items():
             got = [metrics[f"{direction}_{name}"] for name in ("R1", "R5", "R10", "MdR", "MnR")]
             assert got == pytest.approx(values, abs=1e-9)
-    ranks = video_to_text_ranks(similarity, np.arange(1000))
+    ranks = rank(similarity)["v2t"].ranks
     ties = sum((similarity[:, j] == similarity[j, j]).sum() > 1 for j in range(1000))
     assert ties == 9 and (ranks % 1 != 0).sum() <= ties
 
@@ -63,15 +58,15 @@ def test_percentages_are_rounded_once(total, all_hits):
 
 def test_ranks_are_averages_over_ties():
     similarity = np.array([[0.5, 0.5, 0.1], [0.7, 0.7, 0.7], [0.9, 0.2, 0.3]])
-    assert text_to_video_ranks(similarity, np.arange(3)).tolist() == [1.5, 2.0, 2.0]
-    assert video_to_text_ranks(similarity, np.arange(3)).tolist() == [3.0, 1.0, 2.0]
+    assert rank(similarity, np.arange(3))["t2v"].ranks.tolist() == [1.5, 2.0, 2.0]
+    assert rank(similarity, np.arange(3))["v2t"].ranks.tolist() == [3.0, 1.0, 2.0]
 
 
 def test_a_video_with_several_captions_counts_by_its_best():
     similarity = np.array([[0.1, 0.9], [0.8, 0.2], [0.7, 0.6]])  # captions 0 and 1 are of video 0
     captions = np.array([0, 0, 1])
-    assert text_to_video_ranks(similarity, captions).tolist() == [2.0, 1.0, 2.0]
-    assert video_to_text_ranks(similarity, captions).tolist() == [1.0, 2.0]
+    assert rank(similarity, captions)["t2v"].ranks.tolist() == [2.0, 1.0, 2.0]
+    assert rank(similarity, captions)["v2t"].ranks.tolist() == [1.0, 2.0]
 
 
 def test_what_cannot_be_ranked_is_refused():
@@ -90,17 +85,17 @@ def test_what_cannot_be_ranked_is_refused():
 def metrics_by_definition(similarity: np.ndarray, text_to_video: np.ndarray) -> dict[str, float]:
     """The metrics, a query and a candidate at a time."""
 
-    def rank(right: float, wrong: list[float]) -> float:
+    def rank_of(right: float, wrong: list[float]) -> float:
         return 1 + sum(value > right for value in wrong) + sum(value == right for value in wrong) / 2
 
     num_texts, num_videos = similarity.shape
     ranks = {"t2v": [], "v2t": []}
     for i in range(num_texts):
         wrong = [similarity[i, j] for j in range(num_videos) if j != text_to_video[i]]
-        ranks["t2v"].append(rank(similarity[i, text_to_video[i]], wrong))
+        ranks["t2v"].append(rank_of(similarity[i, text_to_video[i]], wrong))
     for j in range(num_videos):
         right = [similarity[i, j] for i in range(num_texts) if text_to_video[i] == j]
-        ranks["v2t"].append(rank(max(right), [similarity[i, j] for i in range(num_texts) if text_to_video[i] != j]))
+        ranks["v2t"].append(rank_of(max(right), [similarity[i, j] for i in range(num_texts) if text_to_video[i] != j]))
     metrics = {}
     for direction, values in ranks.items():
         for k in (1, 5, 10):
@@ -154,20 +149,43 @@ def test_the_matrix_is_never_held(distinct):
 
 @pytest.mark.parametrize("block_bytes", [1, 2**20])
 def test_embeddings_that_cannot_be_ranked_are_refused(block_bytes):
-    def rank(text, video, text_to_video=None):
+    def ranked(text, video, text_to_video=None):
         return retrieval_metrics_of_embeddings(text, video, text_to_video, block_bytes)
 
     text, video = np.ones((3, 4), np.float32), np.ones((3, 4), np.float32)
     for broken in (text, video):
         broken[2, 1] = np.nan
         with pytest.raises(FloatingPointError, match="NaN"):
-            rank(text, video)
+            ranked(text, video)
         broken[2, 1] = 1
     with pytest.raises(ValueError, match="2 videos have no caption, the first is number 0"):
-        rank(text, video, np.array([1, 1, 1]))
+        ranked(text, video, np.array([1, 1, 1]))
     with pytest.raises(ValueError, match="square"):
-        rank(text, video[:2])
+        ranked(text, video[:2])
     with pytest.raises(ValueError, match=r"\(3, 4\) and \(3, 2\)"):
-        rank(text, video[:, :2])
+        ranked(text, video[:, :2])
     with pytest.raises(ValueError, match="not among the 3"):
-        rank(text, video, np.array([0, 1, 3]))
+        ranked(text, video, np.array([0, 1, 3]))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 1000, 2**20])
+def test_what_each_query_finds_first_is_the_best_of_all_candidates(block_bytes):
+    generator = np.random.default_rng(3)
+    captions = generator.permutation(np.concatenate([np.arange(17), generator.integers(17, size=44)]))
+    video = generator.integers(-2, 3, size=(17, 3)).astype(np.float32)
+    text = video[captions] + generator.integers(-1, 2, size=(61, 3)).astype(np.float32)
+    similarity = text @ video.T
+    found = rank_embeddings(text, video, captions, block_bytes)
+    right_of = {
+        "t2v": [[number] for number in captions],
+        "v2t": [np.flatnonzero(captions == number).tolist() for number in range(17)],
+    }
+    for direction, table in {"t2v": similarity, "v2t": similarity.T}.items():
+        ranking, firsts = found[direction], 0
+        for query, row in enumerate(table.tolist()):
+            right = max(right_of[direction][query], key=lambda candidate: row[candidate])  # of equals the first
+            first = right if ranking.ranks[query] == 1 else row.index(max(row))
+            firsts += first != right
+            assert (ranking.right[query], ranking.first[query]) == (right, first)
+            assert (ranking.right_similarity[query], ranking.first_similarity[query]) == (row[right], row[first])
+        assert 0 < firsts < len(table)
