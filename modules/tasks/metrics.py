@@ -4,6 +4,10 @@ They come from a similarity matrix or, in blocks and without ever holding that m
 the same embeddings may differ in the last bit, and even one product may give equal embeddings unequal similarities,
 by where in the matrix they stand. So a right answer is compared only with similarities out of its own product, and
 those of a repeated embedding are copied from its first occurrence.
+
+Where a video has several captions, each of them looks for the video. In the other direction a video's similarity to
+another is the maximum over that one's captions, and it is ranked among videos, as CLIP4Clip evaluates; or, by choice,
+its best caption is ranked among the captions of others. A rank of 1 is the same in both.
 """
 
 import logging
@@ -21,6 +25,7 @@ RECALL_AT = (1, 5, 10)
 BLOCK_BYTES = 2**28  # of similarities held at a time; smaller ones make the matrix product slower
 COMPARED_AT_ONCE = 2**20  # similarities, so that what the comparisons leave stays in the processor's cache
 PROGRESS_DELAY = 5.0  # seconds
+V2T_RANKS = ("videos", "captions")  # among what a video that looks for its captions is ranked
 DECIMALS = 4  # of percentages and ranks in files
 
 LEGEND = (
@@ -72,16 +77,22 @@ class Ranking:
         return cls(*map(np.concatenate, columns))
 
 
-def retrieval_metrics(similarity: np.ndarray, text_to_video: np.ndarray | None = None) -> dict[str, float]:
+def retrieval_metrics(
+    similarity: np.ndarray, text_to_video: np.ndarray | None = None, v2t_ranks: str = "videos"
+) -> dict[str, float]:
     """The `summary` of what `rank` finds."""
-    return summary(rank(similarity, text_to_video))
+    return summary(rank(similarity, text_to_video, v2t_ranks))
 
 
 def retrieval_metrics_of_embeddings(
-    text: np.ndarray, video: np.ndarray, text_to_video: np.ndarray | None = None, block_bytes: int = BLOCK_BYTES
+    text: np.ndarray,
+    video: np.ndarray,
+    text_to_video: np.ndarray | None = None,
+    block_bytes: int = BLOCK_BYTES,
+    v2t_ranks: str = "videos",
 ) -> dict[str, float]:
     """The `summary` of what `rank_embeddings` finds."""
-    return summary(rank_embeddings(text, video, text_to_video, block_bytes))
+    return summary(rank_embeddings(text, video, text_to_video, block_bytes, v2t_ranks))
 
 
 def summary(found: Mapping[str, Ranking]) -> dict[str, float]:
@@ -101,26 +112,30 @@ def summary(found: Mapping[str, Ranking]) -> dict[str, float]:
     return metrics
 
 
-def rank(similarity: np.ndarray, text_to_video: np.ndarray | None = None) -> dict[str, Ranking]:
+def rank(
+    similarity: np.ndarray, text_to_video: np.ndarray | None = None, v2t_ranks: str = "videos"
+) -> dict[str, Ranking]:
     """Rankings of both directions.
 
     Args:
         similarity: (N, M), captions by videos.
         text_to_video: (N,) int, the column of each caption's video; None for the diagonal of a square matrix.
+        v2t_ranks: one of `V2T_RANKS`, which differ where a video has several captions.
 
     Returns:
         ``t2v``, in which N captions look for their video among M, and ``v2t``, in which M videos look among N captions
-        for one of theirs: a video's rank is that of its best caption among the captions of other videos.
+        for one of theirs. A video's rank is that of its best caption: among the best ones of each other video, or with
+        ``captions`` among all captions of other videos. Candidates of ``v2t`` are captions with both.
 
     Raises:
-        ValueError: if the shapes do not fit or a video has no caption.
+        ValueError: if the shapes do not fit, a video has no caption, or there is no such choice.
         FloatingPointError: if a similarity is not a number.
     """
     text_to_video = _checked(text_to_video, *similarity.shape)
     by_video = _answers_of_videos(text_to_video, similarity.shape[1])
     return {
         "t2v": _rank(similarity, np.arange(len(similarity)), text_to_video),
-        "v2t": _rank(similarity.T, *by_video),
+        "v2t": _rank(similarity.T, *by_video, _groups(by_video, similarity.shape[1], v2t_ranks)),
     }
 
 
@@ -129,6 +144,7 @@ def rank_embeddings(
     video: np.ndarray,
     text_to_video: np.ndarray | None = None,
     block_bytes: int = BLOCK_BYTES,
+    v2t_ranks: str = "videos",
     progress: bool = False,
 ) -> dict[str, Ranking]:
     """Rankings of both directions from embeddings, whose dot products are the similarities.
@@ -141,31 +157,33 @@ def rank_embeddings(
         text_to_video: (N,) int, the row of each caption's video; None if they correspond one to one.
         block_bytes: of similarities to hold at a time; at least one row of them is. Repeated embeddings may take as
             much again.
+        v2t_ranks: as of `rank`.
         progress: show how far it is if it takes longer than a few seconds.
 
     Returns:
         What `rank` does.
 
     Raises:
-        ValueError: if the shapes do not fit or a video has no caption.
+        ValueError: as of `rank`.
         FloatingPointError: if a similarity is not a number.
     """
     if text.ndim != 2 or video.ndim != 2 or text.shape[1] != video.shape[1]:
         raise ValueError(f"embeddings must be (N, E) and (M, E), found {text.shape} and {video.shape}")
     text_to_video = _checked(text_to_video, len(text), len(video))
     by_video = _answers_of_videos(text_to_video, len(video))  # before the long part, as it may refuse
+    groups = _groups(by_video, len(video), v2t_ranks)
     row_bytes = len(video) * np.result_type(text, video).itemsize
     if len(text) * row_bytes <= block_bytes:
         similarity = text @ video.T
         _copy_repeated(similarity, _repeated_rows(video))
         _copy_repeated(similarity.T, _repeated_rows(text))
-        return rank(similarity, text_to_video)
+        return rank(similarity, text_to_video, v2t_ranks)
     total = len(text) + len(video)
     with Progress(
         total, "ranking", "row", "rows", say=logger.info, shown=progress, leave=False, delay=PROGRESS_DELAY
     ) as counter:
         t2v = _rank_in_blocks(text, video, (np.arange(len(text)), text_to_video), block_bytes, counter)
-        v2t = _rank_in_blocks(video, text, by_video, block_bytes, counter)
+        v2t = _rank_in_blocks(video, text, by_video, block_bytes, counter, groups)
     return {"t2v": t2v, "v2t": v2t}
 
 
@@ -201,12 +219,32 @@ def _answers_of_videos(text_to_video: np.ndarray, num_videos: int) -> tuple[np.n
     return text_to_video[order], order
 
 
+def _groups(
+    by_video: tuple[np.ndarray, np.ndarray], num_videos: int, v2t_ranks: str
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The groups of `_rank`, of captions: those of a video, of which the best counts; None where each one counts.
+
+    Args:
+        by_video: as of `_answers_of_videos`.
+
+    Raises:
+        ValueError: if `v2t_ranks` is none of `V2T_RANKS`.
+    """
+    if v2t_ranks not in V2T_RANKS:
+        raise ValueError(f"v2t_ranks must be one of {', '.join(V2T_RANKS)}, found {v2t_ranks!r}")
+    videos, captions = by_video
+    if v2t_ranks == "captions" or len(captions) == num_videos:
+        return None
+    return captions, np.searchsorted(videos, np.arange(num_videos))
+
+
 def _rank_in_blocks(
     queries: np.ndarray,
     candidates: np.ndarray,
     answers: tuple[np.ndarray, np.ndarray],
     block_bytes: int,
     progress: Progress,
+    groups: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Ranking:
     """As `_rank`, each query compared within one product of a block of queries and all candidates.
 
@@ -215,6 +253,7 @@ def _rank_in_blocks(
         answers: queries, rising, and their right candidates, (P,) int each.
         block_bytes: of similarities to hold at a time.
         progress: counts the queries.
+        groups: as of `_rank`.
     """
     rows, columns = answers
     repeated = _repeated_rows(candidates)
@@ -227,7 +266,7 @@ def _rank_in_blocks(
         similarity = np.matmul(block, candidates.T, out=product[: len(block)])
         _copy_repeated(similarity, repeated)
         low, high = np.searchsorted(rows, (start, start + len(block)))
-        parts.append(_rank(similarity, rows[low:high] - start, columns[low:high]))
+        parts.append(_rank(similarity, rows[low:high] - start, columns[low:high], groups))
         progress.update(len(block))
     return Ranking.join(parts)
 
@@ -249,12 +288,20 @@ def _copy_repeated(similarity: np.ndarray, repeated: tuple[np.ndarray, np.ndarra
         similarity[:, columns] = similarity[:, firsts]
 
 
-def _rank(similarity: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Ranking:
+def _rank(
+    similarity: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    groups: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Ranking:
     """Rank of each query's best right answer among the candidates that are not right, ties by average rank.
 
     Args:
         similarity: (Q, C), queries by candidates.
         rows, columns: (P,) int, where the right answers stand, by rising row, at least one in each.
+        groups: candidates of which the best alone counts, of each group: all candidates, (C,) int, those of a group
+            next to each other, and where each group begins, (G,) int. The right answers of a query are one group. None
+            where each candidate counts.
 
     Raises:
         FloatingPointError: if a similarity is not a number.
@@ -266,14 +313,17 @@ def _rank(similarity: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Rank
     is_best = answers == best[rows]
     equal_right = np.add.reduceat(is_best, starts, dtype=np.int64)  # no right answer is better
     ranks, first, first_similarity = np.empty(len(similarity)), np.empty(len(similarity), int), best.copy()
+    if groups is not None:
+        equal_right = np.ones_like(equal_right)
     size = max(1, COMPARED_AT_ONCE // max(1, similarity.shape[1]))
     for start in range(0, len(similarity), size):
         part = slice(start, start + size)
         values, threshold = similarity[part], best[part, None]
         if np.isnan(values.max()):  # without a temporary of the block's size
             raise FloatingPointError("the similarity matrix holds values that are not numbers (NaN)")
-        better = (values > threshold).sum(1, dtype=np.int32)  # half the time of int64
-        equal = (values == threshold).sum(1, dtype=np.int32) - equal_right[part]
+        counted = values if groups is None else np.maximum.reduceat(values[:, groups[0]], groups[1], axis=1)
+        better = (counted > threshold).sum(1, dtype=np.int32)  # half the time of int64
+        equal = (counted == threshold).sum(1, dtype=np.int32) - equal_right[part]
         ranks[part] = 1 + better + equal / 2
         others = np.flatnonzero(ranks[part] > 1)  # of the rest it is the right one
         first[start + others] = values[others].argmax(1)
