@@ -36,6 +36,7 @@ from dataloaders.samples import Sample, check_overlap
 from modules.program.arguments import Arguments, parse_arguments, video_settings
 from modules.program.experiment import open_run
 from modules.program.launch import Session, run_program
+from modules.tasks.metrics import V2T_RANKS
 from modules.tasks.retrieval import RetrievalTask
 
 logger = logging.getLogger("stop")
@@ -46,6 +47,15 @@ class RetrievalSettings:
     """Flags of retrieval."""
 
     mask_same_video: bool = setting(False, "pairs of one video, and equal captions, are no negatives [ours]")
+    # in a run's identity by the task, where it matters
+    v2t_ranks: str = setting(
+        "videos",
+        "of videos with several captions, video-to-text ranks are among videos, by the best caption of each, as "
+        "CLIP4Clip's, or among captions: the same R@1, other R@5, R@10 and ranks",
+        V2T_RANKS,
+        affects_results=False,
+        former="captions",
+    )
     save_features: Path | None = setting(
         None, "write the evaluation set's embeddings to this folder", affects_results=False, metavar="FOLDER"
     )
@@ -105,6 +115,7 @@ def build_task(arguments: Arguments, data: RetrievalData, image_size: int) -> Re
         train.num_thread_reader,
         arguments.task.save_features,
         data.missing,
+        arguments.task.v2t_ranks,
     )
 
 

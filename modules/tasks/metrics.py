@@ -11,7 +11,7 @@ its best caption is ranked among the captions of others. A rank of 1 is the same
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean
 
@@ -75,6 +75,10 @@ class Ranking:
         """The queries of several, one behind the other."""
         columns = ([getattr(part, column.name) for part in parts] for column in fields(cls))
         return cls(*map(np.concatenate, columns))
+
+    def rows(self) -> Iterator[tuple[float, int, int, float, float]]:
+        """The attributes of each query, as numbers of Python."""
+        return zip(*(getattr(self, column.name).tolist() for column in fields(self)), strict=True)
 
 
 def retrieval_metrics(
