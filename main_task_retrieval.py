@@ -32,6 +32,7 @@ from common.settings import setting
 from dataloaders.annotations import read_all
 from dataloaders.batches import check_num_samples
 from dataloaders.items import EvaluationDataset, TrainingDataset
+from dataloaders.missing_videos import MayBeMissing
 from dataloaders.samples import Sample, check_overlap
 from modules.program.arguments import Arguments, parse_arguments, video_settings
 from modules.program.experiment import open_run
@@ -82,13 +83,16 @@ def read_data(arguments: Arguments) -> RetrievalData:
     Raises:
         AnnotationError: listing everything that is wrong with the annotation files of both lists; also if official
             splits share videos, which otherwise is a warning.
-        UserError: if there are too few training samples for a batch.
+        UserError: if there are too few training samples for a batch, or no such list of missing videos.
     """
     common, dataset = arguments.common, RETRIEVAL[arguments.datatype]
-    readers = {"evaluation": partial(dataset.read_eval, allow_missing=common.on_bad_eval_video == "drop")}
+    may_be_missing = MayBeMissing(common.allow_missing, common.on_bad_eval_video == "drop")
+    readers = {"evaluation": partial(dataset.read_eval, allow_missing=may_be_missing.evaluation)}
     if common.do_train:
-        readers = {"training": partial(dataset.read_train, allow_missing=common.allow_missing)} | readers
+        readers = {"training": partial(dataset.read_train, allow_missing=may_be_missing.training)} | readers
     lists = dict(zip(readers, read_all(list(readers.values()), arguments.data), strict=True))
+    missing = [(name, video) for name in lists for video in lists[name].missing]
+    may_be_missing.check(missing)
     training = lists["training"].samples if "training" in lists else None
     evaluation = lists["evaluation"].samples
     if training is not None:
@@ -96,7 +100,7 @@ def read_data(arguments: Arguments) -> RetrievalData:
         official = dataset.official(arguments.data)
         if warning := check_overlap(training, evaluation, official, f"--datatype {arguments.datatype}"):
             logger.warning("%s", warning)
-    return RetrievalData(training, evaluation, [(name, video) for name in lists for video in lists[name].missing])
+    return RetrievalData(training, evaluation, missing)
 
 
 def build_task(arguments: Arguments, data: RetrievalData, image_size: int) -> RetrievalTask:
