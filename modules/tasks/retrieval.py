@@ -125,9 +125,12 @@ class RetrievalTask:
         self.missing = list(missing)
         self.files: dict[str, str] = {}
         self.v2t_ranks = v2t_ranks
-        # where each video has one caption, a run may go on with either
-        several = len(evaluation_set.samples) > _num_videos(evaluation_set.samples)
-        self.identity = {"v2t_ranks": v2t_ranks} if several else {}
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """`v2t_ranks` where videos have several captions; else a run may go on with either."""
+        samples = self.evaluation_set.samples
+        return {"v2t_ranks": self.v2t_ranks} if len(samples) > _num_videos(samples) else {}
 
     @property
     def counts(self) -> dict[str, Any]:
