@@ -28,7 +28,7 @@ class Task(Protocol):
         missing: (list, video id) of each video that is left out because it has no file.
         identity: what results depend on and the settings do not show, by name.
         captions: the texts of each list, by what they are called in a sentence.
-        counts: ``texts`` and ``videos``, how many of each the metrics are of.
+        counts: ``texts`` and ``videos``, how many of each the metrics are of, and what else is to be said of these.
     """
 
     training_set: TrainingDataset | None
@@ -46,7 +46,7 @@ class Task(Protocol):
     def captions(self) -> Mapping[str, Sequence[str]]: ...
 
     @property
-    def counts(self) -> dict[str, int]: ...
+    def counts(self) -> dict[str, Any]: ...
 
     def check(self, model: VideoTextModel) -> None:
         """Refuse a model that cannot do what the task was asked for, before anything is computed.

@@ -34,6 +34,7 @@ from modules.runtime.precision import PRECISIONS
 from modules.runtime.run_folder import BEST, LAST, RESULTS, RunFolder
 from modules.tasks.base import Task
 from modules.tasks.metrics import rounded
+from modules.tasks.thinned import find_thinned, say_thinned
 from modules.training.step import Gradient, Outcome, Step
 
 logger = logging.getLogger("stop")
@@ -469,7 +470,8 @@ class Trainer:
                 logger.info("%s", explain(self.task.legend, metrics))
                 self._legend_said = True
             shown = " ".join(f"{k} {v:.2f}" for k, v in metrics.items())
-            logger.info("epoch %d/%d: %s", epoch, self.settings.epochs, shown)
+            mark = say_thinned(find_thinned(self.task))
+            logger.info("epoch %d/%d: %s%s", epoch, self.settings.epochs, shown, f" ({mark})" if mark else "")
             last = {"epoch": epoch, **metrics}
             self.position = replace(
                 self.position,

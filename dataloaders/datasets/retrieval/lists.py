@@ -24,6 +24,8 @@ class RetrievalDataset:
     out instead of being problems, what a split lists; they raise AnnotationError.
     official: whether the settings name the dataset's published split files, which share no video.
     recipe: the dataset's own defaults of flags, by their names without dashes: what it is customarily trained with.
+    training_list: the setting that names the training list, which an evaluation does without; None where every command
+    names what holds it.
     """
 
     settings: type
@@ -31,6 +33,11 @@ class RetrievalDataset:
     read_eval: Callable[..., Listed]
     official: Callable[[Any], bool]
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    training_list: str | None = None
+
+    def names_training(self, settings: Any) -> bool:
+        """Whether settings name a training list."""
+        return self.training_list is None or getattr(settings, self.training_list) is not None
 
 
 @dataclass(frozen=True)

@@ -170,4 +170,4 @@ def _official(settings: MsrvttSettings) -> bool:
     return train_csv is not None and train_csv.name in OFFICIAL_TRAIN and settings.val_csv.name == OFFICIAL_EVAL
 
 
-DATASET = RetrievalDataset(MsrvttSettings, _read_train, _read_eval, _official)
+DATASET = RetrievalDataset(MsrvttSettings, _read_train, _read_eval, _official, training_list="train_csv")
