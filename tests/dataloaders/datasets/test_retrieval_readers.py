@@ -56,7 +56,7 @@ def vatex(folder):
             folder / "vatex_validation_v1.0.json",
             [vatex_entry("gone_000000_000010", *ten("?")), vatex_entry(B, *ten("A man"))],
         ),
-        "val_list": write_lines(folder / "tst_list.txt", B),
+        "val_list": write_lines(folder / "test_list.txt", B),
         "features_path": make_videos(folder / "videos", f"{A}.mp4", f"part/{B}.webm", f"{C}.mkv"),
     }
     return (
