@@ -19,8 +19,11 @@ SETTINGS = DatasetSettings(num_train=12, num_test=4, num_test_sets=1, num_frames
 # what makes a run a matter of seconds
 TINY = [
     *("--max_frames", "4", "--max_words", "12", "--num_thread_reader", "0", "--precision", "fp32", "--epochs", "1"),
-    *("--batch_size", "4", "--n_display", "1", "--num_regions", "3", "--spatial_width", "8", "--spatial_hidden", "12"),
-    *("--temporal_width", "8", "--text_prompts", "2"),
+    *("--batch_size", "4", "--n_display", "1"),
+]
+TINY_STOP = [
+    *("--num_regions", "3", "--spatial_width", "8", "--spatial_hidden", "12", "--temporal_width", "8"),
+    *("--text_prompts", "2"),
 ]
 # of each script: the form, and how many training samples, queries and test videos it has
 SCRIPTS = {
@@ -71,7 +74,7 @@ def run_script(checkout, name, dataset, *flags, **environment):
 def test_a_script_trains_and_tests_on_the_toy_dataset_in_its_datasets_form(checkout, tmp_path, name):
     form, samples, texts, videos = SCRIPTS[name]
     dataset = make_dataset(tmp_path / form, SETTINGS, form=form)
-    output = run_script(checkout, name, dataset)
+    output = run_script(checkout, name, dataset, *TINY_STOP)
     results = json.loads((output / "results.json").read_text())
     assert (results["dataset"], results["videos"], results["texts"]) == (form, videos, texts)
     assert results["missing_videos"] == 0
@@ -86,7 +89,7 @@ def test_kinetics_goes_on_without_the_videos_that_are_gone_and_counts_them(check
     gone = [videos[0], videos[-1]]  # of training and of test
     for path in gone:
         path.unlink()
-    output = run_script(checkout, "kinetics400", dataset, GONE="2")
+    output = run_script(checkout, "kinetics400", dataset, *TINY_STOP, GONE="2")
     results = json.loads((output / "results.json").read_text())
     assert (results["missing_videos"], results["videos"]) == (2, 3)
     listed = {row["list"]: row["video"] for row in rows_of(output / "missing_videos.csv")}
