@@ -9,10 +9,10 @@
 #
 # Download to data/didemo/:
 #   train_data.json, val_data.json and test_data.json from the repository of LocalizingMoments, folder data
-#   the videos, of Flickr, under the names in these files; they are up to 30 seconds long: cut longer ones, of which the
-#   descriptions tell the first 30 seconds alone
-# Compress the videos to 3 frames a second and a short side of 224 pixels:
-#   .venv/bin/python preprocess/compress_video.py --input_root VIDEOS --output_root data/didemo/videos_3fps
+#   the videos, of Flickr, under the names in these files
+# Compress the videos to 3 frames a second and a short side of 224 pixels, of longer ones the first 30 seconds, which the
+# descriptions are of:
+#   .venv/bin/python preprocess/compress_video.py --max_seconds 30 --input_root VIDEOS --output_root data/didemo/videos_3fps
 #
 # Frames and words are customary; the rest of the setting is ours, as on ActivityNet but for clipping, untried at this
 # scale, and there is no published number to aim at here: the sources at hand have neither on DiDeMo.

@@ -7,7 +7,8 @@ order: "times" are the moments that several people chose for one description, wh
 order in which the file first names their videos. These are found by that name without its suffix, in any container and
 at any depth.
 
-The descriptions are of the first 30 seconds. A video is read whole, as every video is: cut longer ones before use.
+The descriptions are of the first 30 seconds. A video is read whole, as every video is: of longer ones
+`preprocess/compress_video.py --max_seconds 30` keeps that part.
 """
 
 from __future__ import annotations
