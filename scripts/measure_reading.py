@@ -329,14 +329,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(read(json.loads(args.read))))
         return
     if not args.table:
-        before = json.loads(args.record.read_text(encoding="utf-8"))["datasets"] if args.record.exists() else {}
+        rows = json.loads(args.record.read_text(encoding="utf-8"))["datasets"] if args.record.exists() else {}
+        whence = {"git_commit": git_commit(), "machine": describe_machine()}
         with Progress(len(args.datatype), "reading", "dataset", "datasets") as progress:
             for datatype in args.datatype:
-                before[datatype] = measure(datatype)
+                rows[datatype] = measure(datatype)
+                content = {"datasets": {name: rows[name] for name in MAKERS if name in rows}} | whence
+                args.record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
                 progress.update()
-        content = {"datasets": {name: before[name] for name in MAKERS if name in before}}
-        content |= {"git_commit": git_commit(), "machine": describe_machine()}
-        args.record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(make_table(json.loads(args.record.read_text(encoding="utf-8"))))
 
 
