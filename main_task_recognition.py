@@ -1,4 +1,5 @@
-"""Action recognition: train and evaluate STOP and the methods it is compared with, on HMDB51, UCF101 or SSv2.
+"""Action recognition: train and evaluate STOP and the methods it is compared with, on HMDB51, UCF101,
+SSv2 or Kinetics-400.
 
 On the CPU or one GPU:
   python main_task_recognition.py --do_train --datatype hmdb51 --split_dir testTrainMulti_7030_splits \\

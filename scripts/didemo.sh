@@ -12,7 +12,8 @@
 #   the videos, of Flickr, under the names in these files
 # Compress the videos to 3 frames a second and a short side of 224 pixels, of longer ones the first 30 seconds, which the
 # descriptions are of:
-#   .venv/bin/python preprocess/compress_video.py --max_seconds 30 --input_root VIDEOS --output_root data/didemo/videos_3fps
+#   .venv/bin/python preprocess/compress_video.py --max_seconds 30 --input_root VIDEOS \
+#     --output_root data/didemo/videos_3fps
 #
 # Frames and words are customary; the rest of the setting is ours, as on ActivityNet but for clipping, untried at this
 # scale, and there is no published number to aim at here: the sources at hand have neither on DiDeMo.
@@ -24,7 +25,7 @@ cd "$(dirname "$0")/.."
 DATA=${DATA:-data/didemo}                     # train_data.json, test_data.json
 VIDEOS=${VIDEOS:-$DATA/videos_3fps}           # what preprocess/compress_video.py made
 DATASET=didemo
-STOP=(--text_prompts 8 --max_grad_norm 4)      # as on MSR-VTT
+STOP=(--text_prompts 8 --max_grad_norm 4)     # as on MSR-VTT
 source scripts/retrieval_settings.sh "$@"     # PACKED, PRETRAINED, OUTPUT
 
 # the rest are the dataset's own defaults: batches of 128, 10 epochs, 64 frames and 64 words; the rate is STOP's

@@ -10,8 +10,8 @@
 # Download to data/lsmdc/, from LSMDC's page, which asks for a form and gives a password:
 #   LSMDC16_annos_training.csv, LSMDC16_annos_val.csv and LSMDC16_challenge_1000_publictect.csv
 #   the clips, .avi files in a folder a film
-# Compress the videos to 12 frames a second and a short side of 224 pixels, since clips
-# are a few seconds long:
+# Compress the videos to 12 frames a second and a short side of 224 pixels, since clips are a few
+# seconds long:
 #   .venv/bin/python preprocess/compress_video.py --fps 12 --input_root VIDEOS --output_root data/lsmdc/videos_12fps
 #
 # The setting is ours, that of MSR-VTT, untried at this scale, and there is no published number to aim at here: the sources
@@ -23,7 +23,7 @@ cd "$(dirname "$0")/.."
 DATA=${DATA:-data/lsmdc}                      # LSMDC16_annos_training.csv, LSMDC16_challenge_1000_publictect.csv
 VIDEOS=${VIDEOS:-$DATA/videos_12fps}          # what preprocess/compress_video.py made
 DATASET=lsmdc
-STOP=(--text_prompts 8 --max_grad_norm 4)      # as on MSR-VTT
+STOP=(--text_prompts 8 --max_grad_norm 4)     # as on MSR-VTT
 source scripts/retrieval_settings.sh "$@"     # PACKED, PRETRAINED, OUTPUT
 
 # the rest are the dataset's own defaults: batches of 128, 5 epochs, 12 frames and 32 words; the rate is STOP's

@@ -27,7 +27,7 @@ DATA=${DATA:-data/msvd}                       # train_list.txt, test_list.txt, r
 VIDEOS=${VIDEOS:-$DATA/videos_3fps}           # what preprocess/compress_video.py made
 CAPTIONS=${CAPTIONS:-$DATA/raw-captions.pkl}  # or what preprocess/convert_msvd_captions.py made of it
 DATASET=msvd
-STOP=(--text_prompts 8 --max_grad_norm 4)      # as on MSR-VTT
+STOP=(--text_prompts 8 --max_grad_norm 4)     # as on MSR-VTT
 source scripts/retrieval_settings.sh "$@"     # PACKED, PRETRAINED, OUTPUT
 
 # the rest are the dataset's own defaults: batches of 128, 5 epochs, 12 frames and 32 words; the rate is STOP's

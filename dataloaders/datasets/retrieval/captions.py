@@ -21,7 +21,7 @@ from dataloaders.tables import Row
 from dataloaders.video.pack_index import PackIndex
 from dataloaders.video_files import VideoFiles
 
-EACH, TOGETHER, PARAGRAPH = FORMS = ("each", "together", "paragraph")
+EACH, TOGETHER, PARAGRAPH = ("each", "together", "paragraph")
 
 
 @dataclass
