@@ -330,11 +330,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if not args.table:
         rows = json.loads(args.record.read_text(encoding="utf-8"))["datasets"] if args.record.exists() else {}
-        whence = {"git_commit": git_commit(), "machine": describe_machine()}
+        commit, machine = git_commit(), describe_machine()
         with Progress(len(args.datatype), "reading", "dataset", "datasets") as progress:
             for datatype in args.datatype:
-                rows[datatype] = measure(datatype)
-                content = {"datasets": {name: rows[name] for name in MAKERS if name in rows}} | whence
+                rows[datatype] = measure(datatype) | {"git_commit": commit}
+                content = {"datasets": {name: rows[name] for name in MAKERS if name in rows}, "machine": machine}
                 args.record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
                 progress.update()
     print(make_table(json.loads(args.record.read_text(encoding="utf-8"))))
