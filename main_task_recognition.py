@@ -1,4 +1,4 @@
-"""Action recognition: train and evaluate STOP and the methods it is compared with, on HMDB51, UCF101 or SSv2.
+"""Action recognition: train and evaluate STOP and the methods it is compared with, on HMDB51, UCF101, SSv2, Kinetics.
 
 On the CPU or one GPU:
   python main_task_recognition.py --do_train --datatype hmdb51 --split_dir testTrainMulti_7030_splits \\

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from modules.tasks.metrics import rounded
 from modules.tasks.thinned import say_thinned
-from preprocess.toy_events import LEVELS
-from preprocess.toy_shapes import Level
+from preprocess.toy.events import LEVELS
+from preprocess.toy.shapes import Level
 
 COLUMNS = {
     "retrieval": [

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from preprocess.toy_events import LEVELS
-from preprocess.toy_shapes import MOTIONS
+from preprocess.toy.events import LEVELS
+from preprocess.toy.shapes import MOTIONS
 from scripts.demo_table import COLUMNS, footnote, main, motion_accuracy, table
 
 NAMES = {task: [name for _, name in columns] for task, columns in COLUMNS.items()}
