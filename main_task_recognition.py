@@ -1,4 +1,4 @@
-"""Action recognition: train and evaluate STOP and the methods it is compared with, on HMDB51, UCF101 or SSv2.
+"""Action recognition: train and evaluate STOP and the methods it is compared with, on HMDB51, UCF101, SSv2, Kinetics.
 
 On the CPU or one GPU:
   python main_task_recognition.py --do_train --datatype hmdb51 --split_dir testTrainMulti_7030_splits \\
@@ -39,6 +39,7 @@ from dataloaders.batches import check_num_samples
 from dataloaders.datasets import RECOGNITION
 from dataloaders.datasets.recognition.splits import LISTS, RecognitionSplit
 from dataloaders.items import EvaluationDataset, TrainingDataset, Views
+from dataloaders.missing_videos import MayBeMissing
 from dataloaders.samples import Sample
 from dataloaders.video.preparation import combine
 from modules.model.measures import WORDS, explain
@@ -49,6 +50,7 @@ from modules.runtime.processes import Processes
 from modules.runtime.run_folder import BEST, INTERRUPTED, RESULTS, RunFolder
 from modules.tasks.metrics import rounded
 from modules.tasks.recognition import LEGEND, RecognitionTask, read_templates
+from modules.tasks.thinned import join_thinned, say_thinned
 
 logger = logging.getLogger("stop")
 
@@ -105,9 +107,11 @@ def read_data(arguments: Arguments) -> RecognitionData:
     if task.horizontal_flip and dataset.left_right_matters:
         raise UserError(f"--horizontal_flip: left and right are part of the labels of {arguments.datatype}")
     common = arguments.common
-    allowed = {"training": common.allow_missing, "test": common.on_bad_eval_video == "drop"}
+    may_be_missing = MayBeMissing(common.allow_missing, common.on_bad_eval_video == "drop")
+    allowed = {"training": may_be_missing.training, "test": may_be_missing.evaluation}
     lists = LISTS if common.do_train else ["test"]  # nothing is trained on in an evaluation
     split = dataset.read(arguments.data, task.split, [name for name in allowed if allowed[name]], lists)
+    may_be_missing.check(split.missing)
     sided = [text for text in split.texts if {"left", "right"} & set(text.split())]
     if task.horizontal_flip and sided:
         raise UserError(f"--horizontal_flip: left and right are part of the class {sided[0]!r}")
@@ -217,6 +221,7 @@ def write_mean(arguments: Arguments, results: Mapping[str, Mapping[str, Any]], p
         },
         "texts": first["texts"],
         "videos": sum(result["videos"] for result in results.values()),
+        **join_thinned(list(results.values())),
         "seconds": round(sum(result["seconds"] for result in results.values()), 1),
         "peak_memory_mb": max(result["peak_memory_mb"] for result in results.values()),
         "splits": results,
@@ -224,7 +229,8 @@ def write_mean(arguments: Arguments, results: Mapping[str, Mapping[str, Any]], p
     folder.write_json(RESULTS, summary)
     shown = " ".join(f"{name} {value:.2f}" for name, value in means.items())
     logger.info("%s", explain(LEGEND, means))
-    logger.info("mean over splits %s: %s", ", ".join(results), shown)
+    mark = say_thinned(summary)
+    logger.info("mean over splits %s: %s%s", ", ".join(results), shown, f" ({mark})" if mark else "")
 
 
 def of_split(arguments: Arguments, name: str) -> Arguments:

@@ -32,10 +32,12 @@ from common.settings import setting
 from dataloaders.annotations import read_all
 from dataloaders.batches import check_num_samples
 from dataloaders.items import EvaluationDataset, TrainingDataset
+from dataloaders.missing_videos import MayBeMissing
 from dataloaders.samples import Sample, check_overlap
 from modules.program.arguments import Arguments, parse_arguments, video_settings
 from modules.program.experiment import open_run
 from modules.program.launch import Session, run_program
+from modules.tasks.metrics import V2T_RANKS
 from modules.tasks.retrieval import RetrievalTask
 
 logger = logging.getLogger("stop")
@@ -46,6 +48,15 @@ class RetrievalSettings:
     """Flags of retrieval."""
 
     mask_same_video: bool = setting(False, "pairs of one video, and equal captions, are no negatives [ours]")
+    # in a run's identity by the task, where it matters
+    v2t_ranks: str = setting(
+        "videos",
+        "of videos with several captions, video-to-text ranks are among videos, by the best caption of each, as "
+        "CLIP4Clip's, or among captions: the same R@1, other R@5, R@10 and ranks",
+        V2T_RANKS,
+        affects_results=False,
+        former="captions",
+    )
     save_features: Path | None = setting(
         None, "write the evaluation set's embeddings to this folder", affects_results=False, metavar="FOLDER"
     )
@@ -72,13 +83,16 @@ def read_data(arguments: Arguments) -> RetrievalData:
     Raises:
         AnnotationError: listing everything that is wrong with the annotation files of both lists; also if official
             splits share videos, which otherwise is a warning.
-        UserError: if there are too few training samples for a batch.
+        UserError: if there are too few training samples for a batch, or no such list of missing videos.
     """
     common, dataset = arguments.common, RETRIEVAL[arguments.datatype]
-    readers = {"evaluation": partial(dataset.read_eval, allow_missing=common.on_bad_eval_video == "drop")}
+    may_be_missing = MayBeMissing(common.allow_missing, common.on_bad_eval_video == "drop")
+    readers = {"evaluation": partial(dataset.read_eval, allow_missing=may_be_missing.evaluation)}
     if common.do_train:
-        readers = {"training": partial(dataset.read_train, allow_missing=common.allow_missing)} | readers
+        readers = {"training": partial(dataset.read_train, allow_missing=may_be_missing.training)} | readers
     lists = dict(zip(readers, read_all(list(readers.values()), arguments.data), strict=True))
+    missing = [(name, video) for name in lists for video in lists[name].missing]
+    may_be_missing.check(missing)
     training = lists["training"].samples if "training" in lists else None
     evaluation = lists["evaluation"].samples
     if training is not None:
@@ -86,7 +100,7 @@ def read_data(arguments: Arguments) -> RetrievalData:
         official = dataset.official(arguments.data)
         if warning := check_overlap(training, evaluation, official, f"--datatype {arguments.datatype}"):
             logger.warning("%s", warning)
-    return RetrievalData(training, evaluation, [(name, video) for name in lists for video in lists[name].missing])
+    return RetrievalData(training, evaluation, missing)
 
 
 def build_task(arguments: Arguments, data: RetrievalData, image_size: int) -> RetrievalTask:
@@ -105,6 +119,7 @@ def build_task(arguments: Arguments, data: RetrievalData, image_size: int) -> Re
         train.num_thread_reader,
         arguments.task.save_features,
         data.missing,
+        arguments.task.v2t_ranks,
     )
 
 

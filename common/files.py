@@ -5,7 +5,7 @@ import csv
 import io
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,7 +44,7 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def csv_text(rows: Sequence[Sequence]) -> str:
+def csv_text(rows: Iterable[Sequence]) -> str:
     """Rows as CSV."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)

@@ -69,6 +69,7 @@ def setting(
     within: Range | None = None,
     metavar: str | None = None,
     former: Any = dataclasses.MISSING,
+    alone: Any = dataclasses.MISSING,
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -81,6 +82,7 @@ def setting(
         within: the numbers allowed; every number that has no `choices` needs it. See `range_problems`.
         metavar: what ``--help`` calls the value (``SECONDS``, ``FOLDER``); None for what fits its type.
         former: what runs did before there was this setting, for their checkpoints; its default where not given.
+        alone: what the flag without a value means; where not given, it needs one, but for a bool.
     """
     metadata = {
         "help": help,
@@ -90,6 +92,7 @@ def setting(
         "within": within,
         "metavar": metavar,
         "former": default if former is dataclasses.MISSING else former,
+        "alone": alone,
     }
     return dataclasses.field(default=default, metadata=metadata, kw_only=True)
 
@@ -119,8 +122,10 @@ def add_arguments(
             action = argparse.BooleanOptionalAction if field.default else "store_true"
             group.add_argument(flag, action=action, default=argparse.SUPPRESS, help=help)
         else:
+            may_stand_alone = metadata["alone"] is not dataclasses.MISSING
             group.add_argument(
                 flag,
+                **({"nargs": "?", "const": metadata["alone"]} if may_stand_alone else {}),
                 type=kind,
                 default=argparse.SUPPRESS,
                 required=field.default is dataclasses.MISSING,
@@ -210,7 +215,7 @@ def as_json(value: Any) -> Any:
 
 
 def _plain_type(hint: Any) -> type:
-    """The type itself from `type` or `type | None`."""
+    """The type of a flag's value from `type`, `type | None` or, where a flag may stand alone, `type | bool`."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        return next(arg for arg in typing.get_args(hint) if arg not in (type(None), bool))
     return hint

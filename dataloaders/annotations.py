@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import os
 import re
@@ -90,6 +91,13 @@ def read_text(path: str | Path) -> tuple[str, list[str]]:
             "download it again or convert it"
         ]
     return (text, []) if text.strip() else ("", [f"{path} is empty"])
+
+
+def read_lines(path: str | Path) -> tuple[list[tuple[int, str]], list[str]]:
+    """The lines of a text file that are not blank, stripped and with their numbers from 1, and its problems."""
+    text, problems = read_text(path)
+    lines = enumerate(io.StringIO(text, newline=None), start=1)
+    return [(number, line.strip()) for number, line in lines if line.strip()], problems
 
 
 def _convert(path: str | Path, encoding: str) -> str:

@@ -96,6 +96,20 @@ def check_batch_size(batch_size: int, world_size: int) -> None:
     )
 
 
+def check_parts(parts: int, batch_size: int, world_size: int) -> None:
+    """Refuse more parts than a process has samples of the global batch; they need not be equal.
+
+    Raises:
+        UserError: naming the most.
+    """
+    share = batch_size // world_size
+    if parts > share:
+        raise UserError(
+            f"--accumulate {parts}: each of {world_size} process(es) has {share} of the {batch_size} samples of "
+            f"--batch_size: give at most {share}"
+        )
+
+
 def check_num_samples(num_samples: int, batch_size: int) -> None:
     """Refuse a training set without one full batch.
 

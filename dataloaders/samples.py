@@ -103,10 +103,20 @@ def shared_videos(training: Iterable[Sample], evaluation: Iterable[Sample]) -> d
     # A video may have twenty samples: paths are resolved once a video.
     trained = {sample.video_id: sample.path for sample in training}
     evaluated = {sample.video_id: sample.path for sample in evaluation}
-    files = {os.path.realpath(path): video_id for video_id, path in trained.items()}
+    folders: dict[str, str] = {}
+    files = {_real_path(path, folders): video_id for video_id, path in trained.items()}
     shared = {}
     for video_id, path in evaluated.items():
-        same = video_id if video_id in trained else files.get(os.path.realpath(path))
+        same = video_id if video_id in trained else files.get(_real_path(path, folders))
         if same is not None:
             shared[video_id] = same
     return shared
+
+
+def _real_path(path: Path, folders: dict[str, str]) -> str:
+    """The path of a file without links; `folders` keeps those of folders, each of which holds thousands of files."""
+    folder, name = os.path.split(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    file = os.path.join(folders[folder], name)
+    return os.path.realpath(file) if os.path.islink(file) else file

@@ -21,7 +21,8 @@ VIDEO_SUFFIXES = frozenset(
 )
 MAX_SHOWN_SUFFIXES = 5
 LEAVE_OUT = {
-    "training": "--allow_missing leaves out training videos without a file.",
+    "training": "--allow_missing leaves out training videos without a file, or those that a list of "
+    "preprocess/check_videos.py names.",
     "evaluation": "--on_bad_eval_video drop leaves out evaluation videos without a file, which changes the metrics.",
 }
 

@@ -6,8 +6,10 @@
     python preprocess/check_videos.py --datatype hmdb51 --split_dir testTrainMulti_7030_splits --features_path videos
 
 Without --datatype every video in the folder is checked, at any depth; what is hidden is no video. With it, the videos
-that a run with the same flags reads: MSR-VTT's training videos if --train_csv is given, all splits of a recognition
-dataset or the one of --split. Those without a file are then listed as well.
+that a run with the same flags reads: of a retrieval dataset those of the evaluation, and of the training if its list is
+named; all splits of a recognition dataset or the one of --split. A table in the end says of each list how many videos
+it has, how many of these have a file, and how many can be read. Those without a file also go to `missing_videos.csv`,
+which a run accepts: --allow_missing missing_videos.csv leaves out these videos and no other.
 
 A video is read as a run reads it, from its first frame to its last, with the same time limit. What is bad goes to
 `bad_videos.csv`, in the form of the file that a run leaves: step, epoch, sample, attempt (empty here), video, reason;
@@ -15,7 +17,7 @@ of a missing video its id. The file is complete or not there, and also written, 
 bad.
 
 Exit code: 0 all videos are good, 1 some are bad or missing, 2 the command cannot start or write, 130 interrupted: what
-was found until then is written.
+was found until then is written; that of missing videos is whole by then.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import MISSING, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +48,11 @@ from common.errors import UserError
 from common.files import csv_text, write_whole
 from common.progress import Progress
 from common.settings import add_arguments, at_least, from_arguments, setting
-from dataloaders.annotations import read_all
+from dataloaders.annotations import MAX_LISTED_PROBLEMS, read_all
 from dataloaders.bad_videos import SKIPPED, SKIPPED_COLUMNS
 from dataloaders.datasets import RECOGNITION, RETRIEVAL
+from dataloaders.datasets.recognition.splits import LISTS
+from dataloaders.missing_videos import MISSING_COLUMNS, MISSING_VIDEOS
 from dataloaders.samples import Sample
 from dataloaders.video.decoding import BadVideoError
 from dataloaders.video.reader import DecodingSettings, VideoReader
@@ -62,6 +67,11 @@ class CheckSettings(DecodingSettings):
 
     num_workers: int = setting(os.cpu_count() or 1, "videos read at a time", within=at_least(1), metavar="VIDEOS")
     output: Path = setting(Path(SKIPPED), "the bad videos go to this file", metavar="FILE")
+    missing_list: Path = setting(
+        Path(MISSING_VIDEOS),
+        "with --datatype, the listed videos without a file go to this file, which a run's --allow_missing takes",
+        metavar="FILE",
+    )
 
 
 @dataclass(frozen=True)
@@ -81,14 +91,33 @@ class SplitChoice:
 
 
 @dataclass(frozen=True)
+class VideoList:
+    """The videos of one list of a dataset.
+
+    name: of the list. paths: the files that there are. missing: the ids without one.
+    """
+
+    name: str
+    paths: frozenset[Path]
+    missing: frozenset[str]
+
+    @classmethod
+    def of(cls, name: str, samples: Sequence[Sample], missing: Collection[str]) -> VideoList:
+        """From what a reader found."""
+        return cls(name, frozenset(sample.path for sample in samples), frozenset(missing))
+
+
+@dataclass(frozen=True)
 class Plan:
     """What there is to check.
 
-    paths: sorted, each once. bad: what is bad without having been read, and why.
+    paths: sorted, each once. bad: what is bad without having been read, and why. lists: those of a dataset; none of a
+    folder.
     """
 
     paths: list[Path]
     bad: dict[str, str]
+    lists: Sequence[VideoList] = ()
 
 
 # --- Which videos -----------------------------------------------------------------------------------------
@@ -119,10 +148,11 @@ def plan_retrieval(datatype: str, settings: Any) -> Plan:
         AnnotationError: listing everything that is wrong with its files, but for videos that are missing.
     """
     dataset = RETRIEVAL[datatype]
-    readers = [dataset.read_eval] if settings.train_csv is None else [dataset.read_train, dataset.read_eval]
-    lists = read_all([lambda s, read=read: read(s, allow_missing=True) for read in readers], settings)
-    samples = [sample for listed in lists for sample in listed.samples]
-    return plan_samples(samples, [video_id for listed in lists for video_id in listed.missing], settings)
+    readers = {"training": dataset.read_train} if dataset.names_training(settings) else {}
+    readers["evaluation"] = dataset.read_eval
+    lists = read_all([lambda s, read=read: read(s, allow_missing=True) for read in readers.values()], settings)
+    found = zip(readers, lists, strict=True)
+    return plan_lists([VideoList.of(name, listed.samples, listed.missing) for name, listed in found], settings)
 
 
 def plan_recognition(datatype: str, settings: Any, split: str | None) -> Plan:
@@ -135,15 +165,22 @@ def plan_recognition(datatype: str, settings: Any, split: str | None) -> Plan:
     if split not in (None, *dataset.splits):
         raise UserError(f"--split {split}: {datatype} has split {', '.join(dataset.splits)} only")
     names = dataset.splits if split is None else (split,)
-    allowed = ("training", "test")
-    splits = read_all([lambda s, name=name: dataset.read(s, name, allow_missing=allowed) for name in names], settings)
-    samples = [sample for read in splits for sample in (*read.train, *read.test)]
-    return plan_samples(samples, [video_id for read in splits for _, video_id in read.missing], settings)
+    splits = read_all([lambda s, name=name: dataset.read(s, name, allow_missing=LISTS) for name in names], settings)
+    lists = []
+    for name, read in zip(names, splits, strict=True):
+        of_split = f"split {name}, " if len(names) > 1 else ""
+        for list_name, samples in zip(LISTS, (read.train, read.test), strict=True):
+            missing = [video_id for its, video_id in read.missing if its == list_name]
+            lists.append(VideoList.of(of_split + list_name, samples, missing))
+    return plan_lists(lists, settings)
 
 
-def plan_samples(samples: Sequence[Sample], missing: Sequence[str], settings: Any) -> Plan:
-    paths = sorted({sample.path for sample in samples})
-    return Plan(paths, dict.fromkeys(missing, f"no video file in {settings.features_path}"))
+def plan_lists(lists: Sequence[VideoList], settings: Any) -> Plan:
+    """The videos of all lists; settings: of the dataset, a `VideoLocation`."""
+    paths = frozenset().union(*(listed.paths for listed in lists))
+    missing = frozenset().union(*(listed.missing for listed in lists))
+    bad = dict.fromkeys(sorted(missing), f"no video file in {settings.features_path}")
+    return Plan(sorted(paths), bad, lists)
 
 
 # --- Checking them ----------------------------------------------------------------------------------------
@@ -200,12 +237,51 @@ def write_bad(path: Path, bad: dict[str, str]) -> None:
         UserError: it cannot be written.
     """
     rows = [["", "", "", "", video, reason] for video, reason in sorted(bad.items())]
+    write_csv("--output", path, [SKIPPED_COLUMNS, *rows])
+
+
+def write_missing(path: Path, lists: Sequence[VideoList]) -> None:
+    """The CSV file that ``--allow_missing`` accepts, sorted within each list; complete or not there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    rows = [[listed.name, video_id] for listed in lists for video_id in sorted(listed.missing)]
+    write_csv("--missing_list", path, [MISSING_COLUMNS, *rows])
+
+
+def write_csv(flag: str, path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """A CSV file that a flag names; complete or not there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     # a name may hold bytes that are not UTF-8
-    content = csv_text([SKIPPED_COLUMNS, *rows]).encode("utf-8", "backslashreplace")
+    content = csv_text(rows).encode("utf-8", "backslashreplace")
     try:
         write_whole(path, lambda file: file.write(content))
     except OSError as error:
-        raise UserError(f"--output {path} cannot be written: {error.strerror}") from error
+        raise UserError(f"{flag} {path} cannot be written: {error.strerror}") from error
+
+
+def table(lists: Sequence[VideoList], good: Collection[Path]) -> str:
+    """How many videos each list has, how many of them have a file, and how many can be read; then all lists together.
+
+    Args:
+        good: the files that were read.
+    """
+    if len(lists) > 1:  # a video may be in several
+        everything = [frozenset().union(*(getattr(of, name) for of in lists)) for name in ("paths", "missing")]
+        lists = [*lists, VideoList("all", *everything)]
+    rows = [["list", "listed", "found", "readable"]]
+    for listed in lists:
+        counts = (len(listed.paths) + len(listed.missing), len(listed.paths), len(listed.paths & frozenset(good)))
+        rows.append([listed.name, *(f"{count:,}" for count in counts)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
+        for name, *cells in rows
+    )
 
 
 def say(text: str) -> None:
@@ -244,7 +320,13 @@ def start(argv: Sequence[str] | None) -> tuple[CheckSettings, Plan]:
     settings, files = from_arguments(CheckSettings, arguments), from_arguments(data, arguments)
     if getattr(files, "packed", None) is not None:
         raise UserError(f"a pack is checked by preprocess/pack_frames.py --verify --output_root {files.packed}")
-    prepare_output(settings.output)
+    prepare_output("--output", settings.output)
+    if settings.output.is_file() and has_steps(settings.output):
+        raise UserError(
+            f"--output {settings.output} is the list of a run, which needs it to be continued: give another file"
+        )
+    if datatype is not None:
+        prepare_output("--missing_list", settings.missing_list)
     if datatype is None:
         return settings, plan_folder(files.features_path)
     if datatype in RETRIEVAL:
@@ -252,20 +334,18 @@ def start(argv: Sequence[str] | None) -> tuple[CheckSettings, Plan]:
     return settings, plan_recognition(datatype, files, from_arguments(SplitChoice, arguments).split)
 
 
-def prepare_output(path: Path) -> None:
-    """Make the folder of the output.
+def prepare_output(flag: str, path: Path) -> None:
+    """Make the folder of a file that a flag names.
 
     Raises:
-        UserError: the output could not be written there, or a run's own list would be lost.
+        UserError: the file could not be written there.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output {path}: its folder cannot be made: {error.strerror}") from error
-    if path.is_file() and has_steps(path):
-        raise UserError(f"--output {path} is the list of a run, which needs it to be continued: give another file")
+        raise UserError(f"{flag} {path}: its folder cannot be made: {error.strerror}") from error
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"--output {path} {'is a folder' if path.is_dir() else 'lies in a folder that is read-only'}")
+        raise UserError(f"{flag} {path} {'is a folder' if path.is_dir() else 'lies in a folder that is read-only'}")
 
 
 def has_steps(path: Path) -> bool:
@@ -281,9 +361,13 @@ def check(settings: CheckSettings, plan: Plan) -> int:
         UserError: the output cannot be written.
     """
     bad = dict(plan.bad)
-    for video, reason in bad.items():
+    for video, reason in islice(bad.items(), MAX_LISTED_PROBLEMS):
         say(f"bad: {video}: {reason}")
-    done = 0
+    if len(bad) > MAX_LISTED_PROBLEMS:
+        say(f"... and {len(bad) - MAX_LISTED_PROBLEMS:,} more, in {settings.output} when this ends")
+    if plan.lists:
+        write_missing(settings.missing_list, plan.lists)
+    done, good = 0, set()
     ending = "interrupted"  # also by an error that is no video's, which is shown behind what was found
     try:
         with Progress(len(plan.paths), "reading", "video", "videos") as progress:
@@ -294,6 +378,8 @@ def check(settings: CheckSettings, plan: Plan) -> int:
                     bad[str(path)] = reason
                     say(f"bad: {path}: {reason}")
                     progress.note(bad=len(bad))
+                else:
+                    good.add(path)
                 progress.update()
         ending = ""
     except KeyboardInterrupt:
@@ -301,6 +387,10 @@ def check(settings: CheckSettings, plan: Plan) -> int:
     finally:
         write_bad(settings.output, bad)
         say(f"{done} of {len(plan.paths)} videos read, {len(bad)} bad or missing: {settings.output}")
+        if plan.bad and plan.lists:
+            say(f"{len(plan.bad)} have no file: {settings.missing_list}, which --allow_missing of a run takes")
+        if plan.lists:
+            say(table(plan.lists, good))
         if ending:
             say(f"{ending}: {settings.output} is incomplete")
     return 130 if ending else 1 if bad else 0

@@ -14,6 +14,7 @@ What a compressed video holds:
 
 - Frames: frame k is the one that the source shows k / fps seconds after its first frame. None is invented: a
   frame that stays on screen longer is written once, so a source slower than fps keeps its frames and times.
+  With --max_seconds 30 those of the first 30 seconds alone.
 - Size: the short side is --size, the long side keeps the aspect and is even. A video that is smaller already
   keeps its size (made even): enlarging adds no information, and CLIP's preprocessing resizes every frame.
 - Orientation: rotation tags are applied to the pixels, as Decord and OpenCV do. The sample aspect ratio is
@@ -54,6 +55,7 @@ from preprocess.frames import Shrinker, choose_frames, frame_interval, video_str
 from preprocess.jobs import NOT_REACHED, Job, describe, interrupts_ignored, plan, report, stop_workers
 
 CODEC = "libx264"
+MAX_SECONDS = "max_seconds"  # in the note
 PARTIAL_SUFFIX = f"{COMPRESSED_SUFFIX}.partial"
 
 
@@ -65,6 +67,7 @@ class CompressSettings:
         fps: frames per second at most.
         size: short side in pixels at most, even.
         crf: x264's constant rate factor, 0 (lossless) to 51.
+        max_seconds: frames shown later than that after the first one are left out; None keeps all.
 
     Raises:
         ValueError: a value is out of its range.
@@ -73,6 +76,7 @@ class CompressSettings:
     fps: Fraction = Fraction(3)
     size: int = 224
     crf: int = 23
+    max_seconds: Fraction | None = None
 
     def __post_init__(self):
         if self.fps <= 0:
@@ -81,9 +85,12 @@ class CompressSettings:
             raise ValueError(f"size must be an even number of pixels, not {self.size} (4:2:0 video has even sides)")
         if not 0 <= self.crf <= 51:
             raise ValueError(f"crf must be 0 to 51, not {self.crf}")
+        if self.max_seconds is not None and self.max_seconds <= 0:
+            raise ValueError(f"max_seconds must be above 0, not {self.max_seconds}")
 
     def as_json(self) -> dict:
-        return {"fps": str(self.fps), "size": self.size, "crf": self.crf}
+        cut = None if self.max_seconds is None else str(self.max_seconds)
+        return {"fps": str(self.fps), "size": self.size, "crf": self.crf, MAX_SECONDS: cut}
 
 
 # --- One video --------------------------------------------------------------------------------------------
@@ -119,6 +126,8 @@ def write_compressed(container: av.container.InputContainer, path: Path, setting
     stream = video_stream(container)
     interval = frame_interval(stream, settings.fps)
     chosen = choose_frames(container, stream, settings.fps)
+    if settings.max_seconds is not None:  # read to the end all the same: what is damaged there is a damaged video
+        chosen = (kept for kept in chosen if kept[1] < settings.max_seconds)
     if interval >= 1 / settings.fps:  # the source is the slower one: its own clock
         rate, time_base = 1 / interval, stream.time_base
         stamped = ((round(time / time_base), round(interval / time_base), frame) for _, time, frame in chosen)
@@ -179,7 +188,7 @@ def claim_output(output_root: Path, jobs: list[Job], settings: CompressSettings)
     wanted: dict[str, Any] = settings.as_json() | {"codec": CODEC, "pyav": av.__version__}
     wanted["of"] = preparation_of(job.source for job in jobs)
     if path.exists():
-        found = read_note(path)
+        found = {MAX_SECONDS: None} | read_note(path)  # notes older than the setting: of whole videos
         compared = [name for name in wanted if name in found and name != "pyav"]  # older notes lack some
         before, now = ({name: note[name] for name in compared} for note in (found, wanted))
         if before != now:
@@ -259,6 +268,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.ArgumentParser, ar
     parser.add_argument("--fps", type=to_rate, default=Fraction(3), help="frames a second: 3, 0.5 or 30000/1001 (3)")
     parser.add_argument("--size", type=int, default=224, help="short side in pixels, even (224)")
     parser.add_argument("--crf", type=int, default=23, help="x264 quality: 0 best, 51 worst (23)")
+    parser.add_argument("--max_seconds", type=to_rate, help="keep the beginning of each video alone (all of it)")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes (one a core)")
     return parser, parser.parse_args(argv)
 
@@ -269,7 +279,7 @@ def start(arguments: argparse.Namespace) -> tuple[CompressSettings, list[Job]]:
     Raises:
         ValueError: the run cannot start.
     """
-    settings = CompressSettings(arguments.fps, arguments.size, arguments.crf)
+    settings = CompressSettings(arguments.fps, arguments.size, arguments.crf, arguments.max_seconds)
     if arguments.num_workers < 1:
         raise ValueError(f"num_workers must be 1 or more, not {arguments.num_workers}")
     if not arguments.input_root.is_dir():

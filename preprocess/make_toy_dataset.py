@@ -1,6 +1,7 @@
 """Renders the toy dataset: short H.264 videos of moving shapes, with annotation files in MSR-VTT's and HMDB51's form.
 
     python preprocess/make_toy_dataset.py --output_dir runs/toy/dataset
+    python preprocess/make_toy_dataset.py --output_dir runs/toy/vatex --form vatex
     python preprocess/make_toy_dataset.py --output_dir runs/toy/dataset_events --level events
 
 About a minute on one core. What it leaves in the folder:
@@ -13,6 +14,10 @@ About a minute on one core. What it leaves in the folder:
     testTrainMulti_7030_splits/moving_left_test_split1.txt …   the motions as classes, in three splits
     dataset.json            the settings that made it, and the names of colours, shapes and motions
 
+--form makes the same videos with the annotation files of another dataset in their published form, and named as it names
+its videos; `toy/forms.py` says which. That dataset's script runs on it, with the folder as DATA and its videos as
+VIDEOS. These forms know no test sets: there is one, of --num_test videos.
+
 A class is an object and a motion: 108 in all. Videos come in pairs of opposite motions, of which one is exactly the
 other backwards, down to the decoded pixels, so a model that ignores the order of frames cannot get more than half of
 the motions right.
@@ -22,12 +27,11 @@ and back are added to every movement, so that frames in a wrong order say little
 stands one still object of another colour that the caption does not mention.
 
 Level `events`, of 48 frames: 9 objects (3 colours x 3 shapes) and 12 motions, 4 single events and 8 of two in the order
-of the caption. An event takes a quarter of the clip and begins at a random time; see `toy_events.py`. One still and one
+of the caption. An event takes a quarter of the clip and begins at a random time; see `toy/events.py`. One still and one
 drifting object, of other colours, are not mentioned.
 """
 
 import argparse
-import csv
 import json
 import shutil
 import sys
@@ -42,8 +46,9 @@ if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.progress import Progress
-from preprocess import toy_shapes as toy
-from preprocess.toy_events import LEVELS
+from preprocess.toy import shapes as toy
+from preprocess.toy.events import LEVELS
+from preprocess.toy.forms import FORMS, MSRVTT, ToyDataset, ToyVideo, write_json
 
 SPLITS = ("train", "test")
 
@@ -117,71 +122,30 @@ def write_video(path: Path, frames: np.ndarray, fps: int, quantiser: int) -> Non
         container.mux(stream.encode())
 
 
-def write_dataset(folder: Path, settings: DatasetSettings) -> None:
-    """Renders everything into an existing, empty folder."""
-    (folder / "videos").mkdir()
-    videos, sentences, rows = [], [], {"train": [], "test": []}
-    several = settings.num_test_sets > 1
+def write_dataset(folder: Path, settings: DatasetSettings, form: str = MSRVTT) -> None:
+    """Renders everything into an existing, empty folder; form: a name of `FORMS`."""
+    motions = LEVELS[settings.level].motions
+    videos = []
     total = settings.num_train + settings.num_test * settings.num_test_sets
     with Progress(total, "rendering", "video", "videos") as progress:
         for split in SPLITS:
             for video in render_split(settings, split):
-                number = len(videos)
-                video_id = f"video{number}"
-                write_video(folder / "videos" / f"{video_id}.mp4", video.frames, settings.fps, settings.quantiser)
-                videos.append(
-                    {
-                        "category": video.motion,
-                        "url": "",
-                        "video_id": video_id,
-                        "start time": 0.0,
-                        "end time": settings.num_frames / settings.fps,
-                        "split": split,
-                        "id": number,
-                    }
-                )
-                sentences.append({"caption": video.caption, "video_id": video_id, "sen_id": number})
-                if split == "train":
-                    rows[split].append([video_id])
-                else:
-                    place = len(rows[split])
-                    row = [f"ret{place}", f"msr{number}", video_id, video.caption]
-                    rows[split].append([*row, 1 + place // settings.num_test] if several else row)
+                seconds = settings.num_frames / settings.fps
+                videos.append(ToyVideo(len(videos), split, video.motion, motions[video.motion], video.caption, seconds))
+                path = folder / "videos" / FORMS[form].name(videos[-1])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_video(path, video.frames, settings.fps, settings.quantiser)
                 progress.update()
-
-    _write_json(folder / "MSRVTT_data.json", {"info": {}, "videos": videos, "sentences": sentences})
-    _write_csv(folder / "train.csv", ["video_id"], rows["train"])
-    _write_csv(
-        folder / "test.csv", ["key", "vid_key", "video_id", "sentence", *(["set"] if several else [])], rows["test"]
-    )
-    write_hmdb51_splits(folder / "testTrainMulti_7030_splits", videos, settings)
-    names = {"colours": list(toy.COLOURS), "shapes": toy.SHAPES, "motions": LEVELS[settings.level].motions}
-    _write_json(folder / "dataset.json", {"settings": asdict(settings), **names})
+    FORMS[form].write(folder, ToyDataset(videos, motions, settings.num_test))
+    names = {"colours": list(toy.COLOURS), "shapes": toy.SHAPES, "motions": motions}
+    of_form = {} if form == MSRVTT else {"form": form}
+    write_json(folder / "dataset.json", {"settings": asdict(settings), **of_form, **names})
 
 
-def write_hmdb51_splits(folder: Path, videos: list[dict], settings: DatasetSettings) -> None:
-    """Writes `<motion>_test_split<k>.txt` for k = 1, 2, 3: lines `file mark `, mark 1 for training and 2 for test.
-
-    The test videos of split 1 are those of MSR-VTT's form, of all sets; of splits 2 and 3 the first and second as many
-    of the training videos.
-    """
-    folder.mkdir()
-    num_test = settings.num_test * settings.num_test_sets
-    for split in (1, 2, 3):
-        first = settings.num_train if split == 1 else (split - 2) * num_test
-        test = range(first, first + num_test)
-        for motion, name in enumerate(LEVELS[settings.level].motions):
-            lines = [
-                f"{video['video_id']}.mp4 {2 if video['id'] in test else 1} \n"
-                for video in videos
-                if video["category"] == motion
-            ]
-            path = folder / f"{name.replace(' ', '_')}_test_split{split}.txt"
-            path.write_text("".join(lines), encoding="utf-8")
-
-
-def make_dataset(output_dir: str | Path, settings: DatasetSettings, overwrite: bool = False) -> Path:
-    """Makes the dataset, or finds it made already with the same settings; returns its folder.
+def make_dataset(
+    output_dir: str | Path, settings: DatasetSettings, overwrite: bool = False, form: str = MSRVTT
+) -> Path:
+    """Makes the dataset, or finds it made already with the same settings and in the same form; returns its folder.
 
     It is written beside its final place and renamed at the end, so an interrupted run leaves nothing
     half-made.
@@ -190,7 +154,7 @@ def make_dataset(output_dir: str | Path, settings: DatasetSettings, overwrite: b
     """
     output_dir = Path(output_dir)
     if output_dir.exists():
-        if _settings_of(output_dir) == asdict(settings):
+        if _made_with(output_dir) == (asdict(settings), form):
             print(f"{output_dir} is there already, made with the same settings.")
             return output_dir
         if not overwrite and (not output_dir.is_dir() or any(output_dir.iterdir())):
@@ -202,32 +166,24 @@ def make_dataset(output_dir: str | Path, settings: DatasetSettings, overwrite: b
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.") as scratch:
         made = Path(scratch) / "dataset"
         made.mkdir()
-        write_dataset(made, settings)
+        write_dataset(made, settings, form)
         if output_dir.exists():
             shutil.rmtree(output_dir)
         made.rename(output_dir)
     print(
         f"{settings.num_train} training and {settings.num_test_sets} x {settings.num_test} test videos in "
-        f"{output_dir / 'videos'}; "
-        "annotations in MSRVTT_data.json, train.csv and test.csv beside it"
+        f"{output_dir / 'videos'}; annotations in {FORMS[form].files} beside it"
     )
     return output_dir
 
 
-def _settings_of(folder: Path) -> dict | None:
+def _made_with(folder: Path) -> tuple[dict, str] | None:
+    """The settings and the form of a dataset; None of what is none."""
     path = folder / "dataset.json"
-    return json.loads(path.read_text())["settings"] if path.is_file() else None
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text())
+    return content["settings"], content.get("form", MSRVTT)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -235,6 +191,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True, help="folder to make")
     parser.add_argument("--level", choices=list(LEVELS), default=default.level, help="what the videos show")
+    parser.add_argument("--form", choices=list(FORMS), default=MSRVTT, help="of the annotation files")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--num_train", type=int, default=default.num_train, help="training videos, even")
     parser.add_argument("--num_test", type=int, default=default.num_test, help="videos of a test set, even, up to 108")
@@ -245,8 +202,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
-        settings = DatasetSettings(args.level, args.seed, args.num_train, args.num_test)
-        make_dataset(args.output_dir, settings, overwrite=args.overwrite)
+        sets = {} if args.form == MSRVTT else {"num_test_sets": 1}
+        settings = DatasetSettings(args.level, args.seed, args.num_train, args.num_test, **sets)
+        make_dataset(args.output_dir, settings, args.overwrite, args.form)
     except (FileExistsError, ValueError) as error:
         sys.exit(f"error: {error}")
 

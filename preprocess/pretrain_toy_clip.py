@@ -4,10 +4,10 @@
     python preprocess/pretrain_toy_clip.py --output_dir runs/toy/clip_events --level events
 
 A few minutes on two cores. Half of the stills name one or two objects and where they are, half show an object
-with a motion trail and name the motion (see `toy_shapes.py`). So the model has motion words, but has never
+with a motion trail and name the motion (see `toy/shapes.py`). So the model has motion words, but has never
 seen a sharp frame as part of a movement: mean pooling its frame embeddings says next to nothing about the
 motion of a toy video. Each level of the dataset has a CLIP of its own; stills of level `events` are described in
-`toy_events.py`.
+`toy/events.py`.
 
 The model is saved only if it does on fresh stills what the toy experiments rely on (`Bars`), and if its text
 tower tells every two motion captions apart. It then loads without network:
@@ -42,8 +42,8 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors.torch import save
 
 from common.progress import Progress
-from preprocess import toy_shapes as toy
-from preprocess.toy_events import LEVELS
+from preprocess.toy import shapes as toy
+from preprocess.toy.events import LEVELS
 
 MODEL_CONFIG = {
     "embed_dim": 64,

@@ -24,8 +24,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from modules.tasks.metrics import rounded
-from preprocess.toy_events import LEVELS
-from preprocess.toy_shapes import Level
+from modules.tasks.thinned import say_thinned
+from preprocess.toy.events import LEVELS
+from preprocess.toy.shapes import Level
 
 COLUMNS = {
     "retrieval": [
@@ -119,12 +120,14 @@ def add_motion_accuracy(run: Path) -> dict:
 
 
 def table(task: str, rows: dict[str, dict]) -> str:
-    """A table of results, a row a name."""
-    width = max(map(len, rows))
+    """A table of results, a row a name; those of a thinned test set have a mark and a line below."""
+    marks = {name: say_thinned(results) for name, results in rows.items()}
+    width = max(len(name) + (2 if marks[name] else 0) for name in rows)
     lines = [" " * width + "".join(f"{title:>11}" for title, _ in COLUMNS[task]) + "    trained"]
     for name, results in rows.items():
         cells = "".join(f"{results[key]:11.1f}" for _, key in COLUMNS[task])
-        lines.append(f"{name:<{width}}{cells}{results['trainable_parameters']:11,}")
+        lines.append(f"{name + ' *' * bool(marks[name]):<{width}}{cells}{results['trainable_parameters']:11,}")
+    lines += [f"* {name}: {mark}" for name, mark in marks.items() if mark]
     return "\n".join(lines)
 
 

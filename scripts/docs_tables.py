@@ -15,8 +15,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts import choose_epsilon, gradient_precision, show_decay
+from scripts import choose_epsilon, gradient_precision, measure_reading, show_decay
 from scripts.ablation import ablate
+from scripts.benchmark import long_videos
 from scripts.benchmark import tables as benchmark_tables
 from scripts.studies import choices, comparison, merging
 
@@ -31,10 +32,12 @@ TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "bars": (("benchmark.json", "gpu_check.json"), benchmark_tables.bars),
     "counts": ("benchmark.json", benchmark_tables.counts),
     "growth": ("benchmark.json", benchmark_tables.growth),
+    "long_videos": (("long_videos.json", "benchmark.json"), long_videos.table),
     "loader": ("benchmark.json", benchmark_tables.loader),
     "study": ("study_toy.json", choices.tables),
     "merging": (("study_toy.json", "study_merging.json"), merging.tables_of),
     "ablation": (("ablation_toy.json", "study_toy.json", "study_merging.json"), ablate.toy_tables_of),
+    "reading": ("reading.json", measure_reading.make_table),
     "compare": ("compare_toy.json", comparison.tables),
 }
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(\n<!-- end of (?P=name) -->)", re.DOTALL)

@@ -45,41 +45,18 @@ cd "$(dirname "$0")/.."
 
 DATA=${DATA:-data/msrvtt}                     # MSRVTT_data.json, MSRVTT_train.9k.csv, MSRVTT_JSFUSION_test.csv
 VIDEOS=${VIDEOS:-$DATA/videos_3fps}           # what preprocess/compress_video.py made
-PACKED=${PACKED:-}                            # what preprocess/pack_frames.py made; read in place of VIDEOS
-PRETRAINED=${PRETRAINED:-data/pretrained}     # ViT-B-32.pt; downloaded to here if it is missing
-
-FRAMES=(--features_path "$VIDEOS")
-if [ -n "$PACKED" ]; then FRAMES=(--packed "$PACKED"); fi
-
-method=stop before=
-for flag in "$@"; do  # the last one given counts
-  if [ "$before" = --method ]; then method=$flag; fi
-  case $flag in --method=*) method=${flag#--method=} ;; esac
-  before=$flag
-done
-TASK=--do_train OWN=() folder=runs/msrvtt_$method
-case $method in
-  stop)  # what the published run set
-    folder=runs/msrvtt
-    OWN=(
-      --method stop
-      --text_prompts 8          # the published numbers were trained with prompts in both towers
-      # there 4 processes of 32 each average gradients that hold their own rows' share only, a quarter of the true one,
-      # and clip that at 1; here the gradient is the true one
-      --max_grad_norm 4
-    ) ;;
-  zero_shot) TASK=--do_eval ;;
-esac
-OUTPUT=${OUTPUT:-$folder}
-FLAGS=(
-  "$TASK" --datatype msrvtt
-  --pretrained_clip_name ViT-B/32 --pretrained_dir "$PRETRAINED"
-  --train_csv "$DATA/MSRVTT_train.9k.csv" --val_csv "$DATA/MSRVTT_JSFUSION_test.csv" --data_path "$DATA/MSRVTT_data.json"
-  "${FRAMES[@]}"
-  --expand_msrvtt_sentences     # every caption a sample: 180,000 of 9,000 videos
-  --num_thread_reader 8 --output_dir "$OUTPUT"
+DATASET=msrvtt
+STOP=(  # what the published run set
+  --text_prompts 8          # the published numbers were trained with prompts in both towers
+  # there 4 processes of 32 each average gradients that hold their own rows' share only, a quarter of the true one, and
+  # clip that at 1; here the gradient is the true one
+  --max_grad_norm 4
 )
-# the rest are the defaults, of the method first: for STOP batches of 128, 5 epochs, a rate of 1e-3, 12 frames and 32
-# words. The published runs computed in fp16 with loss scaling; --precision amp, the default, is bf16 where the GPU has
-# it, and --precision fp16 theirs
-exec bash scripts/launch.sh main_task_retrieval.py "${FLAGS[@]}" ${OWN[@]+"${OWN[@]}"} "$@"
+source scripts/retrieval_settings.sh "$@"     # PACKED, PRETRAINED, OUTPUT
+
+# --expand_msrvtt_sentences: every caption a sample, 180,000 of 9,000 videos. The rest are the defaults, of the method
+# first: for STOP batches of 128, 5 epochs, a rate of 1e-3, 12 frames and 32 words. The published runs computed in fp16
+# with loss scaling; --precision amp, the default, is bf16 where the GPU has it, and --precision fp16 theirs
+exec bash scripts/launch.sh main_task_retrieval.py "${FLAGS[@]}" --datatype msrvtt --expand_msrvtt_sentences \
+  --train_csv "$DATA/MSRVTT_train.9k.csv" --val_csv "$DATA/MSRVTT_JSFUSION_test.csv" \
+  --data_path "$DATA/MSRVTT_data.json" "$@"

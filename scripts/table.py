@@ -27,6 +27,7 @@ from common.errors import UserError
 from modules.methods import METHODS
 from modules.program.build import settings_of
 from modules.runtime.run_folder import CONFIG, RESULTS
+from modules.tasks.thinned import say_thinned
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "docs" / "published"
 TABLES = sorted(path.stem for path in PUBLISHED.glob("*.json"))
@@ -153,13 +154,15 @@ def read_run(given: Path, table: Table) -> Run:
 def differences(results: Mapping[str, Any], settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What of an evaluation is not as published, in words."""
     notes = []
-    if dropped := results.get("dropped_videos"):
-        notes.append(f"thinned test set: {dropped} videos were left out")
+    if thinned := say_thinned(results):
+        notes.append(thinned)
     elif (results.get("texts"), results.get("videos")) != (wanted["texts"], wanted["videos"]):
         notes.append(
             f"another test set: {results.get('texts')} texts and {results.get('videos')} videos, published "
             f"{wanted['texts']} and {wanted['videos']}"
         )
+    if results.get("protocol", {}).get("v2t_ranks") == "captions":
+        notes.append("v→t ranks among captions, published among videos")
     clip = str(results.get("clip"))
     if clip != wanted["clip"] and Path(clip).name != wanted["clip"].replace("/", "-") + ".pt":
         notes.append(f"another CLIP: {Path(clip).name}, published {wanted['clip']}")

@@ -11,11 +11,17 @@ from dataloaders.datasets.retrieval.lists import RetrievalDataset
 
 RETRIEVAL_MODULES = {
     "msrvtt": "dataloaders.datasets.retrieval.msrvtt",
+    "vatex": "dataloaders.datasets.retrieval.vatex",
+    "activity": "dataloaders.datasets.retrieval.activity",
+    "didemo": "dataloaders.datasets.retrieval.didemo",
+    "msvd": "dataloaders.datasets.retrieval.msvd",
+    "lsmdc": "dataloaders.datasets.retrieval.lsmdc",
 }
 RECOGNITION_MODULES = {
     "hmdb51": "dataloaders.datasets.recognition.hmdb51",
     "ucf101": "dataloaders.datasets.recognition.ucf101",
     "ssv2": "dataloaders.datasets.recognition.ssv2",
+    "kinetics400": "dataloaders.datasets.recognition.kinetics400",
 }
 
 RETRIEVAL: Mapping[str, RetrievalDataset] = {

@@ -64,7 +64,8 @@ def is_record(content: Any) -> bool:
 
 
 def read_note(file: Path) -> dict[str, Any]:
-    """What `compress_video.py` wrote: `fps` (a text), `size` and `crf`, and in newer notes `codec`, `pyav` and `of`.
+    """What `compress_video.py` wrote: `fps` (a text), `size` and `crf`, and in newer notes `codec`, `pyav`,
+    `max_seconds` and `of`.
 
     Raises:
         UserError: it cannot be read, or is something else.
@@ -106,7 +107,7 @@ def _compressed(folder: Path, notes: dict[Path, Record | None]) -> Record:
 
 def _record_of(note: Mapping[str, Any]) -> Record:
     how = {HOW: "compressed", "fps": _number(note["fps"]), "short_side": note["size"]}
-    how |= {name: note[name] for name in ("codec", "crf", "pyav") if name in note}
+    how |= {name: note[name] for name in ("codec", "crf", "max_seconds", "pyav") if note.get(name) is not None}
     return how | {"of": note.get("of", NOT_RECORDED)}
 
 

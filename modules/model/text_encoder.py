@@ -145,7 +145,9 @@ class TextEncoder(nn.Module):
         ids, keys = self.tokenize(captions), None if sample_keys is None else fold_in(sample_keys, TEXT)
         if torch.is_grad_enabled():
             return self._embed(ids, keys)
-        return torch.cat([self._embed(part) for part in ids.split(WITHOUT_GRADIENT)])
+        parts = ids.split(WITHOUT_GRADIENT)
+        of_parts = [None] * len(parts) if keys is None else keys.split(WITHOUT_GRADIENT)
+        return torch.cat([self._embed(*part) for part in zip(parts, of_parts, strict=True)])
 
     @torch.no_grad()
     def _embed_once(self, captions: Sequence[str]) -> Tensor:

@@ -64,12 +64,18 @@ class CommonSettings:
     batch_size_val: int = setting(
         32, "videos encoded at a time in evaluation", affects_results=False, within=at_least(1), metavar="VIDEOS"
     )
-    allow_missing: bool = setting(
-        False, "leave training videos without a file out, and list them, instead of stopping", affects_results=False
+    allow_missing: Path | bool = setting(
+        False,
+        "leave training videos without a file out, and list them, instead of stopping; with a list of them, such as "
+        "preprocess/check_videos.py writes, exactly its videos may be missing, also in evaluation",
+        affects_results=False,
+        metavar="FILE",
+        alone=True,
     )
     on_bad_eval_video: str = setting(
         "error",
-        "an evaluation video that is missing or cannot be decoded: stop, or leave it out, which changes the metric",
+        "an evaluation video that is missing or cannot be decoded: stop, or leave it out, which changes the metric; "
+        "with a list for --allow_missing, what may be missing is what it names, here too",
         ("error", "drop"),
         affects_results=False,
     )

@@ -13,7 +13,8 @@ import torch
 
 from common.errors import UserError
 from common.settings import all_settings, former_settings, result_settings
-from dataloaders.batches import check_batch_size
+from dataloaders.batches import check_batch_size, check_parts
+from dataloaders.missing_videos import MISSING_COLUMNS, MISSING_VIDEOS
 from dataloaders.video.preparation import NOT_RECORDED, combine, preparation_of
 from modules.clip.loader import LoadedCLIP, known_context_length, load_clip
 from modules.methods import METHODS
@@ -32,13 +33,13 @@ from modules.runtime.run_folder import (
     DROPPED,
     INTERRUPTED,
     LAST,
-    MISSING,
     RESULTS,
     RunFolder,
     load_checkpoint,
 )
 from modules.tasks.base import Task
 from modules.tasks.metrics import rounded
+from modules.tasks.thinned import find_thinned, say_thinned
 from modules.training.trainer import Trainer, peak_memory_mb
 
 logger = logging.getLogger("stop")
@@ -185,7 +186,7 @@ class Experiment:
         metrics = rounded(task.report(model, self.compute, folder))
         if dropped := task.evaluation_set.dropped:
             folder.write_dropped(dropped)
-            logger.warning("%d evaluation videos were left out, which changes the metrics", len(dropped))
+        thinned = find_thinned(task)
         seconds = origin.pop("seconds", time.perf_counter() - self._start)
         of_checkpoint = {name: origin.pop(name) for name in ("checkpoint", "epoch", "last_epoch") if name in origin}
         results = {
@@ -203,19 +204,26 @@ class Experiment:
             **origin,
             "missing_videos": len(task.missing),
             "dropped_videos": len(dropped),
+            **thinned,
             "seconds": round(seconds, 1),
             "peak_memory_mb": round(peak_memory_mb(self.compute.processes.device), 1),
         }
         folder.write_json(RESULTS, results)
         logger.info("%s", explain(task.legend, metrics))
         logger.info("%s", " ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
+        if thinned:
+            counts = thinned["thinned"]
+            logger.warning(
+                "%s, which changes the metrics: %d have no file and %d cannot be read",
+                *(say_thinned(thinned), counts["missing"], counts["dropped"]),
+            )
         return results
 
     def _begin(self, task: Task, continued: bool = False) -> None:
         """Write what belongs to a run from its start; `continued`, also what it was before."""
         arguments, folder = self.arguments, self.folder
         folder.remove(INTERRUPTED)
-        folder.remove(MISSING)
+        folder.remove(MISSING_VIDEOS)
         if folder.is_main:
             self.prepared = find_prepared(task)
             before = folder.read_config().get("prepared", {}) if continued else {}
@@ -229,8 +237,8 @@ class Experiment:
         for name, text in task.files.items():
             folder.write_text(name, text)
         if task.missing:
-            folder.write_table(MISSING, ["list", "video"], task.missing)
-            logger.warning("%d videos have no file and are left out; %s lists them", len(task.missing), MISSING)
+            folder.write_table(MISSING_VIDEOS, MISSING_COLUMNS, task.missing)
+            logger.warning("%d videos have no file and are left out; %s lists them", len(task.missing), MISSING_VIDEOS)
 
 
 @contextlib.contextmanager
@@ -244,7 +252,9 @@ def open_run(arguments: Arguments, session: Session) -> Iterator[Experiment]:
     folder.start_logging()
     trains = check_mode(arguments, METHODS[arguments.method])
     if trains:
-        check_batch_size(arguments.train.batch_size, session.processes.world_size)
+        world_size = session.processes.world_size
+        check_batch_size(arguments.train.batch_size, world_size)
+        check_parts(arguments.train.accumulate, arguments.train.batch_size, world_size)
     # an evaluation in a training's folder does not write over what the training left
     folder.suffix = "_eval" if not trains and folder.has(LAST) else ""
     try:

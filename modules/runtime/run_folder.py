@@ -20,10 +20,11 @@ import torch
 from common.errors import UserError
 from common.files import csv_text, lock_folder, write_whole
 from dataloaders.bad_videos import SKIPPED, SKIPPED_COLUMNS, SkippedVideo
+from dataloaders.missing_videos import MISSING_VIDEOS
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "decord", "opencv-python-headless")
 LAST, BEST, RESULTS, CONFIG = "last.pt", "best.pt", "results.json", "config.json"
-METRICS, DROPPED, MISSING = "metrics.jsonl", "dropped_videos.csv", "missing_videos.csv"
+METRICS, DROPPED = "metrics.jsonl", "dropped_videos.csv"
 INTERRUPTED = "interrupted.json"
 LOCK_PATIENCE = 30.0  # seconds for the processes of a run that was killed to end
 
@@ -143,7 +144,7 @@ class RunFolder:
         """Remove what an earlier run left that this one would add to."""
         if self.is_main:
             # the checkpoint first: without it nothing of the rest is taken for part of a run
-            for name in (LAST, METRICS, SKIPPED, DROPPED, MISSING, INTERRUPTED, RESULTS, BEST):
+            for name in (LAST, METRICS, SKIPPED, DROPPED, MISSING_VIDEOS, INTERRUPTED, RESULTS, BEST):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from dataloaders.batches import Batch
 from dataloaders.items import EvaluationDataset, TrainingDataset
-from modules.model.measures import Measures
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
 from modules.runtime.run_folder import RunFolder
+
+ALL = slice(None)
 
 
 class Task(Protocol):
@@ -27,7 +28,7 @@ class Task(Protocol):
         missing: (list, video id) of each video that is left out because it has no file.
         identity: what results depend on and the settings do not show, by name.
         captions: the texts of each list, by what they are called in a sentence.
-        counts: ``texts`` and ``videos``, how many of each the metrics are of.
+        counts: ``texts`` and ``videos``, how many of each the metrics are of, and what else is to be said of these.
     """
 
     training_set: TrainingDataset | None
@@ -45,7 +46,7 @@ class Task(Protocol):
     def captions(self) -> Mapping[str, Sequence[str]]: ...
 
     @property
-    def counts(self) -> dict[str, int]: ...
+    def counts(self) -> dict[str, Any]: ...
 
     def check(self, model: VideoTextModel) -> None:
         """Refuse a model that cannot do what the task was asked for, before anything is computed.
@@ -54,15 +55,19 @@ class Task(Protocol):
             UserError: saying what it cannot.
         """
 
-    def encode(
-        self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor
-    ) -> tuple[Tensor, Tensor, Measures]:
-        """Text and video embeddings of a batch, and what its videos' encoder measured; in the precision of the run.
+    def num_texts(self, batch: Batch) -> int:
+        """How many texts the videos of a batch are compared with on this rank."""
+
+    def encode_texts(
+        self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor, rows: slice = ALL
+    ) -> Tensor:
+        """The embeddings of these texts, (n, …), in the precision of the run.
 
         Args:
             batch: this rank's share, on the model's device.
             keys: (b,) int64, what dropout is drawn from, a key a sample.
             step_key: (1,) int64, the same on every rank, for what is encoded beside the samples.
+            rows: a run of them, of `num_texts`.
         """
 
     def loss(

@@ -21,11 +21,11 @@ from common.files import csv_text
 from dataloaders.batches import Batch
 from dataloaders.items import EvaluationDataset, TrainingDataset
 from modules.model.dropout import fold_in
-from modules.model.measures import Measures
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
 from modules.runtime.run_folder import RunFolder
+from modules.tasks.base import ALL
 from modules.tasks.embedding import embed_items, prepare_to_save, score_pairs
 from modules.tasks.metrics import DECIMALS, percent
 
@@ -158,23 +158,29 @@ class RecognitionTask:
         in_views = f", {views} views of each" if views > 1 else ""
         return f"{len(self.evaluation_set.samples):,} videos of {len(self.classes)} classes{in_views}"
 
-    def encode(
-        self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor
-    ) -> tuple[Tensor, Tensor, Measures]:
-        """Class texts (C, E), videos (b, E), and what was measured."""
-        video = model.encode_video(batch.frames, batch.num_frames, keys)
-        numbers = torch.arange(len(self.prompts), device=step_key.device)
-        text = self.class_embeddings(model, fold_in(step_key, numbers))
-        return text, video["embedding"], video.get("measures", {})
+    def num_texts(self, batch: Batch) -> int:
+        """All classes, whatever the batch."""
+        return len(self.classes)
 
-    def class_embeddings(self, model: VideoTextModel, keys: Tensor | None = None) -> Tensor:
-        """One embedding a class, the mean over its prompts, made unit length if the head needs it: (C, E).
+    def encode_texts(
+        self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor, rows: slice = ALL
+    ) -> Tensor:
+        """Classes, (n, E)."""
+        numbers = torch.arange(len(self.prompts), device=step_key.device)
+        return self.class_embeddings(model, fold_in(step_key, numbers), rows)
+
+    def class_embeddings(self, model: VideoTextModel, keys: Tensor | None = None, rows: slice = ALL) -> Tensor:
+        """One embedding a class, the mean over its prompts, made unit length if the head needs it: (n, E).
 
         Args:
             keys: (C · templates,) int64, what dropout is drawn from; in training only.
+            rows: a run of the C classes.
         """
-        prompts = model.encode_text(self.prompts, keys).unflatten(0, (len(self.classes), -1))  # (C, templates, E)
-        return model.mean_text(prompts)
+        start, stop, _ = rows.indices(len(self.classes))
+        templates = len(self.prompts) // len(self.classes)
+        among = slice(start * templates, stop * templates)
+        prompts = model.encode_text(self.prompts[among], None if keys is None else keys[among])
+        return model.mean_text(prompts.unflatten(0, (stop - start, templates)))  # of (n, templates, E)
 
     def loss(
         self, model: VideoTextModel, text: Tensor, video: Tensor, batch: Batch, keys: Tensor, processes: Processes

@@ -4,24 +4,33 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.files import csv_text
 from dataloaders.batches import Batch
 from dataloaders.items import EvaluationDataset, TrainingDataset
 from dataloaders.samples import Sample
-from modules.model.measures import Measures
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
 from modules.runtime.run_folder import RunFolder
+from modules.tasks.base import ALL
 from modules.tasks.embedding import embed_items, gather_strided, prepare_to_save, score_pairs
 from modules.tasks.losses import same_video_or_caption, symmetric_contrastive_loss
-from modules.tasks.metrics import LEGEND, mean_metrics, retrieval_metrics, retrieval_metrics_of_embeddings
+from modules.tasks.metrics import LEGEND, Ranking, mean_metrics, rank, rank_embeddings, summary
 
 logger = logging.getLogger("stop")
+
+RANKS = "ranks.csv"
+RANK_COLUMNS = ("direction", "text", "video", "rank", "similarity", "first_text", "first_video", "first_similarity")
+RANKED_AMONG = {
+    "videos": "ranked among videos, of whose captions the best counts",
+    "captions": "whose best caption is ranked among the captions of other videos",
+}
 
 
 @dataclass(frozen=True)
@@ -58,16 +67,24 @@ class Embeddings:
             lines = (" ".join(line.splitlines()) + "\n" for line in getattr(self, name))
             (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
 
-    def parts(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """What is ranked by itself: ``text``, ``video`` and ``text_to_video`` of each set, or of everything."""
+    def parts(self) -> Iterator["Embeddings"]:
+        """What is ranked by itself: each set, with its name in `sets`; or everything, where there are no sets."""
         if self.sets is None:
-            yield self.text, self.video, self.text_to_video
+            yield self
             return
         number = np.unique(self.sets, return_inverse=True)[1]  # (M,), of each video's set
         for part in range(number.max() + 1):
             videos = np.flatnonzero(number == part)
             texts = np.flatnonzero(number[self.text_to_video] == part)
-            yield self.text[texts], self.video[videos], np.searchsorted(videos, self.text_to_video[texts])
+            yield Embeddings(
+                self.text[texts],
+                self.video[videos],
+                np.searchsorted(videos, self.text_to_video[texts]),
+                [self.text_ids[row] for row in texts],
+                [self.captions[row] for row in texts],
+                [self.video_ids[row] for row in videos],
+                [self.sets[row] for row in videos],
+            )
 
 
 class RetrievalTask:
@@ -84,6 +101,7 @@ class RetrievalTask:
         num_workers: int,
         save_features: Path | None = None,
         missing: Sequence[tuple[str, str]] = (),
+        v2t_ranks: str = "videos",
     ):
         """Put the parts together.
 
@@ -96,6 +114,7 @@ class RetrievalTask:
             num_workers: decoding workers a process.
             save_features: folder that `report` writes the embeddings to, or None.
             missing: (list, video id) of the videos left out because they have no file.
+            v2t_ranks: among what videos with several captions are ranked; see `modules.tasks.metrics.rank`.
         """
         self.training_set = training_set
         self.evaluation_set = evaluation_set
@@ -105,20 +124,44 @@ class RetrievalTask:
         self.save_features = save_features
         self.missing = list(missing)
         self.files: dict[str, str] = {}
-        self.identity: dict[str, str] = {}
+        self.v2t_ranks = v2t_ranks
 
     @property
-    def counts(self) -> dict[str, int]:
-        """How many texts and videos the metrics are of, and how many sets where there are any."""
+    def identity(self) -> dict[str, str]:
+        """`v2t_ranks` where videos have several captions; else a run may go on with either."""
+        samples = self.evaluation_set.samples
+        return {"v2t_ranks": self.v2t_ranks} if len(samples) > _num_videos(samples) else {}
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """How many texts and videos the metrics are of, and how many sets where there are any.
+
+        Where videos have several captions, also the ``protocol``: the queries of each direction, and `v2t_ranks`.
+        """
         kept = self.evaluation_set.kept
-        sets = _sets(kept)
-        counts = {"texts": len(kept), "videos": len({sample.video_id for sample in kept})}
-        return counts | {"sets": len(sets)} if sets else counts
+        counts: dict[str, Any] = {"texts": len(kept), "videos": _num_videos(kept)}
+        if sets := _sets(kept):
+            counts["sets"] = len(sets)
+        if counts["texts"] > counts["videos"]:
+            queries = {"t2v_queries": counts["texts"], "v2t_queries": counts["videos"]}
+            counts["protocol"] = {**queries, "v2t_ranks": self.v2t_ranks}
+        return counts
 
     @property
     def legend(self) -> str:
         """What the metrics mean."""
-        return LEGEND + ("; ranks within each set, means over sets" if _sets(self.evaluation_set.kept) else "")
+        within = "; ranks within each set, means over sets" if _sets(self.evaluation_set.kept) else ""
+        return LEGEND + self._protocol(self.evaluation_set.kept) + within
+
+    def _protocol(self, samples: Sequence[Sample]) -> str:
+        """The end of a sentence about how several captions a video are evaluated; empty where there is one a video."""
+        texts, videos = len(samples), _num_videos(samples)
+        if texts == videos:
+            return ""
+        return (
+            f"; several captions a video: t2v has {texts:,} queries, all captions; v2t has {videos:,}, the videos, "
+            f"{RANKED_AMONG[self.v2t_ranks]} (--v2t_ranks {self.v2t_ranks})"
+        )
 
     @property
     def captions(self) -> dict[str, list[str]]:
@@ -134,14 +177,17 @@ class RetrievalTask:
         samples = self.evaluation_set.samples
         sets = len(_sets(samples))
         within = f" in {sets} set{'s' * (sets > 1)}, each ranked by itself" if sets else ""
-        return f"{len(samples):,} texts and {len({sample.video_id for sample in samples}):,} videos{within}"
+        return f"{len(samples):,} texts and {_num_videos(samples):,} videos{within}{self._protocol(samples)}"
 
-    def encode(
-        self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor
-    ) -> tuple[Tensor, Tensor, Measures]:
-        """Captions and videos of a batch, (b, E) each, and what was measured."""
-        video = model.encode_video(batch.frames, batch.num_frames, keys)
-        return model.encode_text(batch.captions, keys), video["embedding"], video.get("measures", {})
+    def num_texts(self, batch: Batch) -> int:
+        """A caption a video."""
+        return len(batch.captions)
+
+    def encode_texts(
+        self, model: VideoTextModel, batch: Batch, keys: Tensor, step_key: Tensor, rows: slice = ALL
+    ) -> Tensor:
+        """Captions of a batch, (n, E)."""
+        return model.encode_text(batch.captions[rows], keys[rows])
 
     def loss(
         self, model: VideoTextModel, text: Tensor, video: Tensor, batch: Batch, keys: Tensor, processes: Processes
@@ -167,27 +213,41 @@ class RetrievalTask:
     def evaluate(self, model: VideoTextModel, compute: Compute) -> dict[str, float]:
         """R@1, R@5, R@10, median and mean rank in both directions; means over sets where there are any."""
         embeddings = self.embed(model, compute)
-        return {**self.metrics(model, embeddings, compute), **embeddings.measured}
+        return {**self.metrics(model, embeddings, compute, self.v2t_ranks), **embeddings.measured}
 
     def report(self, model: VideoTextModel, compute: Compute, folder: RunFolder) -> dict[str, float]:
-        """Evaluate, and write the embeddings if wanted."""
-        embeddings = self.embed(model, compute)
-        if self.save_features is not None and compute.processes.is_main:
+        """Evaluate, write what each query found to ``ranks.csv``, and the embeddings if wanted."""
+        embeddings, is_main = self.embed(model, compute), compute.processes.is_main
+        if self.save_features is not None and is_main:
             embeddings.save(self.save_features)
             logger.info("embeddings are in %s", self.save_features)
-        return {**self.metrics(model, embeddings, compute), **embeddings.measured}
+        of_sets, tables = [], [csv_text([RANK_COLUMNS + (() if embeddings.sets is None else ("set",))])]
+        for part, found in self.rank(model, embeddings, compute, self.v2t_ranks):
+            of_sets.append(summary(found))
+            if is_main:
+                tables.append(csv_text(rank_rows(part, found)))
+        folder.write_text(RANKS, "".join(tables))
+        return {**mean_metrics(of_sets), **embeddings.measured}
 
     @staticmethod
-    def metrics(model: VideoTextModel, embeddings: Embeddings, compute: Compute) -> dict[str, float]:
+    def metrics(
+        model: VideoTextModel, embeddings: Embeddings, compute: Compute, v2t_ranks: str = "videos"
+    ) -> dict[str, float]:
         """The metrics of an evaluation set's embeddings, with a bar if it takes long."""
-        of_sets = []
-        for text, video, text_to_video in embeddings.parts():
+        return mean_metrics([summary(found) for _, found in RetrievalTask.rank(model, embeddings, compute, v2t_ranks)])
+
+    @staticmethod
+    def rank(
+        model: VideoTextModel, embeddings: Embeddings, compute: Compute, v2t_ranks: str
+    ) -> Iterator[tuple[Embeddings, dict[str, Ranking]]]:
+        """What is ranked by itself, and its rankings; see `modules.tasks.metrics.rank`."""
+        for part in embeddings.parts():
+            text, video, text_to_video = part.text, part.video, part.text_to_video
             if model.head.is_product:
                 shown = compute.processes.is_main
-                of_sets.append(retrieval_metrics_of_embeddings(text, video, text_to_video, progress=shown))
+                yield part, rank_embeddings(text, video, text_to_video, v2t_ranks=v2t_ranks, progress=shown)
             else:
-                of_sets.append(retrieval_metrics(score_pairs(model, text, video, compute), text_to_video))
-        return mean_metrics(of_sets)
+                yield part, rank(score_pairs(model, text, video, compute), text_to_video, v2t_ranks)
 
     @torch.no_grad()
     def embed(self, model: VideoTextModel, compute: Compute) -> Embeddings:
@@ -231,6 +291,34 @@ class RetrievalTask:
         with compute.precision.autocast():
             rows = [model.encode_text(part) for part in _parts(mine, self.batch_size)]
         return gather_strided(rows, len(captions), processes)
+
+
+def rank_rows(ranked: Embeddings, found: Mapping[str, Ranking]) -> Iterator[list[str]]:
+    """The rows of ``ranks.csv``, a query each.
+
+    Args:
+        ranked: what was ranked by itself.
+        found: its rankings.
+
+    Yields:
+        Direction; text and video, of which one looks for the other, of a video's captions the best; their rank and
+        similarity; text (if texts were looked for), video and similarity of what was found first; the set if there are
+        sets.
+    """
+    text_ids, video_ids, video_of = ranked.text_ids, ranked.video_ids, ranked.text_to_video.tolist()
+    for direction, ranking in found.items():
+        for query, (rank_, right, first, similarity, first_similarity) in enumerate(ranking.rows()):
+            if direction == "t2v":
+                text, video, first_text, first_video = query, right, "", first
+            else:
+                text, video, first_text, first_video = right, query, text_ids[first], video_of[first]
+            row = [direction, text_ids[text], video_ids[video], f"{rank_:.1f}", f"{similarity:.6f}"]
+            row += [first_text, video_ids[first_video], f"{first_similarity:.6f}"]
+            yield row if ranked.sets is None else [*row, ranked.sets[video]]
+
+
+def _num_videos(samples: Sequence[Sample]) -> int:
+    return len({sample.video_id for sample in samples})
 
 
 def _sets(samples: Sequence[Sample]) -> set[str]:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from common.errors import UserError
 from dataloaders.batches import Batch
-from modules.model.measures import Measures, number_type, totals
+from modules.model.measures import Measures, add_up, number_type, totals
 from modules.model.video_text import VideoTextModel
 from modules.runtime.compute import Compute
 from modules.tasks.base import Task
+from modules.training.accumulation import Rows, backward_in_parts, check_can_accumulate
 from modules.training.optimization import build_optimizer, build_scheduler
 
 
@@ -59,6 +60,7 @@ class Step:
         max_grad_norm: float,
         total_steps: int,
         warmup_proportion: float,
+        accumulate: int = 1,
     ):
         """Prepare the first step.
 
@@ -70,12 +72,20 @@ class Step:
             weight_decay: AdamW's.
             max_grad_norm: a longer gradient is scaled down to this norm; 0 for no clipping.
             total_steps: of the whole training. warmup_proportion: share of them over which the rate rises.
+            accumulate: parts that this process's share of a batch is encoded in, one after the other in memory; see
+                `modules.training.accumulation`.
+
+        Raises:
+            UserError: if the model cannot be trained in parts.
         """
+        if accumulate > 1:
+            check_can_accumulate(model)
         self.model = model
         self.task = task
         self.compute = compute
         self.lr = lr
         self.max_grad_norm = max_grad_norm
+        self.accumulate = accumulate
         self.parameters = [p for _, p in model.trainable_parameters()]
         self.buffers = dict(model.trained_buffers())
         self.optimizer = build_optimizer(model.how_parameters_train(), lr, weight_decay)
@@ -135,9 +145,7 @@ class Step:
             meanwhile: what to do while the device is at work.
         """
         keys = keys, step_key
-        loss, measures = self._loss(batch, keys, self.compute.precision.autocast())
-        self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
+        loss, measures = self._backward(batch, keys, self.compute.precision.autocast, self.scaler.scale)
         self.compute.processes.average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = self._clip_gradients()
@@ -171,13 +179,56 @@ class Step:
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
             self.scheduler.step()
 
-    def _loss(
-        self, batch: Batch, keys: tuple[Tensor, Tensor], precision: contextlib.AbstractContextManager
+    def _backward(
+        self,
+        batch: Batch,
+        keys: tuple[Tensor, Tensor],
+        precision: Callable[[], contextlib.AbstractContextManager],
+        scale: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Measures]:
-        """The loss of the global batch, and measures of the rank's share of it; the encoders run within `precision`."""
-        with precision:
-            text, video, measures = self.task.encode(self.model, batch, *keys)
-        return self.task.loss(self.model, text, video, batch, keys[0], self.compute.processes), measures
+        """Leave the gradient of the loss, scaled, in the parameters, as far as this rank's share has a part in it.
+
+        Args:
+            precision: makes what the encoders run within.
+
+        Returns:
+            The loss of the global batch, and measures of the rank's share of it.
+        """
+        if self.accumulate == 1:
+            with precision():
+                video = self.model.encode_video(batch.frames, batch.num_frames, keys[0])
+                text = self.task.encode_texts(self.model, batch, *keys)
+            loss = self._loss(text, video["embedding"], batch, keys[0])
+            self.optimizer.zero_grad()
+            scale(loss).backward()
+            return loss, video.get("measures", {})
+
+        measures: Measures = {}
+
+        def encode_videos(rows: slice) -> Tensor:
+            nonlocal measures
+            with precision():
+                video = self.model.encode_video(batch.frames[rows], batch.num_frames[rows], keys[0][rows])
+            if not torch.is_grad_enabled():  # each part comes a second time, for its gradient
+                measures = add_up(measures, video.get("measures", {}))
+            return video["embedding"]
+
+        def encode_texts(rows: slice) -> Tensor:
+            with precision():
+                return self.task.encode_texts(self.model, batch, *keys, rows)
+
+        self.optimizer.zero_grad()
+        loss = backward_in_parts(
+            [Rows(self.task.num_texts(batch), encode_texts), Rows(len(batch.frames), encode_videos)],
+            self.accumulate,
+            lambda text, video: self._loss(text, video, batch, keys[0]),
+            scale,
+        )
+        return loss, measures
+
+    def _loss(self, text: Tensor, video: Tensor, batch: Batch, keys: Tensor) -> Tensor:
+        """The loss of the global batch."""
+        return self.task.loss(self.model, text, video, batch, keys, self.compute.processes)
 
     def _clip_gradients(self) -> Tensor:
         """Scale the gradients down to the largest norm allowed, and return the norm they had; 0 allows any."""
@@ -193,9 +244,7 @@ class Step:
 
         Leaves that gradient in the parameters; the scaler remembers that the step is to be left out.
         """
-        self.optimizer.zero_grad()
-        loss, _ = self._loss(batch, keys, contextlib.nullcontext())
-        loss.backward()
+        self._backward(batch, keys, contextlib.nullcontext, lambda loss: loss)
         self.compute.processes.average_gradients(self.parameters)
         return bool(torch.isfinite(self._gradient_norm()))
 

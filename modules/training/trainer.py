@@ -23,7 +23,7 @@ from common.progress import INTERVAL, duration
 from common.seeds import derive_seed
 from common.settings import above, at_least, between, setting
 from dataloaders.bad_videos import SKIPPED
-from dataloaders.batches import Ahead, Batch, GlobalBatches, read_batches, training_loader
+from dataloaders.batches import Ahead, Batch, GlobalBatches, check_parts, read_batches, training_loader
 from modules.kernels.copies import send
 from modules.model.measures import explain, means
 from modules.model.video_text import VideoTextModel
@@ -34,6 +34,7 @@ from modules.runtime.precision import PRECISIONS
 from modules.runtime.run_folder import BEST, LAST, RESULTS, RunFolder
 from modules.tasks.base import Task
 from modules.tasks.metrics import rounded
+from modules.tasks.thinned import find_thinned, say_thinned
 from modules.training.step import Gradient, Outcome, Step
 
 logger = logging.getLogger("stop")
@@ -61,6 +62,14 @@ class TrainSettings:
         False,
         "keep less for the gradients and compute it again: less memory, for long videos, and slower",
         affects_results=False,
+    )
+    accumulate: int = setting(
+        1,
+        "parts that a process encodes its share of a batch in, one at a time in memory; the same gradient, by a second "
+        "forward pass",
+        affects_results=False,
+        within=at_least(1),
+        metavar="PARTS",
     )
     # what follows decides whether a run stops, not what it computes: a run that stopped may go on with another choice
     on_bad_video: str = setting(
@@ -195,7 +204,7 @@ class Trainer:
             former: what a checkpoint that lacks a setting was made with, by name.
 
         Raises:
-            UserError: if the method has nothing to train or the batch size does not fit.
+            UserError: if the method has nothing to train, or batch size or parts do not fit.
         """
         if model.num_trainable() == 0:
             raise UserError(f"--method {identity['method']} has nothing to train: give --do_eval alone")
@@ -214,6 +223,7 @@ class Trainer:
             self.processes.rank,
             self.processes.world_size,
         )
+        check_parts(settings.accumulate, settings.batch_size, self.processes.world_size)
         self.total_steps = settings.epochs * self.batches.batches_per_epoch
         self.step = Step(
             model,
@@ -224,6 +234,7 @@ class Trainer:
             settings.max_grad_norm,
             self.total_steps,
             settings.warmup_proportion,
+            settings.accumulate,
         )
         self.position = Position()
         self.interruption = interruption
@@ -459,7 +470,8 @@ class Trainer:
                 logger.info("%s", explain(self.task.legend, metrics))
                 self._legend_said = True
             shown = " ".join(f"{k} {v:.2f}" for k, v in metrics.items())
-            logger.info("epoch %d/%d: %s", epoch, self.settings.epochs, shown)
+            mark = say_thinned(find_thinned(self.task))
+            logger.info("epoch %d/%d: %s%s", epoch, self.settings.epochs, shown, f" ({mark})" if mark else "")
             last = {"epoch": epoch, **metrics}
             self.position = replace(
                 self.position,

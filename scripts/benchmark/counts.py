@@ -78,7 +78,7 @@ def flops_of(name: str, args: Sequence[Any], out: Any) -> int:
 
 
 @contextmanager
-def _convolutions_of_a_gpu() -> Iterator[None]:
+def convolutions_of_a_gpu() -> Iterator[None]:
     """N^s and N^t without the gradients that are made for CPUs."""
     forward = DepthwiseConv3d.forward
     DepthwiseConv3d.forward = nn.Conv3d.forward
@@ -90,7 +90,7 @@ def _convolutions_of_a_gpu() -> Iterator[None]:
 
 def count_step(subject: Subject) -> Counts:
     """Counts of one training step, after a first one."""
-    with FakeTensorMode(allow_non_fake_inputs=True), _convolutions_of_a_gpu():
+    with FakeTensorMode(allow_non_fake_inputs=True), convolutions_of_a_gpu():
         subject.train()  # AdamW's first step makes its moments
         with Counter() as counter:
             subject.train()

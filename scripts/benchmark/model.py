@@ -34,11 +34,13 @@ from modules.methods.stop.stop import StopPrompting
 from modules.model.video_text import VideoTextModel
 from modules.program.build import build_model
 from modules.runtime.precision import choose_precision
+from modules.tasks.base import ALL
 from modules.tasks.losses import symmetric_contrastive_loss
+from modules.training.accumulation import Rows, backward_in_parts
 from modules.training.optimization import build_optimizer
 
 FLOOR, ONCE, PER_LAYER, TEXT, REDUCED = "floor", "once", "per_layer", "text_prompts", "spatial_reduce"
-ONCE_MERGED, PER_LAYER_MERGED = "once_merged", "per_layer_merged"
+ONCE_MERGED, PER_LAYER_MERGED, TEXT_MERGED = "once_merged", "per_layer_merged", "text_prompts_merged"
 STOPS = (ONCE, PER_LAYER, TEXT, REDUCED, ONCE_MERGED, PER_LAYER_MERGED)
 # what is built around CLIP: a method, and what it sets; each method also by its own name
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,8 +50,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     REDUCED: ("stop", {"spatial_reduce": 64}),
     ONCE_MERGED: ("stop", {"prompting": "once"}),
     PER_LAYER_MERGED: ("stop", {}),
+    TEXT_MERGED: ("stop", {"text_prompts": 8}),
 } | {method: (method, {}) for method in METHODS}
-MERGED = (ONCE_MERGED, PER_LAYER_MERGED)  # before the second and the last third of the layers
+MERGED = (ONCE_MERGED, PER_LAYER_MERGED, TEXT_MERGED)  # before the second and the last third of the layers
 SUBJECTS = (FLOOR, *STOPS)
 TEXT_OVER_PER_LAYER = "train_step_of_text_prompts_over_per_layer"
 MAX_WORDS = 32
@@ -75,6 +78,8 @@ class Setup:
         clip: an open_clip model folder; None for a ViT-B/32 with random weights.
         checkpointed: the methods' video encoders compute activations again for the gradients.
         blank: frames hold nothing, for those who look at shapes alone.
+        accumulate: parts that a training step encodes its videos and texts in.
+        max_words: tokens of a text; None for `MAX_WORDS`.
     """
 
     batch_size: int
@@ -86,6 +91,8 @@ class Setup:
     clip: Path | None = None
     checkpointed: bool = False
     blank: bool = False
+    accumulate: int = 1
+    max_words: int | None = None
 
     def load_clip(self) -> LoadedCLIP:
         """The frozen CLIP, on the device."""
@@ -170,7 +177,7 @@ def build(name: str, clip: LoadedCLIP, setup: Setup) -> VideoTextModel:
     if name in MERGED:
         layers = clip.model.visual.transformer.layers
         settings = settings | {"merge_frames": f"{layers // 3},{2 * layers // 3}"}
-    max_words = min(MAX_WORDS, clip.model.context_length)
+    max_words = min(setup.max_words or MAX_WORDS, clip.model.context_length)
     return build_model(method, METHODS[method].settings(**settings), clip, setup.num_frames, max_words, seed=0)
 
 
@@ -207,12 +214,24 @@ def make_trainable(model: VideoTextModel, clip: LoadedCLIP, setup: Setup) -> Sub
     # so small a rate that the slots stay filled
     optimizer = build_optimizer(model.how_parameters_train(), lr=1e-8, weight_decay=0.2)
 
+    def encode_videos(rows: slice) -> Tensor:
+        with precision.autocast():
+            return model.encode_video(frames[rows], num_frames[rows], keys[rows])["embedding"]
+
+    def encode_texts(rows: slice) -> Tensor:
+        with precision.autocast():
+            return model.encode_text(captions[rows], keys[rows]) if text_trains else kept[rows]
+
+    def loss_of(video: Tensor, text: Tensor) -> Tensor:
+        return symmetric_contrastive_loss(model.similarity(text, video, keys))
+
     def train() -> None:
         model.train()
-        with precision.autocast():
-            video = model.encode_video(frames, num_frames, keys)["embedding"]
-            text = model.encode_text(captions, keys) if text_trains else kept
-        symmetric_contrastive_loss(model.similarity(text, video, keys)).backward()
+        if setup.accumulate == 1:
+            loss_of(encode_videos(ALL), encode_texts(ALL)).backward()
+        else:
+            kinds = [Rows(setup.batch_size, encode) for encode in (encode_videos, encode_texts)]
+            backward_in_parts(kinds, setup.accumulate, loss_of)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         optimizer.step()
         optimizer.zero_grad()

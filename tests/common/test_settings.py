@@ -1,14 +1,26 @@
 """Settings: every number has a range, flags out of it are named before anything starts, help says what is wanted."""
 
+import argparse
 import dataclasses
 import math
 import typing
+from pathlib import Path
 
 import pytest
 
 import main_task_recognition
 import main_task_retrieval
-from common.settings import Range, above, at_least, between, range_problems, setting
+from common.settings import (
+    Range,
+    above,
+    add_arguments,
+    all_settings,
+    at_least,
+    between,
+    from_arguments,
+    range_problems,
+    setting,
+)
 from helpers.flags import DATASETS, PROGRAMS
 from modules.methods import METHODS
 from modules.program.arguments import CommonSettings
@@ -97,6 +109,21 @@ def test_everything_out_of_range_is_in_one_message_and_nothing_has_started(tiny_
         line = next(line for line in message.splitlines() if line.startswith(f"{name} must be "))
         assert str(float(line.split()[-1])) == str(float(value))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_flag_may_stand_alone_where_it_says_what_that_means():
+    @dataclasses.dataclass(frozen=True)
+    class Lenient:
+        allow: Path | bool = setting(False, "a list, or anything", metavar="FILE", alone=True)
+        folder: Path | None = setting(None, "a folder")
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, Lenient, "flags")
+    for given, allow in {"": False, "--allow": True, "--allow a.csv": Path("a.csv"), "--allow=b": Path("b")}.items():
+        settings = from_arguments(Lenient, parser.parse_args([*given.split(), "--folder", "c"]))
+        assert settings == Lenient(allow=allow, folder=Path("c"))
+        assert all_settings(settings) == {"allow": allow if isinstance(allow, bool) else str(allow), "folder": "c"}
+    assert "--allow [FILE]" in parser.format_help() and "default" not in parser.format_help()
 
 
 def test_what_does_not_fit_together_is_in_the_same_message(tiny_run, tmp_path, capsys):

@@ -119,6 +119,9 @@ class _Machine(TorchDispatchMode):
         if device is not None:
             kwargs["device"] = torch.device("cpu")
         out = func(*_map(_values, args), **_map(_values, kwargs))
+        if func.is_view and args[0] in self.pinned:  # the same memory
+            for part in _leaves(out):
+                self.pinned[part] = True
         if name == "_pack_padded_sequence" and on_gpu:
             return OnGPU(out[0]), out[1]
         if name == "_local_scalar_dense" or not to_gpu:

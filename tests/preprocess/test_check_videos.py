@@ -2,20 +2,32 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 
+from common.settings import setting
+from dataloaders.annotations import AnnotationError, raise_if_problems
+from dataloaders.datasets import RETRIEVAL
+from dataloaders.datasets.retrieval.lists import Listed, RetrievalDataset, Row, locate
+from dataloaders.missing_videos import read_missing
+from dataloaders.samples import Sample, VideoLocation
 from dataloaders.video.reader import DecodingSettings, VideoReader
 from dataloaders.video.sampling import FrameSampler
+from dataloaders.video_files import VideoFiles
 from helpers.annotations import write_captions, write_csv, write_hmdb51
 from helpers.faults import LIBRARY
 from helpers.launching import start
 from helpers.paths import ROOT
+from helpers.runs import rows_of
 from helpers.videos import damage, encode, noise, write_video
 from modules.program.arguments import CommonSettings
 from preprocess import check_videos
@@ -26,7 +38,8 @@ HEADER = "step,epoch,sample,attempt,video,reason\n"
 def check(output, *flags):
     """The exit code, and the rows as (video, reason)."""
     output.unlink(missing_ok=True)
-    code = check_videos.main([str(flag) for flag in (*flags, "--output", output, "--num_workers", 2)])
+    files = ("--output", output, "--missing_list", output.with_name("missing.csv"))
+    code = check_videos.main([str(flag) for flag in (*flags, *files, "--num_workers", 2)])
     return code, read_rows(output) if output.exists() else None
 
 
@@ -157,7 +170,14 @@ def test_a_name_that_is_not_utf8_is_listed(clips, tmp_path):
     assert rows == [(str(tmp_path / "\\udcff.mp4"), "its name is not UTF-8; rename it")]
 
 
-def test_the_videos_of_a_retrieval_run_are_checked(clips, tmp_path):
+def last_lines(capsys, count):
+    """The cells of the last lines printed."""
+    lines = capsys.readouterr().out.splitlines()[-count:]
+    assert len({len(line) for line in lines}) == 1  # a table
+    return [re.split("  +", line) for line in lines]
+
+
+def test_the_videos_of_a_retrieval_run_are_checked(clips, tmp_path, capsys):
     root, _ = clips
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -174,14 +194,19 @@ def test_the_videos_of_a_retrieval_run_are_checked(clips, tmp_path):
     absent = f"no video file in {videos}"
     evaluation = [(str(videos / "video4.mp4"), "the file is empty"), ("video8", absent)]
     assert check(tmp_path / "bad.csv", *flags) == (1, evaluation)
+    assert last_lines(capsys, 2) == [["list", "listed", "found", "readable"], ["evaluation", "3", "2", "1"]]
+    assert rows_of(tmp_path / "missing.csv") == [{"list": "evaluation", "video": "video8"}]
     training = [(str(videos / "video1.mp4"), "the file is empty"), ("video7", absent)]
     both = ("--train_csv", train, "--data_path", data, "--expand_msrvtt_sentences")
     assert check(tmp_path / "bad.csv", *flags, *both) == (1, sorted(evaluation + training))
+    counts = [["training", "4", "3", "2"], ["evaluation", "3", "2", "1"], ["all", "7", "5", "3"]]
+    assert last_lines(capsys, 4) == [["list", "listed", "found", "readable"], *counts]
+    assert read_missing(tmp_path / "missing.csv") == {"video7", "video8"}
     code, rows = check(tmp_path / "bad.csv", *flags, "--train_csv", train)  # would train on nothing
     assert (code, rows) == (2, None)
 
 
-def test_the_videos_of_a_recognition_run_are_checked(clips, tmp_path):
+def test_the_videos_of_a_recognition_run_are_checked(clips, tmp_path, capsys):
     root, _ = clips
     splits = write_hmdb51(tmp_path / "splits")
     for path in list(splits.iterdir()):
@@ -205,9 +230,83 @@ def test_the_videos_of_a_recognition_run_are_checked(clips, tmp_path):
         ("climb_stairs/Up#the_(old)_stairs!_&;_climb_f_cm_0", absent),
     ]
     assert check(tmp_path / "bad.csv", *flags, "--split", "1") == (1, first)
+    header, training, test = ["list", "listed", "found", "readable"], ["3", "1", "0"], ["2", "2", "2"]
+    assert last_lines(capsys, 4) == [header, ["training", *training], ["test", *test], ["all", "5", "3", "2"]]
+    missing = [row["video"] for row in rows_of(tmp_path / "missing.csv") if row["list"] == "training"]
+    assert missing == [name for name, reason in first if reason == absent]
     left_out = (str(videos / "climb_stairs" / "left out.avi"), "the file is empty")
     assert check(tmp_path / "bad.csv", *flags) == (1, sorted([*first, left_out]))
+    rows = last_lines(capsys, 8)
+    assert rows[0] == header and rows[-1] == ["all", "6", "4", "2"]  # each video once
+    for number in (1, 2, 3):
+        of_test = ["3", "3", "2"] if number == 2 else test
+        assert rows[2 * number - 1 : 2 * number + 1] == [
+            [f"split {number}, training", *training],
+            [f"split {number}, test", *of_test],
+        ]
+    assert {row["list"] for row in rows_of(tmp_path / "missing.csv")} == {f"split {k}, training" for k in (1, 2, 3)}
     assert check(tmp_path / "bad.csv", *flags, "--split", "4") == (2, None)
+
+
+@dataclass(frozen=True)
+class OtherSettings(VideoLocation):
+    """Flags of no dataset that there is."""
+
+    pairs: Path | None = setting(None, "to train on", affects_results=False)
+    queries: Path = setting(MISSING, "to evaluate on", affects_results=False)
+
+
+def read_other(settings, which, allow_missing=False):
+    path = getattr(settings, which)
+    rows = [Row(f"line {number} of {path}", {"video_id": name}) for number, name in enumerate(path.read_text().split())]
+    found = locate(rows, VideoFiles(settings.videos), "training", path, allow_missing)
+    raise_if_problems("other", found.problems)
+    return Listed([Sample(name, name, file, ("text",)) for name, file in found.paths.items()], found.missing)
+
+
+def test_a_dataset_with_other_flags_is_checked_like_any(clips, tmp_path, capsys, monkeypatch):
+    root, _ = clips
+    readers = [partial(read_other, which=name) for name in ("pairs", "queries")]
+    other = RetrievalDataset(OtherSettings, *readers, lambda settings: False, training_list="pairs")
+    monkeypatch.setattr(check_videos, "RETRIEVAL", {"other": other})
+    gone = [f"gone{number:02}" for number in range(25)]
+    (tmp_path / "queries").write_text("\n".join(["one", *gone[:15]]))
+    (tmp_path / "pairs").write_text("\n".join(["a/b/good", *gone[5:]]))
+    flags = ("--datatype", "other", "--features_path", root, "--queries", tmp_path / "queries")
+    assert check(tmp_path / "bad.csv", *flags)[0] == 1
+    assert last_lines(capsys, 1) == [["evaluation", "16", "1", "1"]]
+    code, rows = check(tmp_path / "bad.csv", *flags, "--pairs", tmp_path / "pairs")
+    assert (code, len(rows)) == (1, 25)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split() == ["all", "27", "2", "2"]
+    assert lines[10] == f"... and 15 more, in {tmp_path / 'bad.csv'} when this ends" and len(lines) == 17
+    assert read_missing(tmp_path / "missing.csv") == set(gone)
+
+
+@pytest.mark.parametrize("name", RETRIEVAL)
+def test_every_dataset_says_which_flag_names_its_training_list(name, tmp_path):
+    dataset = RETRIEVAL[name]
+    required = [field.name for field in fields(dataset.settings) if field.default is MISSING]
+    settings = dataset.settings(features_path=tmp_path, **{name: tmp_path / name for name in required})
+    with pytest.raises(AnnotationError) as caught:
+        dataset.read_train(settings)
+    if dataset.names_training(settings):
+        assert "training on" not in str(caught.value)  # else a check without a training list would ask for one
+    else:
+        assert f"--{dataset.training_list}" in str(caught.value)
+        assert dataset.names_training(replace(settings, **{dataset.training_list: tmp_path}))
+
+
+def test_of_whole_lists_that_of_missing_videos_is_a_header(clips, tmp_path, capsys):
+    root, _ = clips
+    header = "key,vid_key,video_id,sentence"
+    test = write_csv(tmp_path / "test.csv", header, "ret0,msr0,a/b/good,text", "ret1,msr1,a/b/good,more")
+    flags = ("--datatype", "msrvtt", "--val_csv", test, "--features_path", root)
+    assert check(tmp_path / "bad.csv", *flags) == (0, [])
+    assert (tmp_path / "missing.csv").read_text() == "list,video\n"
+    assert last_lines(capsys, 1) == [["evaluation", "1", "1", "1"]]  # videos, not captions
+    assert check_videos.main([*map(str, flags), "--missing_list", str(tmp_path), "--output", str(test)]) == 2
+    assert f"--missing_list {tmp_path} is a folder" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Compressing videos: which frames, their size and orientation, damage, continuing where a run stopped."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import av
 import numpy as np
 import pytest
 
+from dataloaders.video.preparation import preparation_of
 from helpers.launching import start
 from helpers.paths import SHARED_DATA
 from helpers.videos import indices_of, level_of, shown_at, write_clip
@@ -100,6 +102,30 @@ def test_other_rates(tmp_path, fps):
     source = write_clip(tmp_path / "clip.mp4", 60, 30)
     expected = shown_at([Fraction(index, 30) for index in range(60)], Fraction(fps), 2)
     assert compressed_indices(source, CompressSettings(fps=Fraction(fps))) == expected
+
+
+@pytest.mark.parametrize("seconds", ["1", "0.5", "1/3", "7"])
+def test_the_beginning_alone_can_be_kept(tmp_path, seconds):
+    source = write_clip(tmp_path / "clip.mp4", 60, 30)
+    times = [Fraction(index, 30) for index in range(60)]
+    kept = [index for index in shown_at(times, 3, 2) if times[index] < Fraction(seconds)]
+    assert compressed_indices(source, CompressSettings(max_seconds=Fraction(seconds))) == kept
+    assert 1 <= len(kept) < 6 or seconds == "7"
+
+
+def test_a_folder_of_whole_videos_is_not_gone_on_with_as_one_of_beginnings(tmp_path, capsys):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_clip(raw / "clip.mp4")
+    assert run(raw, out) == 0
+    note = json.loads((out / "compress_video.json").read_text())
+    del note["max_seconds"]  # a note of before there was the setting
+    (out / "compress_video.json").write_text(json.dumps(note))
+    assert run(raw, out) == 0
+    assert '"max_seconds": "30"' in refusal(capsys, raw, out, "--max_seconds", "30")
+    cut = tmp_path / "cut"
+    assert run(raw, cut, "--max_seconds", "30") == 0
+    assert preparation_of([cut / "clip.mp4"])["max_seconds"] == "30"
+    assert "max_seconds" not in preparation_of([out / "clip.mp4"])
 
 
 @pytest.mark.parametrize("num_frames", [1, 2])
@@ -454,7 +480,7 @@ def test_other_settings_are_refused(tmp_path, capsys):
     write_clip(raw / "clip.mp4")
     assert run(raw, out, "--fps", "3.0") == 0
     assert run(raw, out, "--fps", "3") == 0
-    for change in (["--fps", "1"], ["--size", "128"], ["--crf", "30"]):
+    for change in (["--fps", "1"], ["--size", "128"], ["--crf", "30"], ["--max_seconds", "30"]):
         assert "compress_video.json" in refusal(capsys, raw, out, *change)
     (out / "compress_video.json").unlink()
     assert "no '" in refusal(capsys, raw, out)
@@ -471,7 +497,15 @@ def test_two_videos_with_one_target_are_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "options",
-    [("--size", "225"), ("--size", "0"), ("--fps", "0"), ("--fps", "-3"), ("--fps", "x"), ("--crf", "52")],
+    [
+        ("--size", "225"),
+        ("--size", "0"),
+        ("--fps", "0"),
+        ("--fps", "-3"),
+        ("--fps", "x"),
+        ("--crf", "52"),
+        ("--max_seconds", "0"),
+    ],
 )
 def test_impossible_settings_are_refused(tmp_path, capsys, options):
     write_clip(tmp_path / "raw" / "clip.mp4")

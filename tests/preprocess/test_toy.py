@@ -10,7 +10,7 @@ import torch
 
 from helpers.runs import rows_of
 from preprocess import make_toy_dataset, pretrain_toy_clip
-from preprocess import toy_shapes as toy
+from preprocess.toy import shapes as toy
 
 SETTINGS = make_toy_dataset.DatasetSettings(num_train=4, num_test_sets=1)
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from helpers.runs import rows_of
-from preprocess import make_toy_dataset, pretrain_toy_clip, toy_events
-from preprocess import toy_shapes as toy
-from preprocess.toy_events import EVENTS_LEVEL, LEVELS, STORIES
+from preprocess import make_toy_dataset, pretrain_toy_clip
+from preprocess.toy import events as toy_events
+from preprocess.toy import shapes as toy
+from preprocess.toy.events import EVENTS_LEVEL, LEVELS, STORIES
 
 FRAMES = EVENTS_LEVEL.num_frames
 LENGTH, UNSEEN = int(FRAMES * toy_events.EVENT), int(FRAMES * toy_events.UNSEEN)

@@ -166,6 +166,55 @@ def test_a_missing_training_video_is_an_error_unless_it_may_be_left_out(own_vide
     assert "1 videos have no file and are left out" in capsys.readouterr().err
 
 
+def test_a_list_of_missing_videos_allows_these_and_no_other(own_videos, tmp_path, capsys):
+    flags, folder = own_videos
+    tested = [row["video_id"] for row in rows_of(path_of(flags, "--val_csv"))]
+    gone = [train_ids(flags)[3], tested[1]]
+    listed = tmp_path / "missing.csv"
+    listed.write_text("list,video\n" + "".join(f"any,{video}\n" for video in [*gone, tested[2], "no video"]))
+    for video in gone:
+        (folder / f"{video}.mp4").unlink()
+    training = [*TINY_TRAINING, "--epochs", "1", "--allow_missing", str(listed)]
+    assert run(flags, tmp_path / "run", *training) == 0
+    missing = [{"list": "training", "video": gone[0]}, {"list": "evaluation", "video": gone[1]}]
+    assert rows_of(tmp_path / "run" / "missing_videos.csv") == missing
+    found = results(tmp_path / "run")
+    assert found["thinned"] == {"videos": 5, "listed": 6, "missing": 1, "dropped": 0} and found["missing_videos"] == 2
+    said = "thinned test set: 5 of 6 videos"
+    log = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert any("epoch 1/1: t2v_R1" in line and f"({said})" in line for line in log)
+    assert f"{said}, which changes the metrics: 1 have no file and 0 cannot be read" in log[-1]
+    # the list that a run leaves is one; what a run is does not depend on how it is allowed
+    capsys.readouterr()
+    own = tmp_path / "run" / "missing_videos.csv"
+    continued = [*TINY_TRAINING, "--epochs", "1"]
+    assert run(flags, tmp_path / "run", *continued, "--allow_missing", str(own)) == 0
+    assert run(flags, tmp_path / "run", *continued, "--allow_missing", "--on_bad_eval_video", "drop") == 0
+    more = [train_ids(flags)[5], tested[4]]
+    for video in more:
+        (folder / f"{video}.mp4").unlink()
+    capsys.readouterr()
+    for drop in ([], ["--on_bad_eval_video", "drop"]):
+        assert run(flags, tmp_path / "strict", *training, *drop) == 1
+        message = capsys.readouterr().err
+        assert f"--allow_missing {listed}: 2 problems" in message and gone[0] not in message
+        for video, name in zip(more, ("training", "evaluation"), strict=True):
+            assert f"{video}, of the {name} list: no video file, and not in this list" in message
+
+
+def test_a_list_of_missing_videos_that_is_none_is_refused_at_once(tiny_run, tmp_path, capsys):
+    other = tmp_path / "other.csv"
+    other.write_text("name,reason\na,b\n")
+    training = [*TINY_TRAINING, "--val_csv", "nowhere", "--allow_missing"]
+    for path, reason in {
+        other: "needs a column video, as in the missing_videos.csv that preprocess/check_videos.py writes",
+        tmp_path / "gone.csv": f"no such file: {tmp_path / 'gone.csv'}",
+    }.items():
+        assert run(tiny_run, tmp_path / "run", *training, str(path)) == 1
+        message = capsys.readouterr().err
+        assert "--allow_missing" in message and reason in message and "Traceback" not in message
+
+
 def test_bad_evaluation_videos_are_errors_or_leave_the_metric_of_the_others(own_videos, tmp_path, capsys):
     flags, folder = own_videos
     pairs = rows_of(path_of(flags, "--val_csv"))
@@ -180,6 +229,7 @@ def test_bad_evaluation_videos_are_errors_or_leave_the_metric_of_the_others(own_
     assert run(flags, tmp_path / "dropped", *zero_shot, *features, "--on_bad_eval_video", "drop") == 0
     found = results(tmp_path / "dropped")
     assert (found["missing_videos"], found["dropped_videos"]) == (1, 1)
+    assert found["thinned"] == {"videos": 4, "listed": 6, "missing": 1, "dropped": 1}
     assert rows_of(tmp_path / "dropped" / "missing_videos.csv")[0]["list"] == "evaluation"
     dropped = rows_of(tmp_path / "dropped" / "dropped_videos.csv")
     assert [row["video"] for row in dropped] == [pairs[4]["video_id"]] and dropped[0]["reason"]
@@ -194,6 +244,7 @@ def test_bad_evaluation_videos_are_errors_or_leave_the_metric_of_the_others(own_
         writer.writerows(kept)
     assert run(with_value(flags, "--val_csv", tmp_path / "kept.csv"), tmp_path / "kept", *zero_shot) == 0
     expected = results(tmp_path / "kept")
+    assert "thinned" not in expected and "thinned" not in (tmp_path / "kept" / "log.txt").read_text()
     names = [name for name in expected if name[:3] in ("t2v", "v2t")]
     assert len(names) == 10 and {n: found[n] for n in names} == {n: expected[n] for n in names}
 
@@ -245,7 +296,7 @@ def test_a_video_dropped_once_stays_dropped_in_a_training(own_videos, tmp_path, 
     assert reads.count(bad) == 1 and results(tmp_path / "run")["dropped_videos"] == 1
 
 
-def test_recognition_leaves_a_bad_test_video_out_of_all_its_tables(tiny_recognition, tmp_path):
+def test_recognition_leaves_a_bad_test_video_out_of_all_its_tables(tiny_recognition, tmp_path, capsys):
     folder = tmp_path / "videos"
     shutil.copytree(path_of(tiny_recognition, "--features_path"), folder)
     flags = with_value(tiny_recognition, "--features_path", folder)
@@ -264,6 +315,20 @@ def test_recognition_leaves_a_bad_test_video_out_of_all_its_tables(tiny_recognit
     right = [row["label"] == row["prediction"] for row in after]
     assert results(tmp_path / "drop")["top1"] == pytest.approx(100 * np.mean(right))
     assert results(tmp_path / "drop")["dropped_videos"] == 1
+    assert results(tmp_path / "drop")["thinned"]["listed"] == len(before) == len(after) + 1
+    # and so it does with one without a file that a list names
+    (folder / (before[0]["video"].split("/")[-1] + ".mp4")).unlink()
+    listed = tmp_path / "missing.csv"
+    listed.write_text(f"video\n{before[0]['video']}\n")
+    command = [*flags, "--output_dir", str(tmp_path / "listed"), *zero_shot, "--on_bad_eval_video", "drop"]
+    assert main_task_recognition.main([*command, "--allow_missing", str(listed)]) == 0
+    assert rows_of(tmp_path / "listed" / "predictions.csv") == before[2:]
+    counts = {"videos": len(before) - 2, "listed": len(before), "missing": 1, "dropped": 1}
+    assert results(tmp_path / "listed")["thinned"] == counts
+    listed.write_text("video\nno video\n")
+    capsys.readouterr()
+    assert main_task_recognition.main([*command, "--allow_missing", str(listed)]) == 1
+    assert f"{before[0]['video']}, of the test list" in capsys.readouterr().err
 
 
 def test_training_on_test_videos_is_a_warning_and_for_official_splits_an_error(tiny_run, tmp_path, capsys):

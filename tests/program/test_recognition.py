@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from helpers.flags import path_of, with_value
 from helpers.launching import torchrun
 from helpers.runs import checkpoint, lines, rows_of
 from helpers.tiny import TINY_TRAINING
-from main_task_recognition import draw_shots
+from main_task_recognition import draw_shots, write_mean
 from modules.model.heads import CosineHead
 from modules.model.measures import WORDS
 from modules.model.video_text import VideoTextModel
@@ -166,6 +167,22 @@ def test_split_mean_runs_the_three_and_reports_their_mean(tiny_recognition, tmp_
     assert {m: again[m] for m in METRICS} == {m: results[m] for m in METRICS}
     assert run(tiny_recognition, tmp_path, *more[:4], str(tmp_path / "split1")) == 1
     assert "takes the folder of a --split mean run" in capsys.readouterr().err
+
+
+def test_the_mean_of_splits_says_of_how_many_videos_it_is(tmp_path):
+    one = dict.fromkeys(("top1", "top5", "mean_class", "seconds", "peak_memory_mb"), 50.0) | {"videos": 10, "texts": 2}
+    one |= dict.fromkeys(("dataset", "method", "trainable_parameters", "clip", "max_frames", "max_words", "precision"))
+    one |= {"prepared": {}}
+    less = one | {"videos": 7, "thinned": {"videos": 7, "listed": 10, "missing": 2, "dropped": 1}}
+    processes = SimpleNamespace(is_main=True)
+    for name, splits in {"thinned": (one, less, less), "whole": (one, one, one)}.items():
+        arguments = SimpleNamespace(common=SimpleNamespace(output_dir=tmp_path / name, do_train=True))
+        write_mean(arguments, dict(zip("123", splits, strict=True)), processes)
+    found = json.loads((tmp_path / "thinned" / "results.json").read_text())
+    assert found["thinned"] == {"videos": 24, "listed": 30, "missing": 4, "dropped": 2} and found["videos"] == 24
+    assert "(thinned test set: 24 of 30 videos)" in (tmp_path / "thinned" / "log.txt").read_text().splitlines()[-1]
+    assert "thinned" not in (tmp_path / "whole" / "results.json").read_text()
+    assert "thinned" not in (tmp_path / "whole" / "log.txt").read_text()
 
 
 def test_a_broken_split_stops_the_mean_before_anything_trains(tiny_recognition, tiny_files, tmp_path, capsys):

@@ -10,7 +10,7 @@ import torch
 from dataloaders.samples import Sample
 from helpers.runs import results, rows_of, run
 from modules.runtime.identity import samples_fingerprint
-from modules.tasks.metrics import retrieval_metrics
+from modules.tasks.metrics import V2T_RANKS, retrieval_metrics
 from modules.tasks.retrieval import Embeddings, RetrievalTask
 
 SETS = ["b", "a", "b", "b", "a", "b", "b"]  # of the tiny list's six videos, the last of which has a second caption
@@ -75,7 +75,8 @@ def test_a_video_that_is_left_out_is_missing_in_its_own_set_alone(evaluate, rows
         assert value == pytest.approx((larger[name] + of_one) / 2, abs=1e-4)
 
 
-def test_heads_that_score_pairs_rank_within_sets_too():
+@pytest.mark.parametrize("v2t_ranks", V2T_RANKS)
+def test_heads_that_score_pairs_rank_within_sets_too(v2t_ranks):
     rng = np.random.default_rng(0)
     text, video = (rng.normal(size=(count, 4)).astype(np.float32) for count in (7, 6))
     text_to_video, names = np.array([0, 1, 2, 3, 4, 5, 5]), np.array(SETS[:6])
@@ -85,17 +86,18 @@ def test_heads_that_score_pairs_rank_within_sets_too():
     )
     compute = SimpleNamespace(processes=processes, precision=SimpleNamespace(dtype=torch.float32))
     embeddings = Embeddings(text, video, text_to_video, ["t"] * 7, ["c"] * 7, ["v"] * 6, list(names))
-    found = RetrievalTask.metrics(model, embeddings, compute)
+    found = RetrievalTask.metrics(model, embeddings, compute, v2t_ranks)
 
     similarity, parts = np.tanh(3 * text @ video.T), []
     for name in "ab":
         columns = np.flatnonzero(names == name)
         lines = np.flatnonzero(names[text_to_video] == name)
         right = [list(columns).index(column) for column in text_to_video[lines]]
-        parts.append(retrieval_metrics(similarity[np.ix_(lines, columns)], np.array(right)))
+        parts.append(retrieval_metrics(similarity[np.ix_(lines, columns)], np.array(right), v2t_ranks))
     assert found == pytest.approx({name: np.mean([part[name] for part in parts]) for name in parts[0]})
-    whole = RetrievalTask.metrics(model, replace(embeddings, sets=None), compute)
-    assert whole == pytest.approx(retrieval_metrics(similarity, text_to_video)) and whole != pytest.approx(found)
+    whole = RetrievalTask.metrics(model, replace(embeddings, sets=None), compute, v2t_ranks)
+    expected = retrieval_metrics(similarity, text_to_video, v2t_ranks)
+    assert whole == pytest.approx(expected) and whole != pytest.approx(found)
 
 
 def test_sets_are_in_the_digest_of_a_list_that_has_them_alone(tmp_path):

@@ -14,7 +14,7 @@ import torch
 
 import main_task_retrieval
 from common.settings import result_settings
-from dataloaders.datasets import RETRIEVAL
+from dataloaders.datasets import RECOGNITION, RETRIEVAL
 from helpers.faults import failing, spoil
 from helpers.flags import path_of, train_ids, with_value
 from helpers.launching import ENVIRONMENT, start, start_training, wait_for
@@ -227,9 +227,22 @@ def checkout(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["msrvtt", "hmdb51", "ucf101", "ssv2"])
+# of each script, what --datatype it gives
+RETRIEVAL_SCRIPTS = {
+    **{"msrvtt": "msrvtt", "vatex": "vatex", "activitynet": "activity", "didemo": "didemo", "msvd": "msvd"},
+    "lsmdc": "lsmdc",
+}
+RECOGNITION_SCRIPTS = {name: name for name in ("hmdb51", "ucf101", "ssv2", "kinetics400")}
+
+
+def test_every_dataset_has_a_script():
+    assert set(RETRIEVAL_SCRIPTS.values()) == set(RETRIEVAL)
+    assert set(RECOGNITION_SCRIPTS.values()) == set(RECOGNITION)
+
+
+@pytest.mark.parametrize("name", RETRIEVAL_SCRIPTS | RECOGNITION_SCRIPTS)
 def test_the_datasets_scripts_call_python_for_one_process_and_the_launcher_for_several(checkout, name):
-    program = "main_task_retrieval.py" if name == "msrvtt" else "main_task_recognition.py"
+    program = "main_task_retrieval.py" if name in RETRIEVAL_SCRIPTS else "main_task_recognition.py"
     for environment, begin in (
         ({"GPUS": "1"}, [program]),
         ({"GPUS": "3"}, ["-m", "modules.runtime.launch", "--processes", "3", program]),
@@ -244,6 +257,7 @@ def test_the_datasets_scripts_call_python_for_one_process_and_the_launcher_for_s
         assert arguments[-2:] == ["--batch_size", "6"]
         assert arguments[arguments.index("--features_path") + 1] == "my videos"
         assert arguments[arguments.index("--output_dir") + 1] == "runs/mine"
+        assert arguments[arguments.index("--datatype") + 1] == (RETRIEVAL_SCRIPTS | RECOGNITION_SCRIPTS)[name]
 
 
 @pytest.mark.parametrize(
@@ -264,6 +278,46 @@ def test_msrvtt_sets_what_the_published_run_of_stop_set_and_nothing_of_other_met
     text = " ".join(result.stdout.split())
     assert ("--method stop --text_prompts 8 --max_grad_norm 4 " in f"{text} ") == published
     assert text.endswith(" ".join(flags)) and ("--text_prompts" in text) == published
+
+
+def parsed(checkout, script, *flags, **environment):
+    """The command line that a retrieval script gives to the program, as the program understands it."""
+    clean = {key: value for key, value in os.environ.items() if key not in ("DATA", "VIDEOS", "PACKED", "OUTPUT")}
+    command = ["bash", f"scripts/{script}.sh", *flags]
+    environment = clean | {"GPUS": "1"} | environment
+    result = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return parse_arguments(result.stdout.splitlines()[1:], "", RETRIEVAL, main_task_retrieval.RetrievalSettings)
+
+
+@pytest.mark.parametrize(
+    ("script", "gpus", "batch", "epochs", "rate", "frames", "words"),
+    [("vatex", 8, 64, 10, 5e-3, 12, 32), ("activitynet", 8, 16, 10, 1e-3, 64, 64)],
+)
+def test_a_script_with_a_published_setting_has_that_setting(checkout, script, gpus, batch, epochs, rate, frames, words):
+    found = parsed(checkout, script)
+    train, common = found.train, found.common
+    assert (train.batch_size, train.epochs, train.lr) == (gpus * batch, epochs, rate)
+    assert (common.max_frames, common.max_words) == (frames, words)
+    assert (train.weight_decay, found.method, found.method_settings.text_prompts) == (0.2, "stop", 8)
+    assert train.max_grad_norm == gpus  # there an average of shares, clipped at 1
+    # the rate is STOP's; other methods keep theirs, with the dataset's batches and frames
+    other = parsed(checkout, script, "--method", "clip4clip")
+    assert other.train.lr == METHODS["clip4clip"].recipe["lr"] and other.train.batch_size == gpus * batch
+    assert other.common.output_dir == Path(f"runs/{script}_clip4clip")
+
+
+def test_scripts_name_their_files_in_the_folder_that_is_given(checkout):
+    for script, datatype in RETRIEVAL_SCRIPTS.items():
+        found = parsed(checkout, script, DATA="/my data")
+        fields = RETRIEVAL[datatype].settings.__dataclass_fields__
+        files = {name: getattr(found.data, name) for name in fields if name not in ("packed", "features_path")}
+        paths = [path for path in files.values() if isinstance(path, Path)]
+        assert len(paths) >= 2 and {path.parent for path in paths} == {Path("/my data")}
+        assert RETRIEVAL[datatype].official(found.data), script
+        assert found.data.features_path.parent == Path("/my data") and found.data.packed is None
+        packed = parsed(checkout, script, PACKED="pack").data
+        assert packed.packed == Path("pack") and packed.features_path is None
 
 
 # of every program, what they take where nothing brings its own

@@ -90,6 +90,19 @@ def test_the_losses_and_weights_are_those_of_one_process(runs, processes):
             assert (value - weights[processes][name]).abs().max() < 1e-8, name
 
 
+@pytest.mark.slow
+def test_processes_that_encode_in_parts_train_the_same(run_on, tiny_run, tmp_path):
+    flags = [*SHARED, "--precision", "fp64", "--accumulate", "2"]
+    finished = torchrun(2, tiny_run, tmp_path / "run", *flags)
+    assert finished.returncode == 0, finished.stderr
+    whole, parts = run_on(1)["fp64"], tmp_path / "run"
+    losses = [[entry["loss"] for entry in lines(folder, "train")] for folder in (whole, parts)]
+    assert len(losses[0]) == 20 and losses[1] == pytest.approx(losses[0], rel=1e-9)
+    weights = [checkpoint(folder)["model"] for folder in (whole, parts)]
+    for name, value in weights[0].items():
+        assert (value - weights[1][name]).abs().max() < 1e-8, name
+
+
 def test_the_evaluation_counts_each_item_once(runs):
     precision, folders = runs  # of 6 videos, 4 processes do not take equal shares
     for name in ("video_ids.txt", "text_ids.txt", "captions.txt"):

@@ -22,19 +22,28 @@ from modules.model.video_text import VideoTextModel
 from modules.runtime.processes import Processes, start_processes, stop_processes
 from modules.runtime.whereabouts import Whereabouts
 from modules.tasks.losses import symmetric_contrastive_loss
+from modules.training.accumulation import Rows, backward_in_parts
 from modules.training.optimization import build_optimizer, warmup_cosine
 
 
-def loss_and_gradients(processes, rows):
-    """A contrastive loss with parameters before the gathering (weight) and behind it (scale)."""
+def loss_and_gradients(processes, rows, parts=0):
+    """A contrastive loss with parameters before the gathering (weight) and behind it (scale); in parts where wanted."""
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
     scale = torch.nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
     inputs = torch.randn(8, 4, dtype=torch.float64)
     targets = torch.randn(8, 3, dtype=torch.float64)
-    videos = processes.gather_rows(inputs[rows] @ weight)
-    loss = symmetric_contrastive_loss(scale * processes.gather_rows(targets[rows]) @ videos.T)
-    loss.backward()
+
+    def loss_of(videos):
+        videos = processes.gather_rows(videos)
+        return symmetric_contrastive_loss(scale * processes.gather_rows(targets[rows]) @ videos.T)
+
+    if parts:
+        videos = Rows(rows.stop - rows.start, lambda part: inputs[rows][part] @ weight)
+        loss = backward_in_parts([videos], parts, loss_of)
+    else:
+        loss = loss_of(inputs[rows] @ weight)
+        loss.backward()
     processes.average_gradients([weight, scale])
     return loss.item(), weight.grad, scale.grad
 
@@ -43,7 +52,8 @@ def on_one_of_two(rank, port, results):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = start_processes()
-    loss, *gradients = loss_and_gradients(processes, slice(4 * rank, 4 * rank + 4))
+    share = slice(4 * rank, 4 * rank + 4)
+    found = [loss_and_gradients(processes, share, parts) for parts in (0, 3)]  # whole, and in parts
     statistics, count = torch.tensor([1.0, 2.0]) + rank, torch.tensor(7)
     processes.average([statistics, count])
     assert statistics.tolist() == [1.5, 2.5] and count.item() == 7
@@ -51,7 +61,8 @@ def on_one_of_two(rank, port, results):
     assert processes.gather_list([f"video{rank}"]) == ["video0", "video1"]
     assert processes.broadcast_object(rank) == 0 and processes.add_up(rank, 5) == [1, 10]
     waited = wait_too_long(processes)
-    results.put((loss, *(gradient.tolist() for gradient in gradients), waited))  # a tensor would need its sender alive
+    found = [(loss, *(gradient.tolist() for gradient in gradients)) for loss, *gradients in found]
+    results.put((found, waited))  # a tensor would need its sender alive
     dist.barrier()
     stop_processes(processes)
 
@@ -79,7 +90,8 @@ def wait_too_long(processes, patience=1.0):
 
 @pytest.fixture(scope="module")
 def two_processes():
-    """Of each of two processes: loss, gradients of weight and scale, and what it says after it has waited too long."""
+    """Of each of two processes: loss and gradients of weight and scale, whole and in parts; and what it says after it
+    has waited too long."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -101,16 +113,18 @@ def two_processes():
     return found
 
 
-def test_two_processes_have_the_gradients_of_one(two_processes):
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_two_processes_have_the_gradients_of_one(two_processes, in_parts):
     loss, *gradients = loss_and_gradients(Processes(0, 1, torch.device("cpu")), slice(0, 8))
-    for other_loss, *other_gradients, _ in two_processes:
+    for found, _ in two_processes:
+        other_loss, *other_gradients = found[in_parts]
         assert other_loss == pytest.approx(loss, abs=1e-12)
         for ours, theirs in zip(other_gradients, gradients, strict=True):
             torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), theirs, atol=1e-12, rtol=0)
 
 
 def test_a_process_that_has_waited_too_long_says_for_whom_and_for_which_video(two_processes):
-    (message,) = [waited for *_, waited in two_processes if waited is not None]
+    (message,) = [waited for _, waited in two_processes if waited is not None]
     assert message.startswith(
         "waited 1 s for process 1 of 2, which has been reading videos/slow.mp4 for 1 min 23 s. Look at"
     )

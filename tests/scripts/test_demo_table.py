@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from preprocess.toy_events import LEVELS
-from preprocess.toy_shapes import MOTIONS
-from scripts.demo_table import COLUMNS, footnote, main, motion_accuracy
+from preprocess.toy.events import LEVELS
+from preprocess.toy.shapes import MOTIONS
+from scripts.demo_table import COLUMNS, footnote, main, motion_accuracy, table
 
 NAMES = {task: [name for _, name in columns] for task, columns in COLUMNS.items()}
 CAPTIONS = [f"a {thing} {motion}" for thing in ("red circle", "blue cross") for motion in MOTIONS]
@@ -43,6 +43,15 @@ def test_the_table_says_what_its_columns_are(task, tmp_path, capsys):
     assert {"retrieval": "R@K: ", "recognition": "top-K: "}[task] in printed
     if task == "retrieval":
         assert json.loads((tmp_path / "results.json").read_text())["motion_accuracy"] == 91.6667
+
+
+def test_results_of_a_thinned_test_set_are_marked():
+    whole = dict.fromkeys(NAMES["recognition"], 50.0) | {"trainable_parameters": 7}
+    fewer = whole | {"thinned": {"videos": 5, "listed": 6}}
+    lines = table("recognition", {"ours": whole, "a longer name": fewer}).splitlines()
+    assert lines[1].startswith("ours   ") and lines[2].startswith("a longer name *  ")
+    assert lines[3:] == ["* a longer name: thinned test set: 5 of 6 videos"] and len({*map(len, lines[:3])}) == 1
+    assert table("recognition", {"ours": whole}).splitlines() == [line.replace(" " * 11, "", 1) for line in lines[:2]]
 
 
 def test_captions_that_cannot_be_compared_are_refused():

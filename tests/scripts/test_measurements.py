@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from dataloaders.datasets import RECOGNITION, RETRIEVAL
 from helpers.paths import ROOT
 from helpers.tiny import make_tiny_clip
-from scripts import docs_tables, gradient_precision, show_decay
+from scripts import docs_tables, gradient_precision, measure_reading, show_decay
 
 
 def test_the_precision_is_measured_for_both_scopes_and_choices(tmp_path, monkeypatch, capsys):
@@ -46,6 +47,32 @@ def test_the_gate_is_counted_in_a_training_of_any_code(tiny_files, tmp_path, mon
     found = show_decay.gate_of(ROOT, tiny_files)
     assert len(found["tokens_per_gap"]) == 22 // 6 == len(found["squared_norm"])
     assert all(0 < tokens <= 4 for tokens in found["tokens_per_gap"]) and found["squared_norm"][0] == 1
+
+
+def test_every_datasets_lists_were_read_at_their_published_size():
+    rows = json.loads(measure_reading.RECORD.read_text())["datasets"]
+    assert set(rows) == set(measure_reading.MAKERS) == set(RETRIEVAL) | set(RECOGNITION)
+    counts = {
+        name: tuple(row[f"{part}_{of}"] for part in ("training", "evaluation") for of in ("samples", "videos"))
+        for name, row in rows.items()
+    }
+    assert counts["msrvtt"] == (180_000, 9_000, 1_000, 1_000)
+    assert counts["vatex"] == (259_910, 25_991, 15_000, 1_500)
+    assert counts["activity"] == (10_009, 10_009, 4_917, 4_917)
+    assert counts["msvd"][:2] == (48_774, 1_200) and counts["msvd"][3] == 670
+    assert counts["lsmdc"][2:] == (1_000, 1_000)
+    assert (counts["hmdb51"], counts["ucf101"]) == ((3_570, 3_570, 1_530, 1_530), (9_537, 9_537, 3_783, 3_783))
+    assert rows["msrvtt"]["seconds"] < 10
+
+
+@pytest.mark.slow
+def test_lists_are_read_in_a_process_of_their_own(tmp_path, capsys):
+    record = tmp_path / "reading.json"
+    measure_reading.main(["--datatype", "msvd", "--record", str(record)])
+    row = json.loads(record.read_text())["datasets"]["msvd"]
+    assert (row["training_samples"], row["training_videos"], row["evaluation_videos"]) == (48_774, 1_200, 670)
+    assert row["seconds"] > 0 and row["memory_mb"] > row["memory_before_mb"] > 0
+    assert "| `msvd` | 48,774 of 1,200 | 26,800 of 670 |" in capsys.readouterr().out
 
 
 def test_tables_are_put_between_their_marks(tmp_path, monkeypatch):

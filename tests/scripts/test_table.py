@@ -133,6 +133,13 @@ def test_each_run_of_a_method_has_a_line_and_what_reproduces_no_row_one_of_its_o
     ("settings", "results", "note"),
     [
         ({}, {"dropped_videos": 3, "videos": 997, "texts": 997}, "thinned test set: 3 videos were left out"),
+        (
+            {},
+            {"missing_videos": 9, "videos": 997, "texts": 997, "thinned": {"videos": 997, "listed": 1000}},
+            "thinned test set: 997 of 1,000 videos",
+        ),
+        ({}, {"protocol": {"v2t_ranks": "captions"}}, "v→t ranks among captions, published among videos"),
+        ({}, {"protocol": {"v2t_ranks": "videos"}}, ""),
         ({}, {"texts": 432, "videos": 432}, "another test set: 432 texts and 432 videos, published 1000 and 1000"),
         ({}, {"clip": "/weights/ViT-B-16.pt"}, "another CLIP: ViT-B-16.pt, published ViT-B/32"),
         ({}, {"max_frames": 8}, "8 frames a video, published 12"),
@@ -148,6 +155,18 @@ def test_another_measurement_is_marked_and_not_compared(make_run, capsys, settin
     assert row["t→v R@1 ours"] == "46.9" and row["t→v R@1 difference"] == ("" if note else "-0.8")
     assert main([run]) == 0
     assert (f"] {note}." in capsys.readouterr().out) == bool(note)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_thinned_test_set_is_marked_in_every_form(make_run, capsys, form):
+    thinned = {"thinned": {"videos": 997, "listed": 1000}, "videos": 997, "texts": 997}
+    assert main([make_run("whole", SETTINGS), make_run("fewer", SETTINGS, **thinned), "--format", form]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (whole,), (fewer,) = ([line for line in lines if f"/{name}" in line] for name in ("whole", "fewer"))
+    note, mark = "thinned test set: 997 of 1,000 videos", {"markdown": "STOP [2] ", "latex": "STOP$^{2}$", "csv": ""}
+    assert mark[form] in fewer and (not mark[form] or mark[form] not in whole)
+    (said,) = (line for line in lines if note in line)
+    assert (said == fewer) == (form == "csv") and said != whole
 
 
 def test_what_cannot_stand_in_a_table_is_said_of_all_runs_at_once(make_run, tmp_path, capsys):

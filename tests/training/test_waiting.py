@@ -61,6 +61,7 @@ def make_step(
     processes=1,
     max_grad_norm=1.0,
     checkpoint_activations=False,
+    accumulate=1,
     **settings,
 ):
     clip = replace(CLIP(), model=copy.deepcopy(CLIP().model))
@@ -69,7 +70,7 @@ def make_step(
     if device == GPU:
         model = move_to_gpu(model)
     compute = Compute(Processes(0, processes, device), Precision(precision, device))
-    return Step(model, make_task(task), compute, 1e-3, 0.2, max_grad_norm, 10, 0.1)
+    return Step(model, make_task(task), compute, 1e-3, 0.2, max_grad_norm, 10, 0.1, accumulate)
 
 
 def differentiate(step, **options):
@@ -91,6 +92,8 @@ CASES = {
     "VoP": {"form": "vop", "num_joint_layers": 0, "merge_frames": "1"},
     "LSTM": {"form": "seqLSTM"},
     "pairs": {"form": "tightTransf"},
+    "in parts": {"form": "stop_own", "accumulate": 2},
+    "fp16, classes in parts": {"form": "stop_own", "task": "recognition", "accumulate": 3, "precision": "fp16"},
 }
 
 
@@ -283,6 +286,7 @@ WAITING = {
     "a new tensor": lambda x, cpu: torch.tensor([1.0], device=GPU),
     "a new number": lambda x, cpu: torch.as_tensor(3, device=GPU),
     "pageable memory": lambda x, cpu: cpu.to(GPU, non_blocking=True),
+    "a part of pageable memory": lambda x, cpu: cpu[1:3].to(GPU, non_blocking=True),
     "a copy that is waited for": lambda x, cpu: cpu.pin_memory().to(GPU),
     "a copy into a tensor": lambda x, cpu: x.copy_(cpu),
 }
@@ -295,6 +299,7 @@ PASSING = {
     "a mask as a factor": lambda x, cpu: torch.where(x > 1, x, 0.0).masked_fill(x > 2, 1.0),
     "another type": lambda x, cpu: x.double(),
     "page-locked memory": lambda x, cpu: cpu.pin_memory().to(GPU, non_blocking=True),
+    "a part of page-locked memory": lambda x, cpu: cpu.pin_memory()[1:3].to(GPU, non_blocking=True),
     "the CPU's own": lambda x, cpu: cpu.sum().item() + cpu[cpu > 1].sum(),
 }
 

@@ -12,14 +12,13 @@ from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
-from dataloaders.annotations import list_folder, raise_if_problems
+from dataloaders.annotations import list_folder, raise_if_problems, read_lines
 from dataloaders.datasets.recognition.splits import (
     LISTS,
     ListedVideo,
     RecognitionSplit,
     build_split,
     make_dataset,
-    read_lines,
     strip_suffix,
 )
 from dataloaders.video.pack_index import PackIndex

@@ -1,8 +1,7 @@
-"""What every recognition reader returns, and what the readers share: checks of a whole split, and lines of text."""
+"""What every recognition reader returns, and what the readers share: checks of a whole split."""
 
 from __future__ import annotations
 
-import io
 import posixpath
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.settings import setting
-from dataloaders.annotations import UNUSABLE, is_blank, read_text, show
+from dataloaders.annotations import UNUSABLE, is_blank, show
 from dataloaders.samples import Sample, VideoLocation
 from dataloaders.video.pack_index import PackIndex
 from dataloaders.video_files import VIDEO_SUFFIXES, VideoFiles
@@ -61,7 +60,8 @@ class SplitSettings(VideoLocation):
 
     split_dir: Path = setting(
         MISSING,
-        "official files: testTrainMulti_7030_splits of HMDB51, ucfTrainTestlist of UCF101, JSON files of SSv2",
+        "official files: testTrainMulti_7030_splits of HMDB51, ucfTrainTestlist of UCF101, JSON files of SSv2, CSV "
+        "files of Kinetics-400",
         affects_results=False,
         metavar="FOLDER",
     )
@@ -166,10 +166,3 @@ def strip_suffix(file: str) -> str | None:
 def to_number(text: str) -> int | None:
     """The number that a text writes in decimal digits; None where it writes none, or one that is no label."""
     return int(text) if text.isdecimal() and len(text) < 10 else None
-
-
-def read_lines(path: Path) -> tuple[list[tuple[int, str]], list[str]]:
-    """The lines of a text file that are not blank, stripped and with their numbers from 1, and its problems."""
-    text, problems = read_text(path)
-    lines = enumerate(io.StringIO(text, newline=None), start=1)
-    return [(number, line.strip()) for number, line in lines if line.strip()], problems

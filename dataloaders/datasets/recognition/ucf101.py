@@ -14,14 +14,13 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from dataloaders.annotations import raise_if_problems
+from dataloaders.annotations import raise_if_problems, read_lines
 from dataloaders.datasets.recognition.splits import (
     LISTS,
     ListedVideo,
     RecognitionSplit,
     build_split,
     make_dataset,
-    read_lines,
     strip_suffix,
     to_number,
 )

@@ -1,17 +1,16 @@
-"""What the readers of retrieval datasets return, and what they share: tables of videos, their files and captions."""
+"""What the readers of retrieval datasets return, and what they share: lists of videos and their files."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dataloaders.annotations import is_blank, read_text, show
+from dataloaders.annotations import show
 from dataloaders.samples import Sample
+from dataloaders.tables import Row
 from dataloaders.video_files import Located, VideoFiles, stem_of
 
 
@@ -24,6 +23,8 @@ class RetrievalDataset:
     out instead of being problems, what a split lists; they raise AnnotationError.
     official: whether the settings name the dataset's published split files, which share no video.
     recipe: the dataset's own defaults of flags, by their names without dashes: what it is customarily trained with.
+    training_list: the setting that names the training list, which an evaluation does without; None where every command
+    names what holds it.
     """
 
     settings: type
@@ -31,6 +32,11 @@ class RetrievalDataset:
     read_eval: Callable[..., Listed]
     official: Callable[[Any], bool]
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    training_list: str | None = None
+
+    def names_training(self, settings: Any) -> bool:
+        """Whether settings name a training list."""
+        return self.training_list is None or getattr(settings, self.training_list) is not None
 
 
 @dataclass(frozen=True)
@@ -43,85 +49,6 @@ class Listed:
 
     samples: list[Sample]
     missing: list[str]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a CSV file.
-
-    where: the place in the file, for messages. values: column -> stripped text, empty where it is blank or where the
-    file lacks a column that it needs. An optional column that the file lacks is not in it.
-    """
-
-    where: str
-    values: dict[str, str]
-
-
-def read_table(
-    path: str | Path, columns: list[str], unique: str, optional: Sequence[str] = ()
-) -> tuple[list[Row], list[str]]:
-    """The rows of a CSV file with the named columns, and the optional ones if it has them, and its problems.
-
-    A missing column is one problem and comes back as empty strings, so that the others are checked still; a row with
-    too many or too few fields is a problem and does not come back, since any of its fields may be in a wrong place.
-    """
-    text, problems = read_text(path)
-    if problems:
-        return [], problems
-    records, problems = _read_records(text, path)
-    if not records:
-        return [], problems or [f"{path} is empty"]
-    (line, header), *records = records
-    columns = [*columns, *(column for column in optional if column in header)]
-    places = {column: header.index(column) for column in columns if column in header}
-    if absent := [column for column in columns if column not in places]:
-        found = f"{header!s:.200}"
-        problems.append(f"line {line} of {path}: needs the columns {columns}; missing {absent}, found {found}")
-    problems += [
-        f"line {line} of {path}: more than one column {column}" for column in columns if header.count(column) > 1
-    ]
-    if not records and not problems:
-        problems.append(f"{path} has no rows")
-    rows: list[Row] = []
-    first: dict[str, int] = {}
-    for line, fields in records:
-        where = f"line {line} of {path}"
-        if len(fields) != len(header):
-            problems.append(
-                f"{where}: {len(fields)} fields, the header has {len(header)}; a text with commas needs quotation marks"
-            )
-            continue
-        values = {column: "" for column in columns}
-        values |= {column: fields[place] for column, place in places.items() if not is_blank(fields[place])}
-        problems += [f"{where}: empty {column}" for column in places if not values[column]]
-        key = values[unique]
-        if key in first:
-            problems.append(f"{where}: {unique} {show(key)} is there before, in line {first[key]}")
-        elif key:
-            first[key] = line
-        rows.append(Row(where, values))
-    return rows, problems
-
-
-def _read_records(text: str, path: str | Path) -> tuple[list[tuple[int, list[str]]], list[str]]:
-    """The records of a CSV text and the number of each one's first line, and the problem that ended the reading.
-
-    Blank lines are no records.
-    """
-    # Strict: else a quotation mark that is never closed silently makes one field of all that follows.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    records = []
-    line = 1
-    try:
-        for fields in reader:
-            fields = [field.strip() for field in fields]
-            if len(fields) > 1 or any(fields):
-                records.append((line, fields))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        reason = f"cannot be read as CSV ({error}); probably a quotation mark that is never closed"
-        return records, [f"line {line} of {path}: {reason}, or one in a text that is not doubled"]
-    return records, []
 
 
 def locate(rows: list[Row], videos: VideoFiles, list_name: str, source: str | Path, allow_missing: bool) -> Located:

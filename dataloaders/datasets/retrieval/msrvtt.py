@@ -9,24 +9,33 @@ the path of one, "part1/video7" or "part1/video7.mp4".
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 
 from common.settings import setting
-from dataloaders.annotations import AnnotationError, caption_problem, raise_if_problems, read_json, show
+from dataloaders.annotations import caption_problem, raise_if_problems, read_json
+from dataloaders.datasets.retrieval.captions import (
+    EACH,
+    TOGETHER,
+    Benchmark,
+    Captions,
+    VideoList,
+    find_samples,
+    require,
+)
 from dataloaders.datasets.retrieval.lists import (
     Listed,
     RetrievalDataset,
     locate,
-    names_of_captions,
     one_download,
-    read_table,
     set_problems,
 )
 from dataloaders.samples import Sample, VideoLocation
+from dataloaders.tables import read_table
 from dataloaders.video.pack_index import PackIndex
 from dataloaders.video_files import VideoFiles
 
+MSRVTT = Benchmark("MSR-VTT", "video0.mp4")
 OFFICIAL_TRAIN = ("MSRVTT_train.9k.csv", "MSRVTT_train.7k.csv")
 OFFICIAL_EVAL = "MSRVTT_JSFUSION_test.csv"
 TRAIN_SOURCES = "the CSV file (--train_csv), MSRVTT_data.json (--data_path)"
@@ -52,34 +61,9 @@ def read_train(
     """
     rows, problems = read_table(train_csv, ["video_id"], unique="video_id")
     captions, caption_problems = _read_captions(data_path)
-    videos = VideoFiles(features_path)
-    located = locate(rows, videos, "training", train_csv, allow_missing)
-    problems += caption_problems + located.problems
-
-    samples = []
-    names = names_of_captions(rows, captions, located.paths)
-    left_out = set(located.missing)
-    for row in rows:
-        video_id = row.values["video_id"]
-        if not video_id or (allow_missing and video_id in left_out):
-            continue
-        listed = captions.get(names[video_id], [])
-        if captions and not listed:
-            problems.append(f"{row.where}: {show(video_id)}: unknown to {data_path}, no captions")
-        problems += [
-            f"sentence {position} of {data_path}: {show(video_id)}: {problem}"
-            for position, text in listed
-            if (problem := caption_problem(text))
-        ]
-        texts = tuple(text for _, text in listed)
-        path = located.paths.get(video_id)
-        if expand_sentences:
-            samples += [Sample(f"{video_id}#{number}", video_id, path, (text,)) for number, text in enumerate(texts)]
-        else:
-            samples.append(Sample(video_id, video_id, path, texts))
-    remedy = one_download("MSR-VTT", TRAIN_SOURCES, videos, "video0.mp4")
-    raise_if_problems(f"MSR-VTT training split {train_csv}", problems, remedy, *located.remedies)
-    return Listed(samples, located.missing)
+    listed = VideoList(train_csv, rows, captions, data_path, problems + caption_problems, TRAIN_SOURCES)
+    benchmark = replace(MSRVTT, form=EACH if expand_sentences else TOGETHER)
+    return find_samples(benchmark, "training", listed, features_path, allow_missing)
 
 
 def read_eval(val_csv: str | Path, features_path: str | Path | PackIndex, allow_missing: bool = False) -> Listed:
@@ -100,7 +84,7 @@ def read_eval(val_csv: str | Path, features_path: str | Path | PackIndex, allow_
         sentence = row.values["sentence"]
         if sentence and (problem := caption_problem(sentence)):
             problems.append(f"{row.where}: {problem}")
-    remedy = one_download("MSR-VTT", EVAL_SOURCES, videos, "video0.mp4")
+    remedy = one_download(MSRVTT.name, EVAL_SOURCES, videos, MSRVTT.example)
     raise_if_problems(f"MSR-VTT evaluation split {val_csv}", problems, remedy, *located.remedies)
     samples = [
         Sample(
@@ -116,23 +100,20 @@ def read_eval(val_csv: str | Path, features_path: str | Path | PackIndex, allow_
     return Listed(samples, located.missing)
 
 
-def _read_captions(path: str | Path) -> tuple[dict[str, list[tuple[int, str]]], list[str]]:
-    """Captions of each video in the order of `MSRVTT_data.json`, stripped, and the problems of that file.
-
-    Each has its position in the list of all sentences before it.
-    """
+def _read_captions(path: str | Path) -> tuple[Captions, list[str]]:
+    """Captions of each video in the order of `MSRVTT_data.json`, and the problems of that file."""
     content, problems = read_json(path, dict)
+    captions = Captions()
     if problems:
-        return {}, problems
+        return captions, problems
     sentences = content.get("sentences")
     if not isinstance(sentences, list) or not sentences:
-        return {}, [f"{path} needs a list 'sentences' of captions, found {sorted(content)!s:.200}"]
-    captions: dict[str, list[tuple[int, str]]] = {}
+        return captions, [f"{path} needs a list 'sentences' of captions, found {sorted(content)!s:.200}"]
     for position, sentence in enumerate(sentences):
         entry = sentence if isinstance(sentence, dict) else {}
         caption, video_id = entry.get("caption"), entry.get("video_id")
         if isinstance(caption, str) and isinstance(video_id, str):
-            captions.setdefault(video_id, []).append((position, caption.strip()))
+            captions.add(video_id, [caption], f"sentence {position} of {path}")
         else:
             problems.append(f"sentence {position} of {path} needs texts 'caption' and 'video_id': {sentence!r:.80}")
     return captions, problems
@@ -153,9 +134,7 @@ class MsrvttSettings(VideoLocation):
 
 
 def _read_train(settings: MsrvttSettings, allow_missing: bool = False) -> Listed:
-    absent = [name for name in ("train_csv", "data_path") if getattr(settings, name) is None]
-    if absent:
-        raise AnnotationError(f"training on MSR-VTT needs {' and '.join('--' + name for name in absent)}")
+    require(MSRVTT.name, settings, "train_csv", "data_path")
     return read_train(
         settings.train_csv, settings.data_path, settings.videos, settings.expand_msrvtt_sentences, allow_missing
     )
@@ -170,4 +149,4 @@ def _official(settings: MsrvttSettings) -> bool:
     return train_csv is not None and train_csv.name in OFFICIAL_TRAIN and settings.val_csv.name == OFFICIAL_EVAL
 
 
-DATASET = RetrievalDataset(MsrvttSettings, _read_train, _read_eval, _official)
+DATASET = RetrievalDataset(MsrvttSettings, _read_train, _read_eval, _official, training_list="train_csv")

@@ -94,7 +94,8 @@ class TightTransformer(Head):
     """Scores a text and the frames of a video side by side in one transformer.
 
     In training every process scores all pairs of the global batch at once, in full precision: at 128 × 128 pairs of 13
-    tokens that are some 30 GB of activations, by arithmetic. A smaller ``--batch_size`` takes less, by its square.
+    tokens that are some 30 GB of activations, by arithmetic. A smaller ``--batch_size`` takes less, by its square;
+    ``--accumulate`` divides what the encoders hold, not this.
     """
 
     def __init__(self, text: ClipTextTower, num_frames: int):

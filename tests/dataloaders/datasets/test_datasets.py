@@ -8,8 +8,9 @@ from common.errors import UserError
 from dataloaders.annotations import AnnotationError, raise_if_problems
 from dataloaders.datasets import RECOGNITION, RETRIEVAL
 from dataloaders.datasets.recognition.splits import RecognitionDataset
-from dataloaders.datasets.retrieval.lists import Listed, RetrievalDataset, locate, one_download, read_table
+from dataloaders.datasets.retrieval.lists import Listed, RetrievalDataset, locate, one_download
 from dataloaders.samples import Sample, VideoLocation
+from dataloaders.tables import read_table
 from dataloaders.video.reader import DecodingSettings
 from dataloaders.video_files import VideoFiles
 

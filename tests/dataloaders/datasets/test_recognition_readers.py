@@ -7,11 +7,11 @@ from pathlib import PurePosixPath
 import pytest
 
 from dataloaders.annotations import AnnotationError, show
-from dataloaders.datasets.recognition import hmdb51, ssv2, ucf101
+from dataloaders.datasets.recognition import hmdb51, kinetics400, ssv2, ucf101
 from helpers.annotations import write_hmdb51, write_lines
 from helpers.paths import shared_data
 
-READERS = {"hmdb51": hmdb51, "ucf101": ucf101, "ssv2": ssv2}
+READERS = {"hmdb51": hmdb51, "ucf101": ucf101, "ssv2": ssv2, "kinetics400": kinetics400}
 
 
 def make_videos(folder, names):
@@ -84,10 +84,38 @@ def write_ssv2(folder, prefix="something-something-v2-", labels=SSV2_LABELS, tra
     return folder
 
 
+KINETICS_HEADER = "label,youtube_id,time_start,time_end,split"
+
+
+def write_kinetics400(folder, **form):
+    """Two classes in another order than the alphabet's, and a row of the published files with more than one word."""
+    write_lines(
+        folder / "train.csv",
+        KINETICS_HEADER,
+        "arm wrestling,-7kbO0v4hag,107,117,train",
+        "abseiling,0347ZoDXyP0,95,105,train",
+        **form,
+    )
+    write_lines(
+        folder / "validate.csv",
+        KINETICS_HEADER,
+        "abseiling,3caPS4FHFF8,36,46,validate",
+        '"arm wrestling",lL7NoKhPV_k,0,10,validate',
+        **form,
+    )
+    return folder
+
+
+KINETICS_VIDEOS = [
+    *("arm wrestling/-7kbO0v4hag_000107_000117", "abseiling/0347ZoDXyP0_000095_000105"),
+    *("abseiling/3caPS4FHFF8_000036_000046", "arm wrestling/lL7NoKhPV_k_000000_000010"),
+]
+
 MINIATURES = {
     "hmdb51": (write_hmdb51, HMDB51_VIDEOS),
     "ucf101": (write_ucf101, UCF101_VIDEOS),
     "ssv2": (write_ssv2, SSV2_VIDEOS),
+    "kinetics400": (write_kinetics400, KINETICS_VIDEOS),
 }
 
 
@@ -104,6 +132,10 @@ PLACES = {
     "ssv2": {
         "78687": "entry 0 of something-something-v2-train.json",
         "74225": "entry 0 of something-something-v2-validation.json",
+    },
+    "kinetics400": {
+        "abseiling/0347ZoDXyP0_000095_000105": "line 3 of {splits}/train.csv",
+        "abseiling/3caPS4FHFF8_000036_000046": "line 2 of {splits}/validate.csv",
     },
 }
 
@@ -296,7 +328,7 @@ def test_ssv2(tmp_path, prefix, suffix):
 
 
 @pytest.mark.parametrize("form", [{"newline": "\r\n"}, {"newline": "\r"}, {"encoding": "utf-8-sig"}])
-@pytest.mark.parametrize("name", ["hmdb51", "ucf101"])
+@pytest.mark.parametrize("name", ["hmdb51", "ucf101", "kinetics400"])
 def test_line_ends_and_byte_order_marks_do_not_matter(tmp_path, name, form):
     read_split = READERS[name].read_split
     plain, other = read_split(*miniature(name, tmp_path)), read_split(*miniature(name, tmp_path, **form))
@@ -327,7 +359,7 @@ def test_datasets_read_from_their_settings(tmp_path, name):
     splits, videos, _ = miniature(name, tmp_path)
     settings = dataset.settings(split_dir=splits, features_path=videos)
     assert dataset.read(settings, dataset.splits[0]) == READERS[name].read_split(splits, videos, "1")
-    assert dataset.splits == (("1",) if name == "ssv2" else ("1", "2", "3"))
+    assert dataset.splits == (("1",) if name in ("ssv2", "kinetics400") else ("1", "2", "3"))
     assert dataset.left_right_matters == (name == "ssv2")
 
 
@@ -343,7 +375,7 @@ def test_a_missing_folder_is_named(tmp_path, name, missing):
     assert str(gone) in message
     assert "--split_dir" in message and "--features_path" in message
     assert "no video file in" not in message
-    if missing == "videos" or name == "hmdb51":
+    if missing == "videos" or name in ("hmdb51", "kinetics400"):
         assert "1 problem\n" in message
     else:
         assert message.count("no such file") == 3
@@ -366,7 +398,7 @@ def test_missing_videos_are_named_and_those_left_out_are_not(tmp_path, name):
     message = problems_of(name, (splits, videos, split))
     assert "2 problems" in message
     for video_id in gone:
-        assert f"{PLACES[name][video_id]}: {video_id}: no video file in {videos}\n" in message
+        assert f"{PLACES[name][video_id].format(splits=splits)}: {video_id}: no video file in {videos}\n" in message
     assert "left out" not in message
 
 
@@ -380,7 +412,7 @@ def test_two_files_for_one_video_are_refused(tmp_path, name):
     assert f"{video_id}: more than one video file in {videos}: {video_id}.avi, {video_id}.mp4" in message
 
 
-@pytest.mark.parametrize("name", ["hmdb51", "ucf101"])
+@pytest.mark.parametrize("name", ["hmdb51", "ucf101", "kinetics400"])
 def test_a_video_in_both_layouts_is_refused(tmp_path, name):
     splits, videos, split = miniature(name, tmp_path)
     file = MINIATURES[name][1][0] + ".avi"
@@ -720,7 +752,7 @@ def test_class_folders_may_be_in_several_folders(tmp_path):
         assert sample.path.parent == folders[read.classes[sample.label]]
 
 
-@pytest.mark.parametrize("name", ["hmdb51", "ucf101"])
+@pytest.mark.parametrize("name", ["hmdb51", "ucf101", "kinetics400"])
 def test_a_video_of_another_class_does_not_stand_in_for_a_missing_one(tmp_path, name):
     splits, videos, split = miniature(name, tmp_path)
     sample, *_ = READERS[name].read_split(splits, videos, split).train
@@ -759,6 +791,9 @@ def test_several_files_of_one_name_outside_of_class_folders_are_refused(tmp_path
 # What helps
 
 
+FIRST_FILES = {"hmdb51": "climb_test_split1.txt", "ucf101": "classInd.txt", "kinetics400": "train.csv"}
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_a_remedy_is_one_for_its_list_and_its_problem(tmp_path, name):
     splits, videos, split = miniature(name, tmp_path)
@@ -782,7 +817,7 @@ def test_a_remedy_is_one_for_its_list_and_its_problem(tmp_path, name):
             sample.path.touch()
         assert {flag for flag in ("--allow_missing", "--on_bad_eval_video drop") if flag in message} == flags
         assert "--packed" not in message and "failed_videos.csv" not in message
-    file = splits / {"hmdb51": "climb_test_split1.txt", "ucf101": "classInd.txt"}.get(name, "train.json")
+    file = splits / FIRST_FILES.get(name, "train.json")
     file = file if file.exists() else splits / f"something-something-v2-{file.name}"
     file.write_text("{")
     message = problems_of(name, (splits, videos, split))

@@ -21,7 +21,7 @@ from modules.program.build import build_model
 from preprocess.make_toy_dataset import DatasetSettings, make_dataset
 from preprocess.pretrain_toy_clip import build_model as build_clip
 from preprocess.pretrain_toy_clip import build_tokenizer
-from preprocess.toy_events import LEVELS as TOY_LEVELS
+from preprocess.toy.events import LEVELS as TOY_LEVELS
 from scripts.studies import comparison, runner
 from scripts.studies.comparison import CONTROLS, HELD_OUT, QUICK, ROWS, Plan, compare, say_plan, tables
 from scripts.studies.comparison_picture import FAMILIES, draw, make_figure

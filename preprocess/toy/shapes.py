@@ -3,7 +3,7 @@
 Shared by `make_toy_dataset.py` (videos of sharp frames, no trails) and `pretrain_toy_clip.py` (stills, in
 which motion shows only as a trail of fading ghosts), so that the toy CLIP knows the objects of the videos,
 and the words for their motions from still cues alone, as a real CLIP does. The scenes here are those of the level
-`motions`; those of the harder one are in `toy_events.py`.
+`motions`; those of the harder one are in `events.py`.
 
 Everything is vectorised over a leading axis of N drawings and takes its randomness from the generator it is
 given. Coordinates are pixels, x to the right and y downwards, with pixel centres at integers.

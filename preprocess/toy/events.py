@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from preprocess import toy_shapes as toy
+from preprocess.toy import shapes as toy
 
 RENDERER_VERSION = 1  # raise it whenever the same seed no longer draws the same picture
 NUM_COLOURS = 3  # of those that objects have; distractors have the others
