@@ -13,10 +13,12 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,6 +32,7 @@ from modules.report import curves, html
 from modules.report.mistakes import draw_mistakes
 from modules.report.strips import draw_strips, draw_timelines
 from modules.runtime.run_folder import CONFIG, METRICS, RESULTS
+from modules.tasks.thinned import say_thinned
 from scripts.figures.mistakes import find_mistakes
 from scripts.figures.shown import Shown, test_videos
 from scripts.table import Table, place_of, read_run
@@ -56,8 +59,7 @@ NUMBERS = {
     "gaps_without_tokens": "share of gaps without a token",
     "frame_variation": "frame variation Wᵗ, mean",
 }
-# pictures are drawn as wide as a phone can still show them, if it is turned
-WIDTH = 7.0  # inches
+WIDTH, NARROW = 7.0, 3.4  # inches of pictures, the latter on a phone
 UNCOMPARED = {"output_dir"}  # settings that differ in any two runs
 
 
@@ -132,9 +134,7 @@ def results_of(runs: Sequence[RunFiles]) -> str:
     for key in keys:
         values = [f"{run.results[key]:.2f}" if key in run.results else "" for run in runs]
         rows.append([NUMBERS[key], *([published.get(key, "")] if published else []), *values])
-    for run in runs:
-        if left_out := run.results.get("dropped_videos"):
-            notes.append(f"{run.name}: thinned test set, {left_out} videos were left out.")
+    notes += [f"{run.name}: {said}." for run in runs if (said := say_thinned(run.results))]
     heads = ["", *(["published"] if published else []), *(run.name for run in runs)]
     return html.table(heads, rows) + html.text(*notes, note=True)
 
@@ -208,7 +208,7 @@ def pictures_of(runs: Sequence[RunFiles], count: int, more: Sequence[str]) -> st
         parts.append(html.text(f"Videos cannot be shown: {error}"))
     try:
         title, headings, mistakes = find_mistakes(trained[0].folder, MISTAKES, more)
-        parts.append(html.picture(draw_mistakes(title, headings, mistakes, WIDTH), title, "What goes wrong"))
+        parts.append(html.picture(draw_mistakes(title, headings, mistakes, WIDTH), title))
     except (UserError, BadVideoError) as error:
         parts.append(html.text(f"What goes wrong cannot be shown: {error}"))
     return "\n".join(parts)
@@ -217,21 +217,22 @@ def pictures_of(runs: Sequence[RunFiles], count: int, more: Sequence[str]) -> st
 def video_pictures(video: Shown, sources: Sequence[str], names: Sequence[str], runs: Sequence[Run]) -> list[str]:
     """Attention, chosen patches and what changes, of a video."""
     found = [inspect(run, video.frames, video.num_frames, [video.text]) for run in runs]
-    parts = [
-        html.picture(
-            draw_strips([attention_strip(video.name, video.text, names, found)], WIDTH),
-            f"Attention of {', '.join(' '.join(name.split()) for name in names)} to the frames of {video.name}",
-        )
-    ]
-    for row in zip(sources, names, runs, found, strict=True):
-        source, name, run, of_run = row
+    called = ", ".join(" ".join(name.split()) for name in names)
+    strip = attention_strip(video.name, video.text, names, found)
+    parts = [in_two_widths(draw_strips, [strip], f"Attention of {called} to the frames of {video.name}")]
+    for source, name, run, of_run in zip(sources, names, runs, found, strict=True):
         if _has("discriminative_regions", of_run) and getattr(run.settings, "num_regions", 0):
             strip = region_strip(video.name, [source], [name], [of_run])
-            parts.append(html.picture(draw_strips([strip], WIDTH), f"Patches of {video.name} that {source} chooses"))
+            parts.append(in_two_widths(draw_strips, [strip], f"Patches of {video.name} that {source} chooses"))
         if _has("frame_variation", of_run):
             line = timeline_of(video.name, source, name, run, of_run)
-            parts.append(html.picture(draw_timelines([line], WIDTH), f"What changes in {video.name} by {source}"))
+            parts.append(in_two_widths(draw_timelines, [line], f"What changes in {video.name} by {source}"))
     return parts
+
+
+def in_two_widths(draw: Callable[[list[Any], float], Figure], shown: list[Any], description: str) -> str:
+    """A picture for a screen and for a phone."""
+    return html.picture(draw(shown, WIDTH), description, draw(shown, NARROW))
 
 
 def _has(detail: str, found: Inspected) -> bool:

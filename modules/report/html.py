@@ -7,6 +7,7 @@ from html import escape
 
 from matplotlib.figure import Figure
 
+NARROW = 700  # pixels of a page from which on there is room for a wide picture
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -20,8 +21,8 @@ th { font-weight: 600; } td.number, th.number { text-align: right; padding: .25r
 .wide { overflow-x: auto; }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: 1rem 0; } .curves figure { margin: 0; }
-img { display: block; max-width: 100%; height: auto; }
-figcaption, .note { font-size: .875rem; color: #444; }
+img { display: block; max-width: 100%; height: auto; } .wide img { max-width: none; }
+.note { font-size: .875rem; color: #444; }
 details { margin: .5rem 0; } summary { cursor: pointer; }
 @media print { body { max-width: none; font-size: 9pt; padding: 0; } figure, tr { break-inside: avoid; }
   details > summary { list-style: none; } }
@@ -57,21 +58,34 @@ def folded(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>\n{content}\n</details>"
 
 
-def picture(figure: Figure, description: str, caption: str = "") -> str:
+def picture(figure: Figure, description: str, narrow: Figure | None = None) -> str:
     """A figure, with what it shows for those who cannot see it.
 
     Args:
-        figure: drawn at the width at which it is to be seen.
+        figure: drawn at the width at which it is to be seen. Where it has no room it becomes smaller with its type,
+            or is moved to and fro if it is wide and there is no narrow one.
         description: in a sentence.
-        caption: below it.
+        narrow: the same for a phone.
     """
+    width, height = _pixels(figure)
+    image = f'<img width="{width}" height="{height}" alt="{escape(description)}" src="{_data(figure)}">'
+    if narrow is None:
+        kind = ' class="wide"' if width > NARROW else ""
+        return f"<figure{kind}>{image}</figure>"
+    width, height = _pixels(narrow)
+    source = f'<source media="(max-width: {NARROW}px)" width="{width}" height="{height}" srcset="{_data(narrow)}">'
+    return f"<figure><picture>{source}{image}</picture></figure>"
+
+
+def _pixels(figure: Figure) -> tuple[int, int]:
+    width, height = figure.get_size_inches()
+    return round(96 * width), round(96 * height)
+
+
+def _data(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    data = base64.b64encode(buffer.getvalue()).decode()
-    width, height = (round(96 * inches) for inches in figure.get_size_inches())
-    image = f'<img width="{width}" height="{height}" alt="{escape(description)}" src="data:image/png;base64,{data}">'
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f"<figure>{image}{below}</figure>"
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def page(title: str, *parts: str) -> str:

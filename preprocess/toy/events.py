@@ -104,7 +104,7 @@ class EventVideo:
 
     colour, shape, motion: indices; motion is one of `STORIES`. starts: the first frame of each event.
     distractor_colours: of the still and of the drifting one.
-    where: how much of each pixel each of them covers, (T, S, S) in [0, 1], by `toy_shapes.MOVING`, `RESTING`, `STILL`
+    where: how much of each pixel each of them covers, (T, S, S) in [0, 1], by `shapes.MOVING`, `RESTING`, `STILL`
     and `DRIFTING`; the object that the caption names moves in its events and rests otherwise.
     """
 

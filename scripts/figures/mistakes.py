@@ -24,7 +24,7 @@ from modules.report.mistakes import Mistake, Picture
 from modules.report.page import in_digits
 from modules.runtime.run_folder import BEST, CONFIG
 from modules.tasks.embedding import score_pairs
-from modules.tasks.metrics import text_to_video_ranks
+from modules.tasks.metrics import rank
 from modules.training.trainer import TrainSettings
 
 RETRIEVED = 5  # videos shown instead of the right one
@@ -213,7 +213,7 @@ def queries_of(similarity: np.ndarray, answers: np.ndarray, captions: Sequence[s
         similarity: (N, M). answers: (N,) int, the column of each caption's video.
         captions: N texts. ids: of M videos.
     """
-    ranks = text_to_video_ranks(similarity, answers)
+    ranks = rank(similarity, answers)["t2v"].ranks
     queries = []
     for row, answer, rank, caption in zip(similarity, answers, ranks, captions, strict=True):
         order = [at for at in np.argsort(-row, kind="stable") if at != answer][:RETRIEVED]

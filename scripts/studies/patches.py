@@ -34,7 +34,7 @@ from modules.program.build import build_model
 from modules.program.loading import load_run
 from modules.runtime.run_folder import LAST
 from preprocess.make_toy_dataset import DatasetSettings, render_split
-from preprocess.toy_shapes import DRIFTING, MOVING, RESTING, STILL
+from preprocess.toy.shapes import DRIFTING, MOVING, RESTING, STILL
 from scripts.studies.runner import (
     BUDGET,
     FRAMES,

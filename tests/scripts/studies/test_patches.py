@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess import toy_shapes as toy
 from preprocess.make_toy_dataset import DatasetSettings, render_split
-from preprocess.toy_events import LEVELS
+from preprocess.toy import shapes as toy
+from preprocess.toy.events import LEVELS
 from scripts.studies import choices, patches
 from scripts.studies.patches import (
     BACKGROUND,
