@@ -215,10 +215,10 @@ def queries_of(similarity: np.ndarray, answers: np.ndarray, captions: Sequence[s
     """
     ranks = rank(similarity, answers)["t2v"].ranks
     queries = []
-    for row, answer, rank, caption in zip(similarity, answers, ranks, captions, strict=True):
+    for row, answer, place, caption in zip(similarity, answers, ranks, captions, strict=True):
         order = [at for at in np.argsort(-row, kind="stable") if at != answer][:RETRIEVED]
         retrieved = [(ids[at], float(row[at])) for at in order]
-        queries.append(Query(caption, ids[answer], float(rank), len(ids), float(row[answer]), retrieved))
+        queries.append(Query(caption, ids[answer], float(place), len(ids), float(row[answer]), retrieved))
     return queries
 
 
