@@ -10,7 +10,7 @@ import pytest
 from helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow
-FOLDERS = ("common", "dataloaders", "modules", "preprocess", "scripts")
+FOLDERS = ("common", "dataloaders", "modules", "preprocess", "scripts", "search")
 
 
 @pytest.fixture(scope="module")
