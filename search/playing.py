@@ -14,16 +14,19 @@ import resource
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if TYPE_CHECKING:
+    import av
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIP_SECONDS = 30.0  # of video in a clip at most
 CLIP_SIZE = 480  # short side in pixels at most
 TIME_LIMIT = 60.0  # seconds that making one may take
+CLOCK = Fraction(1, 90_000)  # seconds, of a clip's timestamps
 MEMORY_LIMIT = 8 * 2**30  # bytes of address space
 
 
@@ -100,7 +103,7 @@ def make_clip(video: Path, start: float, seconds: float, output: Path) -> None:
     import av
 
     from preprocess.compress_video import CompressSettings, encode
-    from preprocess.frames import frame_interval, video_stream
+    from preprocess.frames import frame_interval, presentation_times, video_stream
 
     settings = CompressSettings(fps=Fraction(30), size=CLIP_SIZE)
     with av.open(os.path.abspath(video), metadata_errors="ignore") as container:
@@ -110,18 +113,29 @@ def make_clip(video: Path, start: float, seconds: float, output: Path) -> None:
         interval = frame_interval(stream, settings.fps)
         if start > 0:
             container.seek(int((begin + Fraction(start)) / stream.time_base), stream=stream)  # the key frame before
-        shown = (frame for frame in container.decode(stream) if frame.pts is not None)
-        after = (frame for frame in shown if frame.pts * frame.time_base - begin > start - interval)
-        frames = itertools.takewhile(lambda frame: frame.pts * frame.time_base - begin < start + seconds, after)
-        every = max(1, round((1 / interval) / settings.fps))
-        first = next(frames, None)
+        timed = presentation_times(container.decode(stream), interval)
+        after = ((time - begin, frame) for time, frame in timed if time - begin > start - interval)
+        chosen = thinned(itertools.takewhile(lambda shown: shown[0] < start + seconds, after), 1 / settings.fps)
+        first = next(chosen, None)
         if first is None:
             raise ValueError("it has no frame there")
-        chosen = itertools.islice(itertools.chain([first], frames), 0, None, every)
-        origin = first.pts * first.time_base
-        clock = Fraction(1, 90_000)
-        stamped = ((round((f.pts * f.time_base - origin) / clock), round(every * interval / clock), f) for f in chosen)
-        encode(stamped, output, 1 / (every * interval), clock, settings)
+        length = max(interval, 1 / settings.fps)
+        stamped = (
+            (round((time - first[0]) / CLOCK), round(length / CLOCK), frame)
+            for time, frame in itertools.chain([first], chosen)
+        )
+        encode(stamped, output, 1 / length, CLOCK, settings)
+
+
+def thinned(
+    timed: Iterable[tuple[Fraction, av.VideoFrame]], apart: Fraction
+) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """Frames with their times, without those that come sooner after the one before than `apart`, or with it."""
+    last = None
+    for time, frame in timed:
+        if last is None or time - last > apart * Fraction(9, 10):
+            last = time
+            yield time, frame
 
 
 def main() -> int:
