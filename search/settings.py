@@ -52,9 +52,7 @@ class IndexSettings:
     def problems(self) -> list[str]:
         """What does not fit together."""
         if self.stride > self.window:
-            return [
-                f"--stride {self.stride:g} must be at most --window {self.window:g}: nothing may lie between windows"
-            ]
+            return [f"--stride {self.stride:g} leaves gaps between windows of {self.window:g} s: give at most --window"]
         return []
 
 
@@ -76,7 +74,7 @@ class JudgeSettings:
     """Flags of what judges whether anything stands out."""
 
     threshold: float = setting(
-        1.0,
+        1.75,
         "how far the best moment has to lie above what generic texts reach in this index, in their standard deviations",
         within=between(-100, 100),
         metavar="NUMBER",

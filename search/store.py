@@ -35,6 +35,7 @@ DTYPE = np.dtype("<f2")
 MAX_REMOVED = 0.25  # of the rows in the files
 CHECKED_AT_ONCE = 8192  # rows
 UNIT = 0.01  # that a row's length may be off 1 in float16
+PATIENCE = 2.0  # seconds for another program to leave the folder
 WAIT = 10.0  # seconds for another program's transaction to end
 SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT);
@@ -424,7 +425,7 @@ def open_for_writing(folder: Path, settings: Mapping[str, Any]) -> Iterator[Stor
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # a reader that asks whether somebody writes holds the lock for a moment
-        with lock_folder(folder, patience=2.0):
+        with lock_folder(folder, patience=PATIENCE):
             connection = _connect(folder)
             store = Store(folder, connection)
             try:
@@ -452,15 +453,25 @@ def _quoted(value: object) -> str:
 def _connect(folder: Path) -> sqlite3.Connection:
     # what threads share is guarded by their owner
     connection = sqlite3.connect(folder / DATABASE, timeout=WAIT, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA synchronous = FULL")
+    with _said_of(folder):
+        connection.execute("PRAGMA synchronous = FULL")
     return connection
 
 
-def _check_version(store: Store) -> None:
+@contextlib.contextmanager
+def _said_of(folder: Path) -> Iterator[None]:
+    """Raises UserError where the database cannot be read."""
     try:
-        version = store.settings.get("version")
+        yield
     except sqlite3.DatabaseError as error:
-        raise UserError(f"{store.folder / DATABASE} is no index: {error}; delete {store.folder}") from error
+        if "locked" in str(error):
+            raise UserError(f"{folder / DATABASE} is held by another program: try again") from error
+        raise UserError(f"{folder / DATABASE} is no index: {error}; delete {folder} and index again") from error
+
+
+def _check_version(store: Store) -> None:
+    with _said_of(store.folder):
+        version = store.settings.get("version")
     if version != str(VERSION):
         raise UserError(f"{store.folder} holds an index of version {version}, not {VERSION}: delete it and index again")
 

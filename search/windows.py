@@ -71,8 +71,12 @@ def embed(run: Run, windows: list[VideoWindow]) -> np.ndarray:
 
 def picture_of(window: VideoWindow) -> bytes:
     """A window's middle frame as JPEG, as the model sees it."""
-    middle = window.frames[window.num_frames // 2].permute(1, 2, 0).numpy()  # (S, S, 3)
-    done, data = cv2.imencode(".jpg", middle[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, PICTURE_QUALITY])
+    return encode_picture(window.frames[window.num_frames // 2].permute(1, 2, 0).numpy())
+
+
+def encode_picture(pixels: np.ndarray) -> bytes:
+    """(S, S, 3) uint8 RGB as JPEG."""
+    done, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, PICTURE_QUALITY])
     if not done:
         raise RuntimeError("OpenCV cannot write JPEG")
     return data.tobytes()

@@ -2,11 +2,11 @@
 
   python scripts/moments/measure.py --videos runs/demo_search/videos "zero-shot=runs/demo_search/zero_shot" …
 
-Each NAME=FOLDER is an index of these videos. Every caption is looked for in the folder that has one shot of it. The first
-moment is the right one if it is in the shot's video and the times of the two have an intersection over union of at least
-0.5. The judge is asked about every caption three times: as it is, and with the windows that show its shot, or any shot of
-its object, left out, so that what is looked for is not there. Present things that do not stand out are misses, absent
-ones that do are false hits. ``--record FILE`` writes it as JSON.
+Each NAME=FOLDER is an index of these videos. Every caption is looked for in the folder that has one shot of it. The
+first moment is the right one if it is in the shot's video and the times of the two have an intersection over union of
+at least 0.5. The judge is asked about every caption three times: as it is, and with the windows that show its shot, or
+any shot of its object, left out, so that what is looked for is not there. Present things that do not stand out are
+misses, absent ones that do are false hits. ``--record FILE`` writes it as JSON.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
   python scripts/moments/shots.py --dataset runs/toy/dataset --output_dir runs/demo_search/videos
 
-A video a line of the list, twelve shots of 3 s each, those of a test set in a folder of its own: there every caption has
-one shot. Leaves ``shots.json``: the shots with video, caption, start and end in seconds; and ``generic.txt``: what is said
-of any picture in the toy world, for the judge of whether anything stands out.
+A video has twelve shots of 3 s each, those of a test set in a folder of its own: there every caption has one shot.
+Leaves ``shots.json``: the shots with video, caption, start and end in seconds; and ``generic.txt``: what is said of any
+picture in the toy world, for the judge of whether anything stands out.
 """
 
 import argparse
