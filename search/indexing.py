@@ -313,6 +313,8 @@ class _Reading:
     def __exit__(self, *error: object) -> None:
         self._stopped.set()
         self._thread.join(timeout=LEAVE)  # a daemon, which holds up nobody for longer
+        if not self._thread.is_alive():
+            self._reader.close()
 
     def __iter__(self) -> Iterator[tuple[int, VideoWindow | str | None]]:
         while (item := self._queue.get()) is not None:

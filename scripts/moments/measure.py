@@ -31,6 +31,7 @@ from search.store import read_store
 
 RIGHT = 0.5  # intersection over union
 THRESHOLDS = tuple(np.arange(-1, 4.01, 0.25).tolist())
+SHOWN = 0.5, 3.0  # the thresholds in the table
 ABSENT = {"its shot left out": 4, "all of its object left out": 3}  # words of a caption that a shot left out shares
 
 
@@ -122,7 +123,7 @@ def curve_table(results: dict[str, Any]) -> str:
     titles = [f"{name}: {head}" for name in names for head in heads]
     lines = ["| `--threshold` | " + " | ".join(titles) + " |", "|---:|" + "---:|" * len(titles)]
     for points in zip(*(results[name]["curve"] for name in names), strict=True):
-        if points[0]["threshold"] % 0.5:
+        if not SHOWN[0] <= points[0]["threshold"] <= SHOWN[1]:
             continue
         cells = [f"{point[key]:.1f}" for point in points for key in ("misses", *ABSENT)]
         lines.append(f"| {points[0]['threshold']:g} | {' | '.join(cells)} |")
