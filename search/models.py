@@ -11,7 +11,7 @@ from search.settings import ModelSettings
 
 DEFAULT_METHOD = "zero_shot"
 SAME = "take another --index_dir, or delete this one and index again"
-RECORDED = ("run", "method", "pretrained_clip_name", "pretrained_dir", "max_frames", "max_words")  # beside their order
+RECORDED = ("run", "method", "pretrained_clip_name", "pretrained_dir", "max_frames", "max_words")
 
 
 def wanted_settings(model: ModelSettings) -> dict[str, str]:

@@ -108,6 +108,8 @@ class Access:
 def access_of(host: str, port: int, name: str | None) -> Access:
     """Who may ask a server at an address; a token is drawn where others than this machine can reach it.
 
+    So it is where a name is given: a proxy that listens elsewhere asks from this machine.
+
     Raises:
         UserError: if the address is none.
     """
@@ -118,7 +120,7 @@ def access_of(host: str, port: int, name: str | None) -> Access:
     own = {"localhost", "127.0.0.1", "::1"}
     hosts = {host.lower(), str(address)} | ({name.lower()} if name else set())
     if address.is_loopback:
-        return Access(frozenset(hosts | own), False, port, None)
+        return Access(frozenset(hosts | own), False, port, secrets.token_urlsafe(24) if name else None)
     hosts |= own | {socket.gethostname().lower()} if address.is_unspecified else set()
     return Access(frozenset(hosts), address.is_unspecified, port, secrets.token_urlsafe(24))
 

@@ -90,7 +90,9 @@ class ServeSettings:
 
     host: str = setting(LOOPBACK, "address to listen at; any but this machine's own needs a token", metavar="ADDRESS")
     port: int = setting(8011, "0 for any that is free", within=between(0, 65_535), metavar="NUMBER")
-    host_name: str | None = setting(None, "a name that this machine is also reached by", metavar="NAME")
+    host_name: str | None = setting(
+        None, "a name that this machine is also reached by, through a proxy or directly; needs a token", metavar="NAME"
+    )
     max_queries: int = setting(
         max(1, (os.cpu_count() or 1) // 2), "queries computed at a time", within=at_least(1), metavar="QUERIES"
     )

@@ -33,7 +33,7 @@ DATABASE = "index.sqlite"
 VERSION = 1
 DTYPE = np.dtype("<f2")
 MAX_REMOVED = 0.25  # of the rows in the files
-CHECKED_AT_ONCE = 8192  # rows
+ROWS_AT_ONCE = 8192
 UNIT = 0.01  # that a row's length may be off 1 in float16
 PATIENCE = 2.0  # seconds for another program to leave the folder
 WAIT = 10.0  # seconds for another program's transaction to end
@@ -194,9 +194,12 @@ class Store:
     def rows(self) -> Rows:
         """All windows."""
         found = self._connection.execute("SELECT row, id, video, start, end FROM windows ORDER BY row")
-        table = np.array(found.fetchall(), dtype=np.float64).reshape(-1, 5)
-        rows, windows, videos = table[:, :3].astype(np.int64).T
-        return Rows(rows, windows, videos, table[:, 3], table[:, 4])
+        parts = [np.empty((0, 5))]
+        while part := found.fetchmany(ROWS_AT_ONCE):  # a million rows of Python's numbers would take 300 MB
+            parts.append(np.array(part, dtype=np.float64))
+        table = np.concatenate(parts)
+        rows, windows, videos = table[:, :3].T.astype(np.int64)
+        return Rows(rows, windows, videos, table[:, 3].copy(), table[:, 4].copy())
 
     # --- files ----------------------------------------------------------------------------------------------
 
@@ -275,8 +278,8 @@ class Store:
             return [*found, f"delete {self.folder} and index again"]
         embeddings = self.embeddings()
         bad = {"rows of embeddings that are not of unit length": 0, "pictures that are no JPEG": 0}
-        for start in range(0, len(table.rows), CHECKED_AT_ONCE):
-            block = embeddings[table.rows[start : start + CHECKED_AT_ONCE]].astype(np.float32)
+        for start in range(0, len(table.rows), ROWS_AT_ONCE):
+            block = embeddings[table.rows[start : start + ROWS_AT_ONCE]].astype(np.float32)
             bad["rows of embeddings that are not of unit length"] += int(
                 (~(np.abs(np.linalg.norm(block, axis=1) - 1) < UNIT)).sum()
             )

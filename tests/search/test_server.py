@@ -368,6 +368,7 @@ def test_another_address_needs_the_token(tmp_path, serve, indexed):
 def test_who_may_ask():
     assert access_of("127.0.0.1", 80, None).token is None and access_of("::1", 80, None).token is None
     assert access_of("localhost", 80, None).knows("localhost:80")
+    assert access_of("127.0.0.1", 80, "media.example").token  # a proxy lets others in
     there = access_of("192.0.2.7", 80, None)
     assert there.token is not None and there.knows("192.0.2.7") and not there.knows("192.0.2.8")
     assert access_of("192.0.2.7", 80, None).token != there.token
