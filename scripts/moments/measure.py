@@ -121,7 +121,7 @@ def curve_table(results: dict[str, Any]) -> str:
     names = list(results)
     heads = ["missed", *(f"false, {name}" for name in ABSENT)]
     titles = [f"{name}: {head}" for name in names for head in heads]
-    lines = ["| `--threshold` | " + " | ".join(titles) + " |", "|---:|" + "---:|" * len(titles)]
+    lines = ["| threshold | " + " | ".join(titles) + " |", "|---:|" + "---:|" * len(titles)]
     for points in zip(*(results[name]["curve"] for name in names), strict=True):
         if not SHOWN[0] <= points[0]["threshold"] <= SHOWN[1]:
             continue
