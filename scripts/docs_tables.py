@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts import choose_epsilon, gradient_precision, show_decay
 from scripts.benchmark import tables as benchmark_tables
-from scripts.moments import measure
+from scripts.moments import measure, speed
 from scripts.studies import choices, comparison, merging
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -36,6 +36,7 @@ TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "merging": (("study_toy.json", "study_merging.json"), merging.tables_of),
     "search": ("search_toy.json", measure.table),
     "search_curve": ("search_toy.json", measure.curve_table),
+    "search_speed": ("search_speed.json", speed.table),
     "compare": ("compare_toy.json", comparison.tables),
 }
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(\n<!-- end of (?P=name) -->)", re.DOTALL)

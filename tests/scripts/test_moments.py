@@ -7,9 +7,10 @@ import pytest
 
 from common.errors import UserError
 from helpers.flags import path_of
+from modules.program.loading import load_run
 from preprocess.make_toy_dataset import DatasetSettings, make_dataset
 from preprocess.toy_shapes import all_position_captions
-from scripts.moments import measure, shots
+from scripts.moments import measure, shots, speed
 from search.__main__ import main as search
 
 
@@ -97,3 +98,14 @@ def test_the_right_moment_is_that_of_the_shots_video_and_time():
     assert measure.is_right(moment, shot) and measure.is_right(moment | {"from": 1.5, "to": 6.0}, shot)
     assert not measure.is_right(moment | {"from": 4.5}, shot)
     assert not measure.is_right(moment | {"file": "videos/set2/joined00.mp4"}, shot)
+
+
+def test_the_speed_is_video_by_cpu_seconds(joined, monkeypatch, tiny_clip, capsys):
+    monkeypatch.setattr(
+        speed, "random_run", lambda *_: load_run(method="zero_shot", clip=tiny_clip, max_frames=4, max_words=12)
+    )
+    clock = iter([100.0, 102.0])
+    monkeypatch.setattr(speed, "cpu_seconds", lambda: next(clock))
+    assert speed.main([f"toy={joined / 'videos'}"]) == 0
+    seconds = 12 * 9 / 8
+    assert f"| toy | {seconds / 60:.1f} | 2 | {seconds / 2:.1f} |" in capsys.readouterr().out
