@@ -20,6 +20,13 @@ def duration(seconds: float) -> str:
     return " ".join(part for part in parts[:2] if not part.startswith("0 ")) or "0 s"
 
 
+def clock(seconds: float) -> str:
+    """A time in a video: "1:02:03", "2:03", "0:03.5"."""
+    minutes, rest = divmod(round(seconds * 10), 600)
+    end = f"{rest / 10:02.0f}" if rest % 10 == 0 else f"{rest / 10:04.1f}"
+    return f"{minutes // 60}:{minutes % 60:02}:{end}" if minutes >= 60 else f"{minutes}:{end}"
+
+
 def say_on_stderr(line: str) -> None:
     """Where bars go, too."""
     print(line, file=sys.stderr, flush=True)

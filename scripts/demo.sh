@@ -2,6 +2,8 @@
 # Shows the whole program at work on a machine with no dataset and no weights.
 #   bash scripts/demo.sh                text-video retrieval; leaves runs/demo/{zero_shot,stop,stop_shuffled}
 #   bash scripts/demo.sh recognition    action recognition; leaves runs/demo_recognition/{zero_shot,stop,stop_shuffled}
+#   bash scripts/demo.sh search         finds moments in long videos; leaves runs/demo_search, and shows its page at the end
+# The last one needs runs/demo/stop and trains it where it is not there. SEARCH_DEMO_SERVE=no ends it without the page.
 # Makes .venv, a small video dataset, a pack of its frames and a tiny CLIP (all kept under runs/toy/), trains STOP on them
 # through the main program of the task, evaluates it against the frozen CLIP, and prints a table. At most 7 minutes on two
 # quiet CPU cores after the installation, 4 on a second run.
@@ -41,10 +43,26 @@ case $task in
     data+=(
       --datatype hmdb51 --split_dir runs/toy/dataset/testTrainMulti_7030_splits --class_prompt "something {class}"
     ) ;;
+  search)
+    [ -f runs/demo/stop/best.pt ] || bash scripts/demo.sh retrieval
+    ;;
   *)
-    echo "demo: the task is retrieval or recognition, found $task" >&2
+    echo "demo: the task is retrieval, recognition or search, found $task" >&2
     exit 1 ;;
 esac
+if [ "$task" = search ]; then
+  out=runs/demo_search
+  $python scripts/moments/shots.py --dataset runs/toy/dataset --output_dir $out/videos
+  cut=(--window 3 --stride 1.5)
+  $python -m search index $out/videos --index_dir $out/zero_shot --method zero_shot \
+    --pretrained_clip_name runs/toy/clip --max_frames 8 --max_words 20 "${cut[@]}"
+  $python -m search index $out/videos --index_dir $out/stop --run runs/demo/stop "${cut[@]}"
+  $python scripts/moments/measure.py --videos $out/videos --record $out/search_toy.json \
+    "zero-shot, mean pooling=$out/zero_shot" "STOP=$out/stop"
+  [ "${SEARCH_DEMO_SERVE:-yes}" = no ] && exit 0
+  echo "Try: a red circle moving left, or anything of a colour, a shape and a motion. Ctrl-C ends it."
+  exec $python -m search serve --index_dir $out/stop --generic_texts $out/videos/generic.txt
+fi
 # prompters sized for a CLIP of width 64, and a rate and dropout for some 200 to 400 steps; the rest are the defaults
 stop=(--method stop --spatial_width 32 --spatial_hidden 64 --temporal_width 32 --prompt_dropout 0)
 run() {

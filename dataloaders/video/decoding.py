@@ -13,7 +13,7 @@ import ctypes
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ else:
 cv2.setNumThreads(0)
 
 Complaints = Callable[[], str]
+DECORD, OPENCV = "decord", "OpenCV"
 
 # Containers whose header counts frames. The others know a duration, of their longest track, and a frame rate.
 COUNTING_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".avi"})
@@ -112,7 +113,7 @@ class DecodingError(RuntimeError):
     """One library cannot read a file; another may."""
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
     """What a file's header announces, by OpenCV's reading; `frames` is not positive where nothing is."""
 
     frames: int
@@ -138,26 +139,31 @@ def read_video(
     than the header counts is its end too. OpenCV alone cannot tell a losslessly trimmed MP4, whose header
     also counts the hidden frames, from a broken one, and rejects it.
     """
-    _check_file(Path(path))
+    check_file(Path(path))
     failures = []
     for library, read in _libraries().items():
         try:
             # an absolute path cannot be taken for a protocol ("a:b.mp4")
             clip = _pad(read(os.path.abspath(path), num_frames, sample), num_frames)
-            if complaints is not None:
-                if library == "decord" and _is_matroska(path):
-                    _walk_packets(path)
-                if complaint := complaints():
-                    raise DecodingError(complaint)
+            check_heard(path, library, complaints)
             return clip
         except (DecodingError, MemoryError, cv2.error) as error:  # the latter two of frames without room for them
-            failures.append(f"{library}: {_first_line(error)}")
+            failures.append(f"{library}: {first_line(error)}")
             if complaints is not None:
                 complaints()  # those of this library are not the next one's
     raise BadVideoError(path, "; ".join(failures))
 
 
-def _check_file(path: Path) -> None:
+def check_heard(path: str | Path, library: str, complaints: Complaints | None) -> None:
+    """Raises DecodingError where a library has reported damage while it read a file to its end."""
+    if complaints is not None:
+        if library == DECORD and _is_matroska(path):
+            _walk_packets(path)
+        if complaint := complaints():
+            raise DecodingError(complaint)
+
+
+def check_file(path: Path) -> None:
     """Raises BadVideoError where there is no file to read, or none that the libraries can be told to read."""
     try:
         str(path).encode()
@@ -194,76 +200,83 @@ def _walk_packets(path: str | Path) -> None:
 
 def _libraries() -> dict[str, Callable[[str | Path, int, Sampler], list[np.ndarray]]]:
     """What reads a file, by name, in the order in which they are tried."""
-    with_decord = {} if decord is None else {"decord": _read_with_decord}
-    return with_decord | {"OpenCV": _read_with_opencv}
+    with_decord = {} if decord is None else {DECORD: _read_with_decord}
+    return with_decord | {OPENCV: _read_with_opencv}
 
 
 def _read_with_decord(path: str | Path, num_frames: int, sample: Sampler) -> list[np.ndarray]:
     """The sampled frames, each (H, W, 3) uint8 RGB. Raises DecodingError."""
+    reader, times = open_with_decord(path)
+    return list(frames_with_decord(reader, len(times), set(sample(len(times), num_frames).tolist())))
+
+
+def open_with_decord(path: str | Path) -> tuple[decord.VideoReader, np.ndarray]:
+    """A reader before the first frame, and when each frame is shown: (n,) seconds, increasing. Raises DecodingError."""
     if _is_transport_stream(path):
         raise DecodingError("starts MPEG transport streams at a later frame than the first")
     try:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
         times = reader.get_frame_timestamp(range(len(reader)))  # (packets, 2) seconds, in order of presentation
-        key_frames = set(reader.get_key_indices())
     except Exception as error:  # decord also raises RuntimeError, AssertionError and its own DECORDError
-        raise DecodingError(_first_line(error)) from error
+        raise DecodingError(first_line(error)) from error
     starts = times[:, 0]
     # decord finds frames by their times; some files have none (B-frames in AVI).
     if not (np.diff(starts) > 0).all():
         raise DecodingError("has no increasing timestamps for this file")
-    _check_complete(path, _read_header(path), len(starts), starts[-1])
-    total = len(starts)
+    check_complete(path, read_header(path), len(starts), starts[-1])
     if Path(path).suffix.lower() in COUNTING_SUFFIXES:
         # A trimmed MP4 begins with packets that are decoded but not shown; their times are negative.
-        total = int((starts >= 0).sum())
-    if total == 0:
+        starts = starts[starts >= 0]
+    if len(starts) == 0:
         raise DecodingError("no frame is shown")
-    wanted = set(sample(total, num_frames).tolist())
-    frames = []
+    return reader, starts
+
+
+def frames_with_decord(reader: decord.VideoReader, total: int, wanted: set[int]) -> Iterator[np.ndarray]:
+    """The wanted ones of `total` frames, in their order, each (H, W, 3) uint8 RGB. Raises DecodingError."""
     try:
+        key_frames = set(reader.get_key_indices())
         for index in range(total):
             if index in wanted:
-                frames.append(reader.next().asnumpy())
+                yield reader.next().asnumpy()
             elif index + 1 in key_frames:
                 reader.next()  # skip_frames would seek to the key frame
             else:
                 reader.skip_frames(1)  # decodes without converting
     except Exception as error:  # as above, and ValueError for a frame that did not come
-        raise DecodingError(_first_line(error)) from error
-    return frames
+        raise DecodingError(first_line(error)) from error
 
 
 def _read_with_opencv(path: str | Path, num_frames: int, sample: Sampler) -> list[np.ndarray]:
     """The sampled frames, each (H, W, 3) uint8 RGB. Raises DecodingError."""
-    header = _read_header(path)
+    header = read_header(path)
     wanted = sample(header.frames, num_frames).tolist() if header.frames > 0 else []
-    frames, total, last = _grab(path, wanted)
-    if total == 0:
+    times: list[float] = []
+    frames = list(frames_with_opencv(path, set(wanted), times))
+    if not times:
         raise DecodingError("no frame can be decoded")
-    _check_complete(path, header, total, last)
-    if total != header.frames:
-        frames, _, _ = _grab(path, sample(total, num_frames).tolist())
+    check_complete(path, header, len(times), times[-1])
+    if len(times) != header.frames:
+        frames = list(frames_with_opencv(path, set(sample(len(times), num_frames).tolist()), []))
     return frames
 
 
-def _grab(path: str | Path, wanted: list[int]) -> tuple[list[np.ndarray], int, float]:
-    """Decodes a whole file: its wanted frames, the number of all, and the time of the last in seconds."""
+def frames_with_opencv(path: str | Path, wanted: set[int], times: list[float]) -> Iterator[np.ndarray]:
+    """Decodes a whole file: its wanted frames, each (H, W, 3) uint8 RGB. Raises DecodingError.
+
+    times: gets when each frame is shown, in seconds.
+    """
     capture = _open_capture(path)
-    wanted = set(wanted)
-    frames, total, last = [], 0, 0.0
     while capture.grab():
-        if total in wanted:
+        if len(times) in wanted:
             read, frame = capture.retrieve()
             if not read:
-                raise DecodingError(f"frame {total} cannot be converted")
-            frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-        total += 1
-        last = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-    return frames, total, last
+                raise DecodingError(f"frame {len(times)} cannot be converted")
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
 
 
-def _check_complete(path: str | Path, header: _Header, total: int, last: float) -> None:
+def check_complete(path: str | Path, header: Header, total: int, last: float) -> None:
     """Raises DecodingError where `total` frames, the last at `last` seconds, are fewer than announced.
 
     Both libraries take the end of a truncated AVI, MKV or WebM for the end of the clip, and OpenCV any
@@ -278,9 +291,10 @@ def _check_complete(path: str | Path, header: _Header, total: int, last: float) 
         raise DecodingError(f"breaks off after {total} of {header.frames} frames")
 
 
-def _read_header(path: str | Path) -> _Header:
+def read_header(path: str | Path) -> Header:
+    """What a file announces, by OpenCV's reading."""
     capture = _open_capture(path)
-    return _Header(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS))
+    return Header(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS))
 
 
 def _open_capture(path: str | Path) -> cv2.VideoCapture:
@@ -304,7 +318,7 @@ def _pad(frames: list[np.ndarray], num_frames: int) -> tuple[np.ndarray, int]:
     return clip, len(frames)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """A decoder's message without the source positions before it and the C++ stack trace behind it."""
     lines = re.sub(r"\[\d\d:\d\d:\d\d\] \S+: |OpenCV\(\S+\) \S+ error: ", "", str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__

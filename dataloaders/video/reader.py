@@ -22,7 +22,7 @@ import sys
 import time
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from common.errors import UserError
 from common.settings import above, range_problems, setting
 from dataloaders.video.decoding import BadVideoError, find_damage, listen_to_libraries, read_video
 from dataloaders.video.sampling import FrameSampler
+from dataloaders.video.windows import Cutting, Plan, Span, read_windows
 
 ROOT = Path(__file__).resolve().parents[2]
 DECODER_ERRORS = REJECT, IGNORE = ("reject", "ignore")
@@ -112,6 +113,29 @@ class VideoReader:
                 raise
         raise BadVideoError(path, f"the decoder crashed: {crash}")
 
+    def read_windows(self, path: str | Path, cutting: Cutting) -> Iterator[Plan | np.ndarray]:
+        """What `windows.read_windows` yields: a plan, then its frames, each (H, W, 3) uint8 RGB.
+
+        A new plan makes all that came before it void, and so does an error. The time limit is that of a part: until the
+        plan, and from each frame to the next.
+
+        Raises as `read` does.
+        """
+        crash = ""
+        for _ in range(2):
+            try:
+                yield from self._ask_for_windows(path, cutting)
+                return
+            except _ChildDied as death:
+                self.close()
+                crash = str(death)
+            except BadVideoError:
+                raise
+            except BaseException:  # also where nobody wants the rest
+                self.close()
+                raise
+        raise BadVideoError(path, f"the decoder crashed: {crash}")
+
     def close(self) -> None:
         """End the child, if there is one."""
         if self._child is not None:
@@ -138,15 +162,45 @@ class VideoReader:
             self.close()
         if frames is not None:
             return frames
-        if "bad" in header:
-            raise BadVideoError(path, header["bad"])
-        raise RuntimeError(f"reading {path} failed in the decoding process:\n{header['mistake']}")
+        raise _failure(path, header)
+
+    def _ask_for_windows(self, path: str | Path, cutting: Cutting) -> Iterator[Plan | np.ndarray]:
+        child = self._get_child()
+        child.send({"path": os.path.abspath(path), "cutting": asdict(cutting)})
+        while True:
+            try:
+                header = child.receive_line(self.settings.video_time_limit)
+                if "shape" in header and math.prod(header["shape"]) > CLIP_LIMIT:
+                    self.close()
+                    raise BadVideoError(path, f"a frame {header['shape']} takes more than {CLIP_LIMIT / 2**30:g} GiB")
+                frame = child.receive_array(header["shape"]) if "shape" in header else None
+            except TimeoutError:
+                self.close()
+                limit = self.settings.video_time_limit
+                raise BadVideoError(path, f"a part was not decoded within {limit:g} seconds") from None
+            if frame is not None:
+                yield frame
+            elif "spans" in header:
+                yield Plan(header["seconds"], tuple(Span(start, end, tuple(f)) for start, end, f in header["spans"]))
+            else:
+                break
+        if child.decodes >= MAX_DECODES:
+            self.close()
+        if "done" not in header:
+            raise _failure(path, header)
 
     def _get_child(self) -> _Child:
         # after a fork the parent's child is still the parent's
         if self._child is None or self._child.owner != os.getpid():
             self._child = _Child(self.command, self.settings)
         return self._child
+
+
+def _failure(path: str | Path, header: dict) -> Exception:
+    """What the child's answer about a video is raised as."""
+    if "bad" in header:
+        return BadVideoError(path, header["bad"])
+    return RuntimeError(f"reading {path} failed in the decoding process:\n{header['mistake']}")
 
 
 class _Child:
@@ -257,15 +311,26 @@ def serve() -> None:
         # the parent keeps the time; this is for a child that hangs when its parent is gone
         signal.alarm(time_limit + 5)
         try:
-            sampler = FrameSampler(**request["sampler"])
             heard = complaints if decoder_errors == REJECT else None
-            frames, count = read_video(request["path"], request["num_frames"], sampler, heard)
+            if "cutting" in request:
+                for part in read_windows(request["path"], Cutting(**request["cutting"]), heard):
+                    signal.alarm(0)  # the parent may take its time over what it has got
+                    if isinstance(part, Plan):
+                        _answer(answers, part._asdict())
+                    else:
+                        _answer(answers, {"shape": part.shape}, np.ascontiguousarray(part))
+                    signal.alarm(time_limit + 5)
+                header, frames = {"done": True}, None
+            else:
+                sampler = FrameSampler(**request["sampler"])
+                frames, count = read_video(request["path"], request["num_frames"], sampler, heard)
+                header, frames = {"shape": [count, *frames.shape[1:]]}, frames[:count]
         except BadVideoError as error:
             _answer(answers, {"bad": error.reason})
         except Exception:
             _answer(answers, {"mistake": traceback.format_exc()})
         else:
-            _answer(answers, {"shape": [count, *frames.shape[1:]]}, frames[:count])
+            _answer(answers, header, frames)
         signal.alarm(0)
         complaints()  # of a video that was refused all the same
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
-TOPS = ("common", "dataloaders", "modules", "preprocess", "scripts")
+TOPS = ("common", "dataloaders", "modules", "preprocess", "scripts", "search")
 DIVIDED = ("dataloaders", "modules")  # their subfolders count for themselves
 PROGRAMS = "main programs"
 FRAMEWORKS = {"torch", "torchvision", "open_clip"}
@@ -149,6 +149,7 @@ STACK = (
     {"modules.training"},
     {"modules.program"},
     {"preprocess", "main programs"},
+    {"search"},
     {"scripts"},
 )
 

@@ -80,7 +80,7 @@ def calls_in(path):
             yield ast.unparse(node.func), keywords
 
 
-FOLDERS = ("common", "dataloaders", "modules", "preprocess", "scripts")
+FOLDERS = ("common", "dataloaders", "modules", "preprocess", "scripts", "search")
 OF_TESTS = ("tests/helpers", "tests/soak")  # what scripts/soak.sh runs, on real videos as well
 SOURCES = sorted(
     path for pattern in ("*.py", *(f"{folder}/**/*.py" for folder in FOLDERS + OF_TESTS)) for path in ROOT.glob(pattern)

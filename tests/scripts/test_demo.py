@@ -1,6 +1,7 @@
 """The demo from nothing to its tables: made once, read as frames, and what it shows is what STOP is for."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow
-FOLDERS = ("common", "dataloaders", "modules", "preprocess", "scripts")
+FOLDERS = ("common", "dataloaders", "modules", "preprocess", "scripts", "search")
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +72,22 @@ def test_the_demo_shows_that_stop_reads_time_and_makes_its_world_once(checkout):
     accuracy = demo(checkout, "recognition")
     assert accuracy["stop"] > 75 and max(accuracy["zero_shot"], accuracy["stop_shuffled"]) < 50
     assert toy_files(checkout) == made
+
+
+def test_the_demo_finds_moments_where_the_model_reads_time(checkout):
+    if not (checkout / "runs" / "demo" / "stop" / "best.pt").exists():
+        demo(checkout)
+    finished = subprocess.run(
+        ["bash", "scripts/demo.sh", "search"],
+        cwd=checkout,
+        env=os.environ | {"SEARCH_DEMO_SERVE": "no"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    found = json.loads((checkout / "runs" / "demo_search" / "search_toy.json").read_text())
+    right = {name: result["right"] for name, result in found.items()}
+    assert right["STOP"] > 40 and right["zero-shot, mean pooling"] < 20
+    for value in right.values():
+        assert f"{value:.1f} % of 432 queries" in finished.stdout

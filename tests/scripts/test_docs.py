@@ -28,10 +28,14 @@ def flags_of(program):
         classes = [CommonSettings, TrainSettings, PROGRAMS[task][1], *own, *(m.settings for m in METHODS.values())]
         flags = {f"--{field.name}" for settings in classes for field in dataclasses.fields(settings)}
         return flags | {"--method", "--datatype", "--help"} | LAUNCHER
+    if program.name == "search.sh":
+        return flags_of(ROOT / "search" / "__main__.py")
     if program.suffix == ".sh":  # its flags are those of what it runs
         named = re.findall(r"(?:main_task_\w+|(?:preprocess|scripts|tests/soak)/[\w/]+)\.py", program.read_text())
         return {flag for name in set(named) for flag in flags_of(ROOT / name)}
     source = program.read_text()
+    if program.parts[-2:] == ("search", "__main__.py"):  # whose settings have a file of their own
+        source += program.with_name("settings.py").read_text()
     flags = set(re.findall(r"add_argument\(\s*\"(--[\w-]+)\"", source))
     names = set(re.findall(r"^    (\w+): [^=\n]*= setting\(", source, re.MULTILINE))
     datasets = {field.name for dataset in DATASETS for field in dataclasses.fields(dataset.settings)}
@@ -58,7 +62,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_are_named_exist(page):
-    folders = "common|modules|dataloaders|preprocess|scripts|docs|tests"
+    folders = "common|modules|dataloaders|preprocess|scripts|search|docs|tests"
     named = re.findall(rf"`((?:{folders})/[\w/.]+\.\w+)`", page.read_text())
     for name in named:
         assert "NAME" in name or (ROOT / name).exists(), name

@@ -1,0 +1,348 @@
+"""Bringing an index up to date with some folders of videos."""
+
+import csv
+import logging
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from common.errors import UserError
+from common.progress import Progress, duration
+from dataloaders.video.decoding import BadVideoError
+from dataloaders.video.reader import DecodingSettings, VideoReader
+from dataloaders.video.windows import Cutting
+from dataloaders.video_files import list_videos, no_videos
+from modules.program.loading import Run
+from modules.tasks.embedding import check_searchable
+from search.models import SAME, check_fingerprint, check_same, fingerprint, open_run, wanted_settings
+from search.settings import IndexSettings, ModelSettings
+from search.store import DATABASE, Part, Stamp, Store, Video, open_for_writing, read_store
+from search.windows import PartMaker, VideoWindow, windows_of
+
+logger = logging.getLogger("stop")
+
+CUT = ("window", "stride")
+AHEAD = 64  # windows decoded ahead of the model
+LEAVE = 5.0  # seconds that the thread that decodes is waited for
+KILO = 1000
+FORGET = "If they are meant to be gone, give --forget_empty, which forgets them."
+
+
+@dataclass(frozen=True)
+class Found:
+    """A video file: its path as text, where names of other encodings are escaped, its name from its folder on."""
+
+    path: str
+    name: str
+    stamp: Stamp
+    problem: str | None = None
+
+
+@dataclass
+class Outcome:
+    """What bringing an index up to date did.
+
+    Attributes:
+        added, changed, gone, same: videos. bad: the path of each bad video and why it is one, also of earlier runs.
+        seconds: of video that were embedded.
+    """
+
+    added: int = 0
+    changed: int = 0
+    gone: int = 0
+    same: int = 0
+    bad: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        parts = [f"{self.added} new", f"{self.changed} changed", f"{self.gone} gone", f"{self.same} as before"]
+        return f"{', '.join(parts)}; {len(self.bad)} bad; {duration(self.seconds)} of video embedded"
+
+
+def find_videos(folder: Path, forget_empty: bool) -> tuple[dict[str, Found], list[str]]:
+    """The videos of a folder at any depth, by path, each once whatever links there are; and folders that are unread.
+
+    Raises:
+        UserError: if it is no folder, cannot be read, or holds no videos.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    listing = list_videos(folder)
+    if "" in listing.unread:
+        raise UserError(f"{folder} cannot be read: {listing.unread[''].strerror}")
+    root = os.path.abspath(folder)
+    if not listing.files and not forget_empty:
+        raise UserError(f"{no_videos('the folder', folder, listing)}\n{FORGET}")
+    found, seen = {}, set()
+    for relative in sorted(listing.files, key=lambda path: (path.count("/"), path)):
+        path = os.path.join(root, relative)
+        real = os.path.realpath(path)
+        if real not in seen:
+            seen.add(real)
+            video = _look_at(path, f"{os.path.basename(root)}/{relative}")
+            found[video.path] = video
+    return found, [os.path.join(root, path) for path in listing.unread]
+
+
+def _look_at(path: str, name: str) -> Found:
+    text, shown = (os.fsencode(part).decode("utf-8", "backslashreplace") for part in (path, name))
+    if text != path:
+        return Found(text, shown, Stamp(0, 0), "its name is not UTF-8; rename it")
+    try:
+        return Found(path, name, Stamp.of(os.stat(path)))
+    except OSError as error:
+        return Found(path, name, Stamp(0, 0), f"it cannot be looked at: {error.strerror}")
+
+
+def read_bad(path: Path) -> dict[str, str]:
+    """The bad videos that ``preprocess/check_videos.py`` listed: absolute path and reason.
+
+    Raises:
+        UserError: if the file is no such list.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return {os.path.abspath(row["video"]): row["reason"] for row in rows}
+    except (OSError, UnicodeError, KeyError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or "it has no columns video and reason"
+        raise UserError(f"--bad_videos {path} is no list of preprocess/check_videos.py: {reason}") from error
+
+
+def update(
+    folders: Iterable[Path],
+    index_dir: Path,
+    settings: IndexSettings,
+    model: ModelSettings,
+    given: set[str],
+    load: Callable[[dict[str, str], ModelSettings], Run] = open_run,
+) -> Outcome:
+    """Index what is new or changed in some folders, and forget what is gone from them and from those indexed before.
+
+    Args:
+        folders: to look for videos in.
+        index_dir: the index, made if it is not there.
+        settings: how. model: with what.
+        given: names of the flags that were given; an old index keeps what it was made with, and refuses others.
+        load: what loads the model, when the first video has to be embedded.
+
+    Raises:
+        UserError: if a folder or the model is not what it should be, or another program is writing to the index.
+    """
+    bad_before = {} if settings.bad_videos is None else read_bad(settings.bad_videos)
+    found: dict[str, Found] = {}
+    unread: list[str] = []
+    roots = [os.path.abspath(folder) for folder in folders]
+    for folder in roots:
+        videos, closed = find_videos(Path(folder), settings.forget_empty)
+        found = {**videos, **found}
+        unread += closed
+    for folder in unread:
+        logger.warning("the folder %s cannot be read: what was indexed of it is kept as it is", folder)
+
+    maker = _Model(index_dir, model, load)
+    with open_for_writing(index_dir, maker.for_new(settings)) as store:
+        recorded = store.settings
+        for name in sorted(given & set(CUT)):
+            if float(recorded[name]) != getattr(settings, name):
+                raise UserError(f"the index {index_dir} was made with --{name} {float(recorded[name]):g}: {SAME}")
+        check_same(index_dir, recorded, model)
+        for folder in roots:
+            store.add_folder(folder)
+        outcome = _forget(store, roots, found, unread)
+        known = {video.path: video for video in store.videos()}
+        todo = []
+        for video in found.values():
+            if video.problem is None and video.path in bad_before:
+                video = Found(video.path, video.name, video.stamp, bad_before[video.path])
+            if _is_same(video, known.get(video.path), settings.retry_bad):
+                outcome.same += 1
+            else:
+                todo.append(video)
+                outcome.changed += video.path in known
+                outcome.added += video.path not in known
+        todo.sort(key=lambda video: video.path)
+        store.set(done=0, total=len(todo))
+        _embed_all(store, todo, maker, recorded, settings, outcome)
+        store.tidy()
+        outcome.bad = {video.path: video.problem for video in store.videos() if video.problem is not None}
+    return outcome
+
+
+class _Model:
+    """The model of an index, loaded when it is first needed."""
+
+    def __init__(self, index_dir: Path, settings: ModelSettings, load: Callable[..., Run]):
+        self.index_dir, self.settings, self._load = index_dir, settings, load
+        self._run: Run | None = None
+
+    def for_new(self, settings: IndexSettings) -> dict[str, Any]:
+        """What a new index notes; nothing for one that is there."""
+        if (self.index_dir / DATABASE).is_file():
+            store = read_store_or_none(self.index_dir)
+            if store is not None:
+                store.close()
+                return {}
+        recorded = wanted_settings(self.settings)
+        run = self._run = self._load(recorded, self.settings)
+        check_searchable(run.model, "Take a run with")
+        frames = {"max_frames": run.max_frames, "max_words": run.max_words}
+        cut = {name: getattr(settings, name) for name in CUT}
+        known = {"width": run.clip.output_width, "fingerprint": fingerprint(recorded, self.settings, run)}
+        return {**recorded, **frames, **cut, **known}
+
+    def get(self, recorded: dict[str, str]) -> Run:
+        """The run, which is the one that the index was made with.
+
+        Raises:
+            UserError: if it is not.
+        """
+        if self._run is None:
+            self._run = self._load(recorded, self.settings)
+        check_fingerprint(self.index_dir, recorded, self.settings, self._run)
+        return self._run
+
+
+def read_store_or_none(folder: Path) -> Store | None:
+    """An index, None where a writer was killed before it had made one."""
+    if not (folder / DATABASE).stat().st_size:
+        return None
+    return read_store(folder)
+
+
+def _is_same(video: Found, known: Video | None, retry_bad: bool) -> bool:
+    """Whether there is nothing to do about a video."""
+    if known is None or known.stamp != video.stamp:
+        return False
+    if video.problem is not None:
+        return known.problem == video.problem
+    return known.problem is None or not retry_bad
+
+
+def _forget(store: Store, roots: list[str], found: dict[str, Found], unread: list[str]) -> Outcome:
+    """Remove what is gone: from the folders given, and of others what is no longer there while the folder is."""
+    gone = []
+    for video in store.videos():
+        if video.path in found or _is_in(video.path, unread):
+            continue
+        if _is_in(video.path, roots):
+            gone.append(video.path)
+            continue
+        folder = next((folder for folder in store.folders() if _is_in(video.path, [folder])), None)
+        # a disk that is not mounted has not lost its videos
+        if folder is not None and os.path.isdir(folder) and os.listdir(folder) and not os.path.lexists(video.path):
+            gone.append(video.path)
+    store.remove(gone)
+    return Outcome(gone=len(gone))
+
+
+def _is_in(path: str, folders: Iterable[str]) -> bool:
+    return any(path.startswith(os.path.join(folder, "")) for folder in folders)
+
+
+def _embed_all(
+    store: Store,
+    todo: list[Found],
+    maker: _Model,
+    recorded: dict[str, str],
+    settings: IndexSettings,
+    outcome: Outcome,
+) -> None:
+    """Embed videos one after the other, each in the index before the next is."""
+    readable = [video for video in todo if video.problem is None]
+    # a long video takes longer than a short one: what is done is counted in bytes of the files
+    kilobytes = [-(-video.stamp.size // KILO) for video in readable]
+    for video in todo:
+        if video.problem is not None:
+            _add(store, video, video.problem)
+    if not readable:
+        return
+    run = maker.get(recorded)
+    cutting = Cutting(float(recorded["window"]), float(recorded["stride"]), run.max_frames)
+    decoding = DecodingSettings(video_time_limit=settings.video_time_limit, decoder_errors=run.decoder_errors)
+    parts = PartMaker(run, settings.batch_size)
+    reading = _Reading(decoding, [Path(video.path) for video in readable], cutting, run.clip.image_size)
+    counted = 0  # kilobytes of the video in hand
+    with Progress(sum(kilobytes), "indexing", "kB", "kB") as progress, reading:
+        for place, window in reading:
+            if isinstance(window, VideoWindow):
+                parts.add(window)
+                done = int(kilobytes[place] * window.end / window.seconds)
+            else:
+                part = parts.part() if window is None else window
+                outcome.seconds += 0.0 if isinstance(part, str) else part.seconds
+                _add(store, readable[place], part)
+                done = kilobytes[place]
+                progress.note(videos=f"{place + 1}/{len(readable)}")
+            progress.update(max(0, done - counted))
+            counted = max(done, counted) if isinstance(window, VideoWindow) else 0
+
+
+def _add(store: Store, video: Found, part: Part | str) -> None:
+    """Put what came of a video into the index."""
+    if isinstance(part, str):
+        tqdm.write(f"bad: {video.path}: {part}", file=sys.stdout)
+    store.add(video.path, video.name, video.stamp, part, done=store.progress()[0] + 1)
+
+
+class _Reading:
+    """Decodes videos in a thread, some windows ahead of who takes them; to be entered.
+
+    Iterating yields (place of the video, window), and after a video's last window (place, None), or (place, reason) as
+    soon as it proves to be bad.
+    """
+
+    def __init__(self, decoding: DecodingSettings, paths: list[Path], cutting: Cutting, image_size: int):
+        self._reader = VideoReader(decoding)
+        self._paths, self._cutting, self._image_size = paths, cutting, image_size
+        self._queue: queue.Queue = queue.Queue(AHEAD)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "_Reading":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stopped.set()
+        self._thread.join(timeout=LEAVE)  # a daemon, which holds up nobody for longer
+        if not self._thread.is_alive():
+            self._reader.close()
+
+    def __iter__(self) -> Iterator[tuple[int, VideoWindow | str | None]]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    def _work(self) -> None:
+        try:
+            for place, path in enumerate(self._paths):
+                try:
+                    for window in windows_of(self._reader, path, self._cutting, self._image_size):
+                        if not self._put((place, window)):
+                            return
+                except BadVideoError as error:
+                    self._put((place, error.reason))
+                else:
+                    self._put((place, None))
+            self._put(None)
+        except Exception as error:  # no video's doing; raised where the results are taken
+            self._put(error)
+
+    def _put(self, item: object) -> bool:
+        """Whether it was wanted."""
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(item, timeout=0.5)
+                return True
+            except queue.Full:
+                continue
+        return False
