@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from common.errors import UserError
 from common.progress import Progress
 from preprocess.make_toy_dataset import write_video
-from preprocess.toy_shapes import all_position_captions
+from preprocess.toy.shapes import all_position_captions
 
 SHOTS = 12  # of a video
 SHOTS_FILE, GENERIC_FILE = "shots.json", "generic.txt"

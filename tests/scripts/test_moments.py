@@ -9,7 +9,7 @@ from common.errors import UserError
 from helpers.flags import path_of
 from modules.program.loading import load_run
 from preprocess.make_toy_dataset import DatasetSettings, make_dataset
-from preprocess.toy_shapes import all_position_captions
+from preprocess.toy.shapes import all_position_captions
 from scripts.moments import measure, shots, speed
 from search.__main__ import main as search
 
