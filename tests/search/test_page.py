@@ -1,43 +1,25 @@
-"""The page as a person meets it, in a headless Chromium: Debian's package with its driver, where they are installed."""
+"""The page as a person meets it, in a headless Chromium."""
 
-import shutil
 import time
 
 import numpy as np
 import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait as Wait
 
+from helpers.drawing.browser import browser, errors_of
 from helpers.search.index import SETTINGS, make_index, make_videos
 from search.store import open_for_writing
 from search.windows import encode_picture
 
 pytestmark = pytest.mark.slow
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-if not (CHROMIUM and DRIVER):
-    pytest.skip("there is no Chromium with its driver here: install Debian's chromium-driver", allow_module_level=True)
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-By = pytest.importorskip("selenium.webdriver.common.by").By
-Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
-Service = pytest.importorskip("selenium.webdriver.chrome.service").Service
-Wait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 
 
 @pytest.fixture(scope="module")
 def driver():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1200,900",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    driver.set_page_load_timeout(30)
-    yield driver
-    driver.quit()
+    with browser() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +39,7 @@ def page(driver, server):
     driver.get_log("browser")
     driver.get(f"http://127.0.0.1:{server.port}/")
     yield driver
-    assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert errors_of(driver) == []
 
 
 def wait(page, condition, seconds=20):
