@@ -12,7 +12,8 @@ STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 72rem; padding: 1rem; font: 1rem/1.45 system-ui, sans-serif; color: #1a1a1a;
-  background: #fff; overflow-wrap: anywhere; }
+  background: #fff; overflow-wrap: break-word; }
+p, summary, td + td:not(.number) { overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
 p { max-width: 46rem; margin: .5rem 0; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; max-width: 100%; }
