@@ -222,7 +222,7 @@ def draw_timelines(timelines: Sequence[Timeline], width: float = WIDTH) -> Figur
     sides = [min(room / len(line.frames), MOST) for line in timelines]
     heights = []
     for title, side in zip(titles, sides, strict=True):
-        heights += [LINE * (len(title) + 0.6), side + 0.06, 1.1, 3.2 * LINE]
+        heights += [LINE * (len(title) + 0.6), side, 1.1, 3.2 * LINE]
     figure.set_size_inches(width, sum(heights) + 2 * MARGIN)
     vertical = MARGIN / figure.get_figheight()
     edges = {"left": left / width, "right": 1 - right / width, "bottom": vertical, "top": 1 - vertical}

@@ -12,8 +12,8 @@ from common.errors import UserError
 from dataloaders.video.preprocessing import resize_and_crop
 from dataloaders.video.reader import DecodingSettings, VideoReader
 from dataloaders.video.sampling import FrameSampler
+from helpers.drawing.texts import assert_legible, drawn_texts, outside, overlapping
 from helpers.paths import shared_data
-from helpers.pictures import assert_legible, drawn_texts, outside, overlapping
 from modules.report.mistakes import Mistake, Picture, draw_mistakes
 from modules.report.page import BLUE, GREEN, MAP, VERMILION, evenly, new_figure, ranges, text_width, wrapped, write
 from modules.report.strips import Row, Strip, Timeline, draw_strips, draw_timelines
@@ -150,6 +150,8 @@ def test_what_changes_stands_in_the_gap_where_it_changes():
     for number, image in enumerate(strip_axes.get_images(), 1):
         left, right, *_ = image.get_extent()
         assert (left + right) / 2 == pytest.approx(number)
+        box = image.get_window_extent()
+        assert box.width == pytest.approx(box.height, rel=0.01), "frames are not stretched"
     below = next(axes for axes in figure.axes if curve in axes.lines)
     assert below.get_xlim() == strip_axes.get_xlim()
     assert below.get_position().x0 == strip_axes.get_position().x0

@@ -9,9 +9,9 @@ import torch
 
 import main_task_recognition
 import scripts.visualize as visualize
+from helpers.drawing.texts import assert_legible
 from helpers.flags import path_of
 from helpers.methods import FORMS, disturb, make_model
-from helpers.pictures import assert_legible
 from helpers.runs import results, run
 from helpers.tiny import TINY_TRAINING, make_tiny_clip, random_videos
 from modules.methods import METHODS
