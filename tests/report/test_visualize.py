@@ -239,8 +239,8 @@ def test_the_ranks_of_all_queries_are_those_of_the_metrics(trained):
 
 
 def test_queries_by_hand():
-    similarity = np.array([[0.1, 0.9, 0.5], [0.3, 0.2, 0.2]])
-    first, second = queries_of(similarity, np.array([0, 1]), ["x", "y"], ["a", "b", "c"])
+    similarity = np.array([[0.1, 0.9, 0.5], [0.3, 0.2, 0.2], [0.0, 0.0, 1.0]])
+    first, second, _ = queries_of(similarity, np.arange(3), ["x", "y", "z"], ["a", "b", "c"])
     assert (first.rank, first.video, first.similarity, first.among) == (3, "a", 0.1, 3)
     assert first.retrieved == [("b", 0.9), ("c", 0.5)]
     assert second.rank == 2.5 and second.retrieved == [("a", 0.3), ("c", 0.2)]
