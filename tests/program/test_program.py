@@ -450,6 +450,7 @@ def link_clips(folder, clips):
     return links
 
 
+@pytest.mark.slow
 def test_one_epoch_on_real_clips_with_a_damaged_one_reported_by_name(tiny_run, tmp_path, capsys):
     clips = sorted(shared_data("videos").iterdir())
     halves = {"train": clips[::2], "test": [clip for clip in clips[1::2] if clip.stem != "corrupted"]}

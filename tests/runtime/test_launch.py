@@ -104,7 +104,8 @@ def test_a_process_that_was_killed_is_named_and_the_same_command_goes_on(tiny_ru
     assert [entry["step"] for entry in lines(tmp_path / "run", "train")] == list(range(1, 21))
 
 
-@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_run_that_is_told_to_stop_leaves_with_the_programs_status(tiny_run, tmp_path, name):
     process = launched(2, tiny_run, tmp_path, *LONG, "--num_thread_reader", "1")
     wait_for(lambda: len(logged_steps(tmp_path)) >= 3, process)
@@ -348,9 +349,8 @@ def test_msrvtt_runs_each_method_with_its_own_setting_and_its_header_says_which_
         assert found.common.output_dir == Path("runs/msrvtt" if name == "stop" else f"runs/msrvtt_{name}")
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"), [(["--lr", "-1"], 1), pytest.param(["--no_such_flag"], 2, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("flags", "expected"), [(["--lr", "-1"], 1), (["--no_such_flag"], 2)])
+@pytest.mark.slow
 def test_what_is_wrong_with_a_flag_is_said_once(tiny_run, tmp_path, flags, expected):
     status, screen = finished(launched(2, tiny_run, tmp_path / "run", *SHARED, *flags))
     assert status == expected

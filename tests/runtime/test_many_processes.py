@@ -178,6 +178,7 @@ def test_an_error_that_one_process_meets_is_said_by_it(tiny_run, tmp_path):
     assert len(said) == 1
 
 
+@pytest.mark.slow
 def test_an_error_that_all_processes_meet_is_said_once(tiny_run, tmp_path):
     finished = torchrun(2, tiny_run, tmp_path / "run", *SHARED, "--batch_size", "5")
     assert finished.returncode != 0

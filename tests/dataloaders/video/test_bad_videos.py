@@ -569,6 +569,7 @@ def test_each_worker_has_a_decoding_process_of_its_own(tmp_path, context):
 
 
 @needs_proc
+@pytest.mark.slow
 def test_a_process_that_hangs_ends_although_its_parent_was_killed(fake_decord, tmp_path):
     fake_decord()
     path = write_video(tmp_path / "hang.mp4")
