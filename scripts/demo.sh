@@ -5,8 +5,8 @@
 #   bash scripts/demo.sh search         finds moments in long videos; leaves runs/demo_search, and shows its page at the end
 # The last one needs runs/demo/stop and trains it where it is not there. SEARCH_DEMO_SERVE=no ends it without the page.
 # Makes .venv, a small video dataset, a pack of its frames and a tiny CLIP (all kept under runs/toy/), trains STOP on them
-# through the main program of the task, evaluates it against the frozen CLIP, and prints a table. At most 7 minutes on two
-# quiet CPU cores after the installation, 4 on a second run.
+# through the main program of the task, evaluates it against the frozen CLIP, prints a table and writes a report, whose
+# path it prints. At most 7 minutes on two quiet CPU cores after the installation, 4 on a second run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 task=${1:-retrieval}
@@ -77,3 +77,5 @@ run stop_shuffled --do_eval "${stop[@]}" --init_model "$runs/stop/best.pt" --eva
 
 $python scripts/demo_table.py "$task" --record "$runs/table.json" "zero-shot, mean pooling=$runs/zero_shot" "STOP=$runs/stop" \
   "STOP, test frames shuffled=$runs/stop_shuffled"
+# curves, settings and pictures of some test videos, in one file for a browser
+echo "report: $($python scripts/report.py "$runs/stop" "$runs/zero_shot")"

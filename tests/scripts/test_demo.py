@@ -11,7 +11,7 @@ import pytest
 from helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow
-FOLDERS = ("common", "dataloaders", "modules", "preprocess", "scripts", "search")
+FOLDERS = ("common", "dataloaders", "docs", "modules", "preprocess", "scripts", "search")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,8 @@ def demo(checkout, *task):
     metric = "top1" if task else "motion_accuracy"
     for value in results.values():
         assert f"{value[metric]:.1f}" in finished.stdout
+    assert f"report: {(folder / 'stop' / 'report.html').relative_to(checkout)}" in finished.stdout
+    assert "data:image/png" in (folder / "stop" / "report.html").read_text(encoding="utf-8")
     for name in RUNS:
         settings = json.loads((folder / name / "config.json").read_text())["settings"]
         assert settings["packed"] and not settings["features_path"]
