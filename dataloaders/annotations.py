@@ -93,11 +93,14 @@ def read_text(path: str | Path) -> tuple[str, list[str]]:
     return (text, []) if text.strip() else ("", [f"{path} is empty"])
 
 
-def read_lines(path: str | Path) -> tuple[list[tuple[int, str]], list[str]]:
-    """The lines of a text file that are not blank, stripped and with their numbers from 1, and its problems."""
+def read_lines(path: str | Path, around: str | None = None) -> tuple[list[tuple[int, str]], list[str]]:
+    """The lines of a text file that are not blank, stripped and with their numbers from 1, and its problems.
+
+    around: what is stripped; None for all that is blank.
+    """
     text, problems = read_text(path)
     lines = enumerate(io.StringIO(text, newline=None), start=1)
-    return [(number, line.strip()) for number, line in lines if line.strip()], problems
+    return [(number, line.strip(around)) for number, line in lines if line.strip()], problems
 
 
 def _convert(path: str | Path, encoding: str) -> str:

@@ -88,6 +88,7 @@ class SplitChoice:
     """Flags of recognition beside those of its datasets."""
 
     split: str | None = setting(None, "official split; without it all of them")
+    lists: str = setting("both", "lists that are checked; of a copy without training videos, test", ("both", *LISTS))
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,10 @@ def plan_retrieval(datatype: str, settings: Any) -> Plan:
         AnnotationError: listing everything that is wrong with its files, but for videos that are missing.
     """
     dataset = RETRIEVAL[datatype]
+    if not dataset.names_training(settings):
+        of_training = [f"--{name}" for name, value in vars(settings).items() if name.startswith("train_") and value]
+        if of_training:
+            raise UserError(f"{', '.join(of_training)}: give --{dataset.training_list} too, which has the videos")
     readers = {"training": dataset.read_train} if dataset.names_training(settings) else {}
     readers["evaluation"] = dataset.read_eval
     lists = read_all([lambda s, read=read: read(s, allow_missing=True) for read in readers.values()], settings)
@@ -155,8 +160,8 @@ def plan_retrieval(datatype: str, settings: Any) -> Plan:
     return plan_lists([VideoList.of(name, listed.samples, listed.missing) for name, listed in found], settings)
 
 
-def plan_recognition(datatype: str, settings: Any, split: str | None) -> Plan:
-    """The videos of a recognition dataset's split, or where it is None of all its splits.
+def plan_recognition(datatype: str, settings: Any, split: str | None, chosen: str = "both") -> Plan:
+    """The videos of a recognition dataset's split, or where it is None of all its splits; chosen: of which lists.
 
     Raises:
         UserError: there is no such split; as AnnotationError, as above.
@@ -165,11 +170,13 @@ def plan_recognition(datatype: str, settings: Any, split: str | None) -> Plan:
     if split not in (None, *dataset.splits):
         raise UserError(f"--split {split}: {datatype} has split {', '.join(dataset.splits)} only")
     names = dataset.splits if split is None else (split,)
-    splits = read_all([lambda s, name=name: dataset.read(s, name, allow_missing=LISTS) for name in names], settings)
+    wanted = LISTS if chosen == "both" else (chosen,)
+    splits = read_all([lambda s, name=name: dataset.read(s, name, LISTS, wanted) for name in names], settings)
     lists = []
     for name, read in zip(names, splits, strict=True):
         of_split = f"split {name}, " if len(names) > 1 else ""
-        for list_name, samples in zip(LISTS, (read.train, read.test), strict=True):
+        for list_name in wanted:
+            samples = read.train if list_name == LISTS[0] else read.test
             missing = [video_id for its, video_id in read.missing if its == list_name]
             lists.append(VideoList.of(of_split + list_name, samples, missing))
     return plan_lists(lists, settings)
@@ -331,7 +338,8 @@ def start(argv: Sequence[str] | None) -> tuple[CheckSettings, Plan]:
         return settings, plan_folder(files.features_path)
     if datatype in RETRIEVAL:
         return settings, plan_retrieval(datatype, files)
-    return settings, plan_recognition(datatype, files, from_arguments(SplitChoice, arguments).split)
+    choice = from_arguments(SplitChoice, arguments)
+    return settings, plan_recognition(datatype, files, choice.split, choice.lists)
 
 
 def prepare_output(flag: str, path: Path) -> None:

@@ -15,8 +15,9 @@ About a minute on one core. What it leaves in the folder:
     dataset.json            the settings that made it, and the names of colours, shapes and motions
 
 --form makes the same videos with the annotation files of another dataset in their published form, and named as it names
-its videos; `toy/forms.py` says which. That dataset's script runs on it, with the folder as DATA and its videos as
-VIDEOS. These forms know no test sets: there is one, of --num_test videos.
+its videos; `toy/forms.py` says which. That dataset's script runs on it, with the folder as DATA, its videos as VIDEOS
+and a folder for the run as OUTPUT; docs/datasets.md shows one. These forms know no test sets: there is one, of
+--num_test videos.
 
 A class is an object and a motion: 108 in all. Videos come in pairs of opposite motions, of which one is exactly the
 other backwards, down to the decoded pixels, so a model that ignores the order of frames cannot get more than half of

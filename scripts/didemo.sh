@@ -14,6 +14,7 @@
 # descriptions are of:
 #   .venv/bin/python preprocess/compress_video.py --max_seconds 30 --input_root VIDEOS \
 #     --output_root data/didemo/videos_3fps
+# and if they are packed (PACKED), pack these: what packs and reads the originals knows no 30 seconds.
 #
 # Frames and words are customary; the rest of the setting is ours, as on ActivityNet but for clipping, untried at this
 # scale, and there is no published number to aim at here: the sources at hand have neither on DiDeMo.

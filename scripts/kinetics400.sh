@@ -11,6 +11,7 @@
 #   the videos, clips of 10 seconds named <youtube id>_<start>_<end>.mp4 with six-digit seconds, in class folders or not
 # Many of them are gone from YouTube and every copy lacks others: those without a file are left out of training and test,
 # missing_videos.csv of the run lists them, results.json counts them, and results are then those of a smaller test set.
+# --allow_missing FILE, a list that preprocess/check_videos.py makes, leaves out these and no others.
 # Compress the videos to 12 frames a second, which is more than 4 clips of 12 frames need, and a short side of 224 pixels:
 #   .venv/bin/python preprocess/compress_video.py --fps 12 --input_root VIDEOS \
 #     --output_root data/kinetics400/videos_12fps
@@ -22,8 +23,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-SPLITS=${SPLITS:-data/kinetics400/labels}
-VIDEOS=${VIDEOS:-data/kinetics400/videos_12fps}
+DATA=${DATA:-data/kinetics400}                # labels/train.csv and labels/validate.csv
+SPLITS=${SPLITS:-$DATA/labels}
+VIDEOS=${VIDEOS:-$DATA/videos_12fps}          # what preprocess/compress_video.py made
 PACKED=${PACKED:-}                            # what preprocess/pack_frames.py --fps 12 made; read in place of VIDEOS
 PRETRAINED=${PRETRAINED:-data/pretrained}     # ViT-B-32.pt; downloaded to here if it is missing
 OUTPUT=${OUTPUT:-runs/kinetics400}

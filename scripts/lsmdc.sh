@@ -10,9 +10,9 @@
 # Download to data/lsmdc/, from LSMDC's page, which asks for a form and gives a password:
 #   LSMDC16_annos_training.csv, LSMDC16_annos_val.csv and LSMDC16_challenge_1000_publictect.csv
 #   the clips, .avi files in a folder a film
-# Compress the videos to 12 frames a second and a short side of 224 pixels, since clips are a few
-# seconds long:
+# Compress the videos to 12 frames a second and a short side of 224 pixels, since clips are a few seconds long:
 #   .venv/bin/python preprocess/compress_video.py --fps 12 --input_root VIDEOS --output_root data/lsmdc/videos_12fps
+# and if they are packed (PACKED), pack them with --fps 12, too.
 #
 # The setting is ours, that of MSR-VTT, untried at this scale, and there is no published number to aim at here: the sources
 # at hand have neither on LSMDC.

@@ -10,9 +10,11 @@
 #
 # Download to data/vatex/:
 #   vatex_training_v1.0.json and vatex_validation_v1.0.json from VATEX's page (eric-xw.github.io/vatex-website)
-#   test_list.txt, the ids of the test half of the validation videos in HGR's split, one a line
+#   test_list.txt, the ids of the test half of the validation videos in HGR's split (github.com/cshizhe/hgr_v2t), one a
+#   line; where the names come as an array of numpy, .venv/bin/python makes it of that:
+#     import numpy; print(*numpy.load("tst_names.npy", allow_pickle=False), sep="\n", file=open("test_list.txt", "w"))
 #   the videos, clips of 10 seconds named <youtube id>_<start>_<end>.mp4 with six-digit seconds; many are gone from
-#   YouTube: --allow_missing and --on_bad_eval_video drop go on without them
+#   YouTube: --allow_missing FILE, a list that preprocess/check_videos.py makes, goes on without them
 # Compress the videos to 3 frames a second and a short side of 224 pixels:
 #   .venv/bin/python preprocess/compress_video.py --input_root VIDEOS --output_root data/vatex/videos_3fps
 #

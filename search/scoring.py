@@ -18,7 +18,7 @@ import torch
 
 from search.store import Rows
 
-BLOCK = 8192  # windows multiplied at a time
+BLOCK = 2048  # windows multiplied at a time, which as float32 stay in the processor's cache
 MERGE = 0.8  # of the best window's score: neighbours above it belong to its moment
 CANDIDATES = 50  # windows looked at for each moment that is wanted
 MIN_CANDIDATES = 2000
@@ -52,11 +52,12 @@ def similarities(embeddings: np.ndarray, rows: np.ndarray, queries: np.ndarray) 
     """
     found = np.empty((len(rows), len(queries)), np.float32)
     weights = torch.from_numpy(np.ascontiguousarray(queries.T, dtype=np.float32))  # (E, Q)
+    room = torch.empty(BLOCK, embeddings.shape[1])  # once, as fresh memory costs time
     for start in range(0, len(rows), BLOCK):
         part = rows[start : start + BLOCK]
         whole = part[-1] - part[0] + 1 == len(part)
         block = embeddings[part[0] : part[-1] + 1] if whole else embeddings[part]
-        product = torch.from_numpy(np.array(block)).float() @ weights
+        product = room[: len(part)].copy_(torch.from_numpy(np.array(block))) @ weights
         found[start : start + BLOCK] = product.numpy()
     return found
 

@@ -77,6 +77,7 @@ def backward_in_parts(
     for kind, of, embedding in zip(kinds, runs, embeddings, strict=True):
         for run in of:
             part = kind.encode(run)
-            if part.requires_grad:  # else nothing in its encoder trains
-                part.backward(embedding.grad[run])
+            if not part.requires_grad:  # nothing in its encoder trains
+                break
+            part.backward(embedding.grad[run])
     return value.detach()

@@ -154,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.table:
         args.record.write_text(json.dumps(make_record(), indent=2) + "\n", encoding="utf-8")
-    print(table(json.loads(args.record.read_text(encoding="utf-8"))))
+    records = (args.record, args.record.with_name("benchmark.json"))  # the latter where there is one
+    print(table(*(json.loads(path.read_text(encoding="utf-8")) for path in records if path.is_file())))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from helpers.runs import rows_of
 from helpers.videos import damage, encode, noise, write_video
 from modules.program.arguments import CommonSettings
 from preprocess import check_videos
+from preprocess.make_toy_dataset import DatasetSettings, make_dataset
 
 HEADER = "step,epoch,sample,attempt,video,reason\n"
 
@@ -295,6 +296,58 @@ def test_every_dataset_says_which_flag_names_its_training_list(name, tmp_path):
     else:
         assert f"--{dataset.training_list}" in str(caught.value)
         assert dataset.names_training(replace(settings, **{dataset.training_list: tmp_path}))
+
+
+LISTS_OF = {
+    "vatex": {
+        "--train_json": "vatex_training_v1.0.json",
+        "--val_json": "vatex_validation_v1.0.json",
+        "--val_list": "test_list.txt",
+    },
+    "activity": {"--train_json": "train.json", "--val_json": "val_1.json"},
+    "didemo": {"--train_json": "train_data.json", "--val_json": "test_data.json"},
+    "msvd": {"--train_list": "train_list.txt", "--val_list": "test_list.txt", "--data_path": "raw-captions.pkl"},
+    "lsmdc": {
+        "--train_csv": "LSMDC16_annos_training.csv",
+        "--val_csv": "LSMDC16_challenge_1000_publictect.csv",
+    },
+    "kinetics400": {"--split_dir": "labels"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LISTS_OF)
+def test_every_published_form_is_checked_and_its_list_names_what_is_gone(name, tmp_path, capsys):
+    dataset = make_dataset(tmp_path / "toy", DatasetSettings(num_train=12, num_test=4, num_test_sets=1), form=name)
+    flags = ["--datatype", name, "--features_path", dataset / "videos"]
+    flags += [part for flag, file in LISTS_OF[name].items() for part in (flag, dataset / file)]
+    assert check(tmp_path / "bad.csv", *flags) == (0, [])
+    videos = sorted((dataset / "videos").rglob("*.mp4"))
+    videos[0].unlink()
+    code, bad = check(tmp_path / "bad.csv", *flags)
+    assert code == 1 and len(bad) == 1 and videos[0].stem in bad[0][0]
+    assert read_missing(tmp_path / "missing.csv") == {bad[0][0]}
+    assert re.search(r"training +12 |test +4 |evaluation +4 ", capsys.readouterr().out)
+
+
+def test_a_copy_without_training_videos_has_its_test_list_checked(clips, tmp_path, capsys):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("a_0", "[tall] man climbs_1"):
+        shutil.copy(clips[0] / "good.avi", videos / f"{name}.avi")
+    splits = write_hmdb51(tmp_path / "splits")
+    flags = ("--datatype", "hmdb51", "--split_dir", splits, "--features_path", videos, "--split", "1")
+    assert check(tmp_path / "bad.csv", *flags)[0] == 2  # no training video has a file
+    assert check(tmp_path / "bad.csv", *flags, "--lists", "test") == (0, [])
+    assert not re.search(r"^training ", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_flags_of_training_without_its_list_are_refused(clips, tmp_path, capsys):
+    ids = tmp_path / "ids.txt"
+    ids.write_text("a\n")
+    flags = ("--datatype", "vatex", "--val_json", ids, "--train_list", ids, "--features_path", clips[0])
+    assert check(tmp_path / "bad.csv", *flags)[0] == 2
+    assert "--train_list: give --train_json too" in capsys.readouterr().err
 
 
 def test_of_whole_lists_that_of_missing_videos_is_a_header(clips, tmp_path, capsys):

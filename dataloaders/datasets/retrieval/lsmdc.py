@@ -24,7 +24,7 @@ FIELDS = 6
 
 def read_captions(path: str | Path) -> tuple[Captions, list[str]]:
     """The captions of each clip of an annotation file, and the problems of that file."""
-    lines, problems = read_lines(path)
+    lines, problems = read_lines(path, around="\r\n ")  # an empty field at an end is a field
     captions = Captions()
     for number, line in lines:
         where = f"line {number} of {path}"

@@ -86,7 +86,10 @@ def read_words(path: str | Path) -> tuple[dict[str, list[list[str]]], list[str]]
 
 def _are_captions(value: Any) -> bool:
     # An empty list of words is a caption, an empty one, which the list that has the video will name.
-    return isinstance(value, list) and bool(value) and all(words == [] or are_texts(words) for words in value)
+    if not isinstance(value, list | tuple):
+        return False
+    lists = [list(words) if isinstance(words, tuple) else words for words in value]
+    return bool(lists) and all(words == [] or are_texts(words) for words in lists)
 
 
 @dataclass(frozen=True)
