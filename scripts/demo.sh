@@ -78,4 +78,5 @@ run stop_shuffled --do_eval "${stop[@]}" --init_model "$runs/stop/best.pt" --eva
 $python scripts/demo_table.py "$task" --record "$runs/table.json" "zero-shot, mean pooling=$runs/zero_shot" "STOP=$runs/stop" \
   "STOP, test frames shuffled=$runs/stop_shuffled"
 # curves, settings and pictures of some test videos, in one file for a browser
-echo "report: $($python scripts/report.py "$runs/stop" "$runs/zero_shot")"
+report=$($python scripts/report.py "$runs/stop" "$runs/zero_shot")
+echo "report: $report"

@@ -26,10 +26,12 @@ OUTPUT=${OUTPUT:-runs/hmdb51}
 
 FRAMES=(--features_path "$VIDEOS")
 if [ -n "$PACKED" ]; then FRAMES=(--packed "$PACKED"); fi
+TASK=--do_train
+case " $* " in *" --method zero_shot "* | *" --method=zero_shot "*) TASK=--do_eval ;; esac  # nothing to train
 
 # the rest are the defaults, for STOP batches of 32, 20 epochs, a rate of 1e-3, 12 frames; another --method brings its own
 exec bash scripts/launch.sh main_task_recognition.py \
-  --do_train --method stop --datatype hmdb51 \
+  "$TASK" --method stop --datatype hmdb51 \
   --pretrained_clip_name ViT-B/32 --pretrained_dir "$PRETRAINED" \
   --split_dir "$SPLITS" "${FRAMES[@]}" --split mean \
   --num_thread_reader 8 --output_dir "$OUTPUT" "$@"

@@ -32,10 +32,12 @@ OUTPUT=${OUTPUT:-runs/kinetics400}
 
 FRAMES=(--features_path "$VIDEOS")
 if [ -n "$PACKED" ]; then FRAMES=(--packed "$PACKED"); fi
+TASK=--do_train
+case " $* " in *" --method zero_shot "* | *" --method=zero_shot "*) TASK=--do_eval ;; esac  # nothing to train
 
 # the rest are the defaults, for STOP batches of 128, 10 epochs, a rate of 1e-3, 12 frames; other methods bring their own
 exec bash scripts/launch.sh main_task_recognition.py \
-  --do_train --method stop --datatype kinetics400 \
+  "$TASK" --method stop --datatype kinetics400 \
   --pretrained_clip_name ViT-B/32 --pretrained_dir "$PRETRAINED" \
   --split_dir "$SPLITS" "${FRAMES[@]}" --num_clips 4 --num_crops 3 \
   --allow_missing --on_bad_eval_video drop \

@@ -33,10 +33,10 @@ from modules.report.mistakes import draw_mistakes
 from modules.report.strips import draw_strips, draw_timelines
 from modules.runtime.run_folder import CONFIG, METRICS, RESULTS
 from modules.tasks.thinned import say_thinned
-from scripts.figures.mistakes import find_mistakes
+from scripts.figures.mistakes import checkpoint_of, find_mistakes
 from scripts.figures.shown import Shown, test_videos
 from scripts.table import Table, place_of, read_run
-from scripts.visualize import ZERO_SHOT, attention_strip, load_runs, names_of, region_strip, tell_apart, timeline_of
+from scripts.visualize import ZERO_SHOT, attention_strip, load_runs, region_strip, tell_apart, timeline_of
 
 REPORT = "report.html"
 VIDEOS, MISTAKES = 3, 5
@@ -192,26 +192,42 @@ def pictures_of(runs: Sequence[RunFiles], count: int, more: Sequence[str]) -> st
     trained = [run for run in runs if run.results]
     if not trained:
         return html.text("No run has finished yet.")
-    sources = [ZERO_SHOT, *(str(run.folder) for run in trained if run.settings["method"] != ZERO_SHOT)]
+    first = trained[0]
     parts = [
         html.text(
-            f"{count} of the test videos of {trained[0].name}, evenly spaced in the evaluation list. Attention is that "
+            f"{count} of the test videos of {first.name}, evenly spaced in the evaluation list. Attention is that "
             "of what is read of a video to each frame's patches, in the last layer, one colour scale a row."
         )
     ]
     try:
-        loaded = load_runs(sources)
-        names = names_of(sources, loaded, None)
-        for video in test_videos(trained[0].folder, loaded[0], count, more):
-            parts += video_pictures(video, sources, names, loaded)
+        checkpoints = {run.name: checkpoint_of(run.folder, run.settings) for run in trained}
+        sources = {"zero-shot": ZERO_SHOT} | {name: str(path) for name, path in checkpoints.items() if path}
+        files = {name: given_in(more, name) for name in ("pretrained_clip_name", "pretrained_dir")}
+        if len(sources) == 1:  # no checkpoint knows which CLIP it is
+            files = {name: value or first.settings[name] for name, value in files.items()}
+        # all see as many frames as the first
+        loaded = load_runs(
+            list(sources.values()),
+            *(files["pretrained_clip_name"], first.results["max_frames"], first.results["max_words"]),
+            files["pretrained_dir"],
+        )
+        for video in test_videos(first.folder, loaded[0], count, more):
+            parts += video_pictures(video, list(sources.values()), list(sources), loaded)
     except (UserError, BadVideoError) as error:
         parts.append(html.text(f"Videos cannot be shown: {error}"))
     try:
-        title, headings, mistakes = find_mistakes(trained[0].folder, MISTAKES, more)
+        title, headings, mistakes = find_mistakes(first.folder, MISTAKES, more)
         parts.append(html.picture(draw_mistakes(title, headings, mistakes, WIDTH), title))
     except (UserError, BadVideoError) as error:
         parts.append(html.text(f"What goes wrong cannot be shown: {error}"))
     return "\n".join(parts)
+
+
+def given_in(flags: Sequence[str], name: str) -> str | None:
+    """The value of a flag in a command line; None where it is not there."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}")
+    return getattr(parser.parse_known_args(flags)[0], name)
 
 
 def video_pictures(video: Shown, sources: Sequence[str], names: Sequence[str], runs: Sequence[Run]) -> list[str]:

@@ -41,7 +41,11 @@ MAPS = {
 
 
 def load_runs(
-    sources: Sequence[str], clip: str | None = None, max_frames: int | None = None, max_words: int | None = None
+    sources: Sequence[str],
+    clip: str | None = None,
+    max_frames: int | None = None,
+    max_words: int | None = None,
+    pretrained_dir: str | None = None,
 ) -> list[Run]:
     """The runs that a command line names.
 
@@ -52,12 +56,12 @@ def load_runs(
     for source in trained:
         if not Path(source).exists():
             raise UserError(f"--runs {source}: there is no such folder or checkpoint")
-    given = {"clip": clip, "max_frames": max_frames, "max_words": max_words}
+    given = {"clip": clip, "pretrained_dir": pretrained_dir, "max_frames": max_frames, "max_words": max_words}
     loaded = {source: load_run(source, **given) for source in dict.fromkeys(trained)}
     if ZERO_SHOT in sources:
         if trained:
             checkpoint, first = load_checkpoint(find_checkpoint(Path(trained[0]))), loaded[trained[0]]
-            given = {"max_frames": first.max_frames, "max_words": first.max_words, "clip": clip}
+            given |= {"max_frames": first.max_frames, "max_words": first.max_words}
             if clip is None:
                 given |= {"clip": checkpoint.get("clip_name"), "pretrained_dir": checkpoint.get("pretrained_dir")}
         loaded[ZERO_SHOT] = load_run(method=ZERO_SHOT, **given)
@@ -86,7 +90,7 @@ def names_of(sources: Sequence[str], runs: Sequence[Run], names: Sequence[str] |
 
 def tell_apart(paths: Sequence[str | Path]) -> list[str]:
     """The shortest ends of some paths that tell them apart."""
-    parts = [Path(path).parts for path in paths]
+    parts = [Path(path).resolve().parts for path in paths]
     length = 1
     while len({path[-length:] for path in parts}) < len(set(parts)):
         length += 1

@@ -1,12 +1,16 @@
 """Which model an index was made with, and that model again."""
 
 import hashlib
+import json
 from pathlib import Path
+
+import torch
 
 from common.errors import UserError
 from modules.program.build import find_checkpoint
 from modules.program.loading import Run, load_run
 from modules.runtime.identity import clip_fingerprint
+from modules.runtime.run_folder import load_checkpoint
 from search.settings import ModelSettings
 
 DEFAULT_METHOD = "zero_shot"
@@ -73,11 +77,17 @@ def open_run(recorded: dict[str, str], model: ModelSettings) -> Run:
 
 
 def fingerprint(recorded: dict[str, str], model: ModelSettings, run: Run) -> str:
-    """By which a model is known: its checkpoint, which names its CLIP's weights, or the CLIP's weights."""
-    source = model.run or recorded["run"]
-    if recorded["run"]:
-        return hashlib.sha256(find_checkpoint(Path(source)).read_bytes()).hexdigest()[:16]
-    return clip_fingerprint(run.clip)
+    """By which a model is known: what trained and its run's identity, which names its CLIP's weights, or these.
+
+    A checkpoint's other content, such as the seconds that its training took, is no part of the model.
+    """
+    if not recorded["run"]:
+        return clip_fingerprint(run.clip)
+    checkpoint = load_checkpoint(find_checkpoint(Path(model.run or recorded["run"])))
+    digest = hashlib.sha256(json.dumps(checkpoint["identity"], sort_keys=True).encode())
+    for name, value in sorted(checkpoint["model"].items()):
+        digest.update(name.encode() + value.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_fingerprint(folder: Path, recorded: dict[str, str], model: ModelSettings, run: Run) -> None:

@@ -26,7 +26,8 @@ img { display: block; max-width: 100%; height: auto; } .wide img { max-width: no
 .note { font-size: .875rem; color: #444; }
 details { margin: .5rem 0; } summary { cursor: pointer; }
 @media print { body { max-width: none; font-size: 9pt; padding: 0; } figure, tr { break-inside: avoid; }
-  details > summary { list-style: none; } }
+  details > summary { list-style: none; }
+  details::details-content { content-visibility: visible; block-size: auto; } }
 """
 
 

@@ -256,7 +256,8 @@ def _draw_gaps(axes: Axes, line: Timeline) -> None:
     groups = line.groups or [(number,) for number in range(1, len(line.frames) + 1)]
     places = np.array([group[-1] + 0.5 for group in groups[:-1]])
     axes.set_xlabel("sampled frame" + (f" ({ranges(groups)} merged)" if len(groups) < len(line.frames) else ""))
-    axes.set_xticks(range(1, len(line.frames) + 1))
+    room = int(72 * axes.figure.get_figwidth() / (3 * SMALL_TYPE))  # numbers that fit side by side
+    axes.set_xticks([1 + at for at in evenly(len(line.frames), room)])
     axes.set_ylabel("frame\nvariation $W^t$", color=BLUE, parse_math=True)
     axes.set_ylim(0, 1.08)
     axes.set_yticks([0, 0.5, 1])

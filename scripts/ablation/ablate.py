@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -59,6 +60,7 @@ from scripts.studies.runner import (
 RECORD = RESULTS / "ablation_toy.json"
 PICTURE = ROOT / "docs" / "pictures" / "ablation_toy.png"
 SEEDS = (1, 2, 3)
+MEASURED = (*ACCURACIES, "t2v_R5", "v2t_R1", "top5")
 FP32 = ("--precision", "fp32")
 # of the toy CLIP: 49 patches a frame, four layers
 TOY_LISTS = {
@@ -77,7 +79,8 @@ LISTS = {
     "eta": ("1", "2", "4", "6", "8"),
     MERGE: (NOTHING, "8", "4,8", "2,4,8"),
 }
-NO_PROMPTS = "--ablate both"
+# what else trains in a script's STOP, which then is there without prompts as well
+BESIDE_PROMPTS = ("--text_prompts", "--side_adapters", "--time_embedding")
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,12 @@ def ablate(ablation: Ablation) -> bool:
                 print(f"{key}: ended with {status}, see above", file=sys.stderr, flush=True)
                 continue
             found = {"level": ablation.name, "name": point.name, "seed": seed, "made_of": command}
-            done[key] = found | measured(ablation.folder / key)
+            try:
+                done[key] = found | measured(ablation.folder / key)
+            except (UserError, OSError, ValueError) as error:
+                complete = False
+                print(f"{key}: {error}", file=sys.stderr, flush=True)
+                continue
             write_record(ablation.folder / "ablation.json", done)
             write_tables(ablation, done)
     print(table(done, [ablation.name], ablation.points))
@@ -189,18 +197,21 @@ def ablate(ablation: Ablation) -> bool:
 def measured(folder: Path) -> dict[str, Any]:
     """What a run found in its last epoch, the seconds of a step if it trained, the commit and the machine.
 
+    Of a run of several splits these are means over the splits.
+
     Raises:
         UserError: if it has no accuracy.
     """
-    results = read_results(folder)
-    results |= results.get("last_epoch") or {}
-    metrics = {key: results[key] for key in (*ACCURACIES, "t2v_R5", "v2t_R1", "top5") if key in results}
-    if not metrics.keys() & ACCURACIES.keys():
+    splits = read_results(folder).get("splits")
+    parts = [folder] if splits is None else [folder / f"split{name}" for name in splits]
+    found = [results | (results.get("last_epoch") or {}) for results in map(read_results, parts)]
+    names = [name for name in MEASURED if all(name in results for results in found)]
+    if not set(names) & ACCURACIES.keys():
         raise UserError(f"{folder / RESULTS_FILE} has none of {', '.join(ACCURACIES)}")
-    found = {"metrics": metrics, "git_commit": git_commit(), "machine": describe_machine()}
-    if (folder / "tensorboard").is_dir():
-        found["seconds_per_step"] = round(seconds_per_step(folder), 4)
-    return found
+    metrics = {name: fmean(results[name] for results in found) for name in names}
+    timed = [seconds_per_step(part) for part in parts if (part / "tensorboard").is_dir()]
+    seconds = {"seconds_per_step": round(fmean(timed), 4)} if timed else {}
+    return {"metrics": metrics, **seconds, "git_commit": git_commit(), "machine": describe_machine()}
 
 
 def write_tables(ablation: Ablation, record: Mapping[str, Any]) -> None:
@@ -218,9 +229,9 @@ def parse(argv: Sequence[str]) -> Ablation:
     for name, values in LISTS.items():
         help = f"values of {SWEEPS[name][1]} (default: {' '.join(values)}); none for no such sweep"
         parser.add_argument(f"--{name}", nargs="*", default=values, metavar="VALUE", help=help)
-    help = f"flags of a model without prompts (default: {NO_PROMPTS}, where something else trains; of others that is "
-    help += '"--method zero_shot")'
-    parser.add_argument("--none", default=NO_PROMPTS, metavar="FLAGS", help=help)
+    help = "flags of a model without prompts (default: --ablate both where the script or you give "
+    help += f"{', '.join(BESIDE_PROMPTS)}, else --method zero_shot)"
+    parser.add_argument("--none", metavar="FLAGS", help=help)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="SEED", help="(default: 1 2 3)")
     parser.add_argument("--output_dir", type=Path, metavar="FOLDER", help="(default: runs/ablate/NAME OF THE SCRIPT)")
     args = parser.parse_args(argv)
@@ -235,7 +246,10 @@ def parse(argv: Sequence[str]) -> Ablation:
             parser.error(f"--{name}: {error}")
     # from where the script is run, which is the repository
     folder = (ROOT / (args.output_dir or Path("runs") / "ablate" / script.stem)).resolve()
-    return Ablation(script, make_points(lists, args.none.split()), args.seeds, folder, more)
+    given = (ROOT / script).read_text(encoding="utf-8") + " ".join(more)
+    trains = any(flag in given for flag in BESIDE_PROMPTS)
+    none = ("--ablate both" if trains else "--method zero_shot") if args.none is None else args.none
+    return Ablation(script, make_points(lists, none.split()), args.seeds, folder, more)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

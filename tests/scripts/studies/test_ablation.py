@@ -65,6 +65,28 @@ echo "{\\"top1\\": 90.0, \\"last_epoch\\": {\\"top1\\": 4$seed.0}}" > "$folder/r
 """
 
 
+def test_a_run_of_several_splits_counts_by_the_mean_of_their_last_epochs(tmp_path):
+    splits = {"1": 40.0, "2": 50.0}
+    for name, last in splits.items():
+        (tmp_path / f"split{name}").mkdir()
+        results = {"top1": 90.0, "last_epoch": {"top1": last}}
+        (tmp_path / f"split{name}" / "results.json").write_text(json.dumps(results))
+    (tmp_path / "results.json").write_text(json.dumps({"top1": 90.0, "splits": splits}))
+    assert ablate.measured(tmp_path)["metrics"] == {"top1": 45.0}
+
+
+@pytest.mark.parametrize(
+    ("script", "more", "flags"),
+    [
+        ("scripts/msrvtt.sh", [], ("--ablate", "both")),
+        ("scripts/hmdb51.sh", [], ("--method", "zero_shot")),
+        ("scripts/hmdb51.sh", ["--", "--text_prompts", "8"], ("--ablate", "both")),
+    ],
+)
+def test_without_prompts_there_is_what_else_a_script_trains_or_the_frozen_clip(script, more, flags):
+    assert next(point.flags for point in ablate.parse([script, *more]).points if point.value == "none") == flags
+
+
 def test_a_dataset_is_trained_by_its_script_and_goes_on_where_it_stopped(tmp_path, capsys):
     (tmp_path / "mine.sh").write_text(SCRIPT)
     lists = [f"--{name}" for name in ablate.LISTS if name != "eta"]
