@@ -91,10 +91,10 @@ def seed_runs(seed: int) -> Iterator[Run]:
 
 
 def cover_of_patches(where: Cover, frames: Sequence[int], grid: int) -> dict[str, np.ndarray]:
-    """How much of each patch things cover, and what is left to the background.
+    """How much of each patch things cover, and what is left to the background; together all of it.
 
     Args:
-        where: how much of each pixel, (T, S, S) in [0, 1], by name.
+        where: how much of each pixel, (T, S, S) in [0, 1], by name; things that overlap share it.
         frames: the ones to look at.
         grid: G; S is a multiple of it.
 
@@ -107,8 +107,9 @@ def cover_of_patches(where: Cover, frames: Sequence[int], grid: int) -> dict[str
         return covered.reshape(len(covered), grid, size, grid, size).mean((2, 4)).reshape(len(covered), -1)
 
     pixels = {name: covered[list(frames)] for name, covered in where.items()}
-    nothing = 1 - np.minimum(sum(pixels.values()), 1)
-    return {name: patches(covered) for name, covered in (pixels | {BACKGROUND: nothing}).items()}
+    total = sum(pixels.values())
+    pixels = {name: covered / np.maximum(total, 1) for name, covered in pixels.items()}
+    return {name: patches(covered) for name, covered in (pixels | {BACKGROUND: 1 - np.minimum(total, 1)}).items()}
 
 
 def shares_of(chosen: np.ndarray, cover: Cover) -> dict[str, tuple[float, float]]:

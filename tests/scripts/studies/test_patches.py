@@ -136,7 +136,7 @@ def test_a_quick_study_trains_and_measures(tmp_path):
     for one in found[patches.SHARES].values():
         for layers in (one["before"], one["after"]):
             for layer in layers:
-                assert sum(share for share, _ in layer.values()) == pytest.approx(1, abs=0.02)
+                assert sum(share for share, _ in layer.values()) == pytest.approx(1, abs=1e-5)
     before = places.record.read_bytes()
     patches.measure(places, (), True)
     assert places.record.read_bytes() == before and "| moving |" in tables(found)
