@@ -23,8 +23,7 @@ MAX_SHOWN_SUFFIXES = 5
 LEAVE_OUT = {
     "training": "--allow_missing leaves out training videos without a file, or those that a list of "
     "preprocess/check_videos.py names.",
-    "evaluation": "--on_bad_eval_video drop leaves out evaluation videos without a file, --allow_missing FILE those "
-    "that a list of preprocess/check_videos.py names; both change the metrics.",
+    "evaluation": "--on_bad_eval_video drop leaves out evaluation videos without a file, which changes the metrics.",
 }
 
 
