@@ -99,6 +99,7 @@ def test_processes_end_with_their_launcher_and_two_runs_do_not_share_a_folder(ti
     assert logged_steps(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_signal_to_torchrun_leaves_a_mark_and_a_checkpoint(tiny_run, tmp_path):
     process = start_training(tiny_run, tmp_path, *LONG, processes=2)
     wait_for(lambda: len(logged_steps(tmp_path)) >= 10, process)
@@ -111,6 +112,7 @@ def test_a_signal_to_torchrun_leaves_a_mark_and_a_checkpoint(tiny_run, tmp_path)
     assert state_of(tmp_path)["position"]["step"] == max(logged_steps(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_step_that_takes_too_long_is_abandoned(tiny_run, tmp_path):
     """A backward pass is one call: Python's own signal handlers wait for its end."""
     slow = in_program(
@@ -138,6 +140,7 @@ def test_a_step_that_takes_too_long_is_abandoned(tiny_run, tmp_path):
     assert json.loads((tmp_path / "out" / "interrupted.json").read_text())["signal"] == "SIGTERM"
 
 
+@pytest.mark.slow
 def test_a_signal_ends_an_evaluation_whose_decoder_hangs(tiny_run, tmp_path):
     library = tmp_path / "library"
     library.mkdir()

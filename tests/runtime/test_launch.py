@@ -91,6 +91,7 @@ def test_an_error_of_the_program_is_shown_whole_and_logged(tiny_run, tmp_path):
     assert not (tmp_path / "run" / "interrupted.json").exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_was_killed_is_named_and_the_same_command_goes_on(tiny_run, tmp_path):
     environment = {"PYTHONPATH": failing(tmp_path, "os.kill(os.getpid(), 9)")}
     status, screen = finished(launched(2, tiny_run, tmp_path / "run", *SHARED, **environment))

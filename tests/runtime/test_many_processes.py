@@ -167,6 +167,7 @@ def test_a_process_that_waits_for_anothers_video_too_long_names_both(tiny_run, t
     assert said and {said[1], said[2]} == {"0", "1"} and said[3] == str(videos / f"{video}.mp4")
 
 
+@pytest.mark.slow
 def test_an_error_that_one_process_meets_is_said_by_it(tiny_run, tmp_path):
     videos = shutil.copytree(path_of(tiny_run, "--features_path"), tmp_path / "videos")
     bad = train_ids(tiny_run)[0]

@@ -139,7 +139,8 @@ def hold_and_let_go(mebibytes: int, pieces: int) -> list[float]:
 
 
 # small pieces come from memory that glibc does not give back by itself
-@pytest.mark.parametrize("pieces", [pytest.param(1, marks=pytest.mark.slow), 256])
+@pytest.mark.slow
+@pytest.mark.parametrize("pieces", [1, 256])
 def test_peak_memory_is_what_came_on_top(pieces):
     for peak in in_own_process(hold_and_let_go, 256, pieces):
         assert 250 < peak < 290

@@ -68,6 +68,7 @@ def test_the_same_seed_makes_the_same_bytes(clips, tmp_path):
     assert {mutant.container for mutant in first} == {"mp4", "avi", "mkv", "webm", "mov"}
 
 
+@pytest.mark.slow
 def test_every_clip_is_written_also_where_a_program_was_imported_first(tmp_path):
     # once decord is loaded, which the programs import, PyAV cannot open its VP9 encoder unless it was loaded before
     paths = [str(ROOT / "tests"), str(ROOT / "tests" / "soak")]

@@ -206,6 +206,7 @@ def test_pictures_that_the_decoder_patched_up_are_bad_unless_that_is_asked_for(r
     assert np.array_equal(reader.read(path, 20, FrameSampler()), frames)
 
 
+@pytest.mark.slow
 def test_a_frame_too_large_for_the_memory_is_bad(tmp_path):
     measure = "int(re.search(r'VmSize:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024"
     limits = [
