@@ -344,8 +344,8 @@ class Pages:
                 raise Refused(410, "the index has lost its pictures") from error
         if data is None:
             raise Refused(404, "no such window")
-        # a number is never given again
-        return Response(data, headers={"cache-control": "private, max-age=86400, immutable"}, media_type="image/jpeg")
+        # another index on this port has pictures of the same numbers
+        return Response(data, headers={"cache-control": "no-store"}, media_type="image/jpeg")
 
     async def video(self, request: Request) -> Response:
         """``/video/NUMBER``: the file, or a range of it."""
