@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import math
+import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from search.settings import (
     ServeSettings,
     VerifySettings,
 )
+from search.store import DATABASE
 
 INTERRUPTED = 130
 
@@ -125,6 +127,8 @@ def verify(arguments: argparse.Namespace) -> int:
     from search.store import read_store
 
     store = read_store(from_arguments(PlaceSettings, arguments).index_dir)
+    if store.is_growing():
+        raise UserError(f"a program is adding to {store.folder}: verify it when that has ended")
     problems = store.problems()
     if from_arguments(VerifySettings, arguments).videos:
         states = [(video, state_of(video)) for video in store.videos() if video.problem is None]
@@ -216,6 +220,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.act(arguments)
     except UserError as error:
         print(error, file=sys.stderr)
+    except sqlite3.Error as error:
+        print(f"{arguments.index_dir / DATABASE}: {error}; verify says whether the index is whole", file=sys.stderr)
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
         print(f"{named}{error.strerror or error}", file=sys.stderr)

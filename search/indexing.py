@@ -6,8 +6,8 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,9 @@ FORGET = "If they are meant to be gone, give --forget_empty, which forgets them.
 
 @dataclass(frozen=True)
 class Found:
-    """A video file: its path as text, where names of other encodings are escaped, its name from its folder on."""
+    """A video file: its path as text, where names of other encodings are escaped."""
 
     path: str
-    name: str
     stamp: Stamp
     problem: str | None = None
 
@@ -86,23 +85,31 @@ def find_videos(folder: Path, forget_empty: bool) -> tuple[dict[str, Found], lis
         real = os.path.realpath(path)
         if real not in seen:
             seen.add(real)
-            video = _look_at(path, f"{os.path.basename(root)}/{relative}")
+            video = _look_at(path)
             found[video.path] = video
     return found, [os.path.join(root, path) for path in listing.unread]
 
 
-def _look_at(path: str, name: str) -> Found:
-    text, shown = (os.fsencode(part).decode("utf-8", "backslashreplace") for part in (path, name))
+def _look_at(path: str) -> Found:
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
     if text != path:
-        return Found(text, shown, Stamp(0, 0), "its name is not UTF-8; rename it")
+        return Found(text, Stamp(0, 0), "its name is not UTF-8; rename it")
     try:
-        return Found(path, name, Stamp.of(os.stat(path)))
+        return Found(path, Stamp.of(os.stat(path)))
     except OSError as error:
-        return Found(path, name, Stamp(0, 0), f"it cannot be looked at: {error.strerror}")
+        return Found(path, Stamp(0, 0), f"it cannot be looked at: {error.strerror}")
+
+
+def _name_of(path: str, folders: Iterable[str]) -> str:
+    """A video's name: its path from the outermost indexed folder on, which it begins with."""
+    outermost = min((folder for folder in folders if _is_in(path, [folder])), key=len)
+    return os.path.relpath(path, os.path.dirname(outermost))
 
 
 def read_bad(path: Path) -> dict[str, str]:
     """The bad videos that ``preprocess/check_videos.py`` listed: absolute path and reason.
+
+    A relative path begins in the folder that the check was started in, which has to be the present one.
 
     Raises:
         UserError: if the file is no such list.
@@ -144,6 +151,9 @@ def update(
         videos, closed = find_videos(Path(folder), settings.forget_empty)
         found = {**videos, **found}
         unread += closed
+    if absent := bad_before.keys() - found.keys():
+        what = f"{len(absent):,} of {len(bad_before):,} videos of --bad_videos {settings.bad_videos}"
+        logger.warning("%s are in none of the folders, such as %s", what, min(absent))
     for folder in unread:
         logger.warning("the folder %s cannot be read: what was indexed of it is kept as it is", folder)
 
@@ -158,10 +168,13 @@ def update(
             store.add_folder(folder)
         outcome = _forget(store, roots, found, unread)
         known = {video.path: video for video in store.videos()}
+        folders = store.folders()  # one that holds another may have come
+        names = {path: _name_of(path, folders) for path in {**known, **found}}
+        store.rename({path: names[path] for path, video in known.items() if video.name != names[path]})
         todo = []
         for video in found.values():
             if video.problem is None and video.path in bad_before:
-                video = Found(video.path, video.name, video.stamp, bad_before[video.path])
+                video = replace(video, problem=bad_before[video.path])
             if _is_same(video, known.get(video.path), settings.retry_bad):
                 outcome.same += 1
             else:
@@ -170,7 +183,7 @@ def update(
                 outcome.added += video.path not in known
         todo.sort(key=lambda video: video.path)
         store.set(done=0, total=len(todo))
-        _embed_all(store, todo, maker, recorded, settings, outcome)
+        _embed_all(store, todo, names, maker, recorded, settings, outcome)
         store.tidy()
         outcome.bad = {video.path: video.problem for video in store.videos() if video.problem is not None}
     return outcome
@@ -197,6 +210,15 @@ class _Model:
         cut = {name: getattr(settings, name) for name in CUT}
         known = {"width": run.clip.output_width, "fingerprint": fingerprint(recorded, self.settings, run)}
         return {**recorded, **frames, **cut, **known}
+
+    def check(self, recorded: dict[str, str]) -> None:
+        """Refuse a run that is no longer the index's, where it is there: its checkpoint is read and no model loaded.
+
+        Raises:
+            UserError: saying so.
+        """
+        if recorded["run"] and Path(self.settings.run or recorded["run"]).exists():
+            check_fingerprint(self.index_dir, recorded, self.settings, self._run)
 
     def get(self, recorded: dict[str, str]) -> Run:
         """The run, which is the one that the index was made with.
@@ -250,6 +272,7 @@ def _is_in(path: str, folders: Iterable[str]) -> bool:
 def _embed_all(
     store: Store,
     todo: list[Found],
+    names: Mapping[str, str],
     maker: _Model,
     recorded: dict[str, str],
     settings: IndexSettings,
@@ -261,8 +284,9 @@ def _embed_all(
     kilobytes = [-(-video.stamp.size // KILO) for video in readable]
     for video in todo:
         if video.problem is not None:
-            _add(store, video, video.problem)
+            _add(store, video, names, video.problem)
     if not readable:
+        maker.check(recorded)
         return
     run = maker.get(recorded)
     cutting = Cutting(float(recorded["window"]), float(recorded["stride"]), run.max_frames)
@@ -278,18 +302,18 @@ def _embed_all(
             else:
                 part = parts.part() if window is None else window
                 outcome.seconds += 0.0 if isinstance(part, str) else part.seconds
-                _add(store, readable[place], part)
+                _add(store, readable[place], names, part)
                 done = kilobytes[place]
                 progress.note(videos=f"{place + 1}/{len(readable)}")
             progress.update(max(0, done - counted))
             counted = max(done, counted) if isinstance(window, VideoWindow) else 0
 
 
-def _add(store: Store, video: Found, part: Part | str) -> None:
+def _add(store: Store, video: Found, names: Mapping[str, str], part: Part | str) -> None:
     """Put what came of a video into the index."""
     if isinstance(part, str):
         tqdm.write(f"bad: {video.path}: {part}", file=sys.stdout)
-    store.add(video.path, video.name, video.stamp, part, done=store.progress()[0] + 1)
+    store.add(video.path, names[video.path], video.stamp, part, done=store.progress()[0] + 1)
 
 
 class _Reading:

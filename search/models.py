@@ -76,10 +76,11 @@ def open_run(recorded: dict[str, str], model: ModelSettings) -> Run:
     )
 
 
-def fingerprint(recorded: dict[str, str], model: ModelSettings, run: Run) -> str:
+def fingerprint(recorded: dict[str, str], model: ModelSettings, run: Run | None) -> str:
     """By which a model is known: what trained and its run's identity, which names its CLIP's weights, or these.
 
-    A checkpoint's other content, such as the seconds that its training took, is no part of the model.
+    A checkpoint's other content, such as the seconds that its training took, is no part of the model. `run` is needed
+    where the index was made with no training.
     """
     if not recorded["run"]:
         return clip_fingerprint(run.clip)
@@ -90,7 +91,7 @@ def fingerprint(recorded: dict[str, str], model: ModelSettings, run: Run) -> str
     return digest.hexdigest()[:16]
 
 
-def check_fingerprint(folder: Path, recorded: dict[str, str], model: ModelSettings, run: Run) -> None:
+def check_fingerprint(folder: Path, recorded: dict[str, str], model: ModelSettings, run: Run | None) -> None:
     """Refuse a model that is not the one that an index was made with.
 
     Raises:

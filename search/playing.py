@@ -14,10 +14,12 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     import av
@@ -26,6 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CLIP_SECONDS = 30.0  # of video in a clip at most
 CLIP_SIZE = 480  # short side in pixels at most
 TIME_LIMIT = 60.0  # seconds that making one may take
+STALE = 2 * TIME_LIMIT  # seconds after which nobody is making a clip any more
+# FFmpeg's names of the containers that files with the names of videos may be: no playlists, which name other files
+CONTAINERS = "mov,mp4,matroska,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg"
 CLOCK = Fraction(1, 90_000)  # seconds, of a clip's timestamps
 MEMORY_LIMIT = 8 * 2**30  # bytes of address space
 
@@ -40,6 +45,7 @@ class Clips:
     def __init__(self, folder: Path, limit: int):
         """limit: bytes of the folder; the clips that were longest unused go first."""
         self.folder, self.limit = folder, limit
+        self._making: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 
     def get(self, video: Path, mtime_ns: int, window: int, start: float, seconds: float) -> Path:
         """The clip of a video from a time on, made if it is not there.
@@ -53,16 +59,17 @@ class Clips:
             ClipError: if it cannot be made.
         """
         path = self.folder / f"{window}-{mtime_ns}.mp4"
-        if path.is_file():
-            os.utime(path)  # used now
-        else:
-            self.folder.mkdir(exist_ok=True)
-            self._make(video, start, min(seconds, CLIP_SECONDS), path)
-            self._make_room(path)
+        with self._making.setdefault(path.name, threading.Lock()):  # who comes second finds it made
+            if path.is_file():
+                os.utime(path)  # used now
+            else:
+                self.folder.mkdir(exist_ok=True)
+                self._make(video, start, min(seconds, CLIP_SECONDS), path)
+                self._make_room(path)
         return path
 
     def _make(self, video: Path, start: float, seconds: float, path: Path) -> None:
-        partial = path.with_name(f".{path.name}.{threading.get_ident()}.partial")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         command = [sys.executable, "-m", "search.playing", str(video), str(start), str(seconds), str(partial)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         try:
@@ -80,6 +87,9 @@ class Clips:
             partial.unlink(missing_ok=True)
 
     def _make_room(self, newest: Path) -> None:
+        for path in self.folder.glob(".*.partial"):  # of a server that was killed
+            if path.stat().st_mtime < time.time() - STALE:
+                path.unlink(missing_ok=True)
         clips = {path: path.stat() for path in self.folder.glob("*.mp4")}
         used = sum(status.st_size for status in clips.values())
         for path in sorted(clips, key=lambda path: clips[path].st_mtime_ns):
@@ -106,7 +116,8 @@ def make_clip(video: Path, start: float, seconds: float, output: Path) -> None:
     from preprocess.frames import frame_interval, presentation_times, video_stream
 
     settings = CompressSettings(fps=Fraction(30), size=CLIP_SIZE)
-    with av.open(os.path.abspath(video), metadata_errors="ignore") as container:
+    options = {"format_whitelist": CONTAINERS}
+    with av.open(os.path.abspath(video), options=options, metadata_errors="ignore") as container:
         stream = video_stream(container)
         stream.codec_context.thread_count = 1
         begin = (stream.start_time or 0) * stream.time_base
@@ -132,10 +143,10 @@ def thinned(
 ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """Frames with their times, without those that come sooner after the one before than `apart`, or with it."""
     last = None
-    for time, frame in timed:
-        if last is None or time - last > apart * Fraction(9, 10):
-            last = time
-            yield time, frame
+    for at, frame in timed:
+        if last is None or at - last > apart * Fraction(9, 10):
+            last = at
+            yield at, frame
 
 
 def main() -> int:

@@ -111,11 +111,12 @@ class Searcher:
         with self._lock:
             began = time.monotonic()
             loaded = self._loaded
-            change = self.store.change
-            if loaded is not None and (loaded.change == change or began < self._load_again_at):
+            if loaded is not None and (loaded.change == self.store.change or began < self._load_again_at):
                 return loaded
-            rows, embeddings = self.store.rows(), self.store.embeddings()
-            videos = {video.id: video for video in self.store.videos()}
+            with self.store.reading():
+                change = self.store.change
+                rows, embeddings = self.store.rows(), self.store.embeddings()
+                videos = {video.id: video for video in self.store.videos()}
             judge = None
             if len(rows.rows):
                 judge = Judge.of(embeddings, rows.rows, self._generic, self._settings.threshold)
@@ -147,7 +148,7 @@ class Searcher:
             time_wanted = math.nan
         if not at or not name or not math.isfinite(time_wanted):
             raise UserError(f"--like {place}: give a video and a time in it, such as holiday.mp4@83.5")
-        with self._lock:
+        with self._lock, self.store.reading():
             videos = [video for video in self.store.videos() if _ends_with(video, name)]
             if len(videos) != 1:
                 found = "no video" if not videos else f"{len(videos)} videos, such as {videos[0].path}"
@@ -213,7 +214,7 @@ class Searcher:
         Raises:
             OSError: if the index is not whole.
         """
-        with self._lock:
+        with self._lock, self.store.reading():
             window = self.store.window(number)
             return window and self.store.picture(window)
 

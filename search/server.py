@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import socket
+import sqlite3
 import stat
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -502,7 +503,10 @@ def make_app(searcher: Searcher, clips: Clips, access: Access, max_queries: int)
         status = getattr(error, "status_code", 500)
         return answer_json({"error": HTTPStatus(status).phrase.lower()}, status)
 
-    handlers: dict[Any, Callable] = {Refused: refused, 404: other, 405: other, 500: other}
+    async def unread(request: Request, error: Any) -> Response:
+        return refusal(Refused(503, f"the index cannot be read: {error}"))
+
+    handlers: dict[Any, Callable] = {Refused: refused, sqlite3.Error: unread, 404: other, 405: other, 500: other}
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return Guard(app, access)

@@ -36,7 +36,7 @@ MAX_REMOVED = 0.25  # of the rows in the files
 ROWS_AT_ONCE = 8192
 UNIT = 0.01  # that a row's length may be off 1 in float16
 PATIENCE = 2.0  # seconds for another program to leave the folder
-WAIT = 10.0  # seconds for another program's transaction to end
+WAIT = 30.0  # seconds for another program's transaction to end, which a reader of millions of rows makes long
 SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE folders (id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT UNIQUE NOT NULL);
@@ -143,6 +143,15 @@ class Store:
     def __init__(self, folder: Path, connection: sqlite3.Connection):
         self.folder = folder
         self._connection = connection
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """All that is read within is of one moment, also the files, while another program changes the index."""
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.execute("COMMIT")
 
     # --- settings and tables --------------------------------------------------------------------------------
 
@@ -330,6 +339,13 @@ class Store:
                 "INSERT INTO windows (video, row, start, end, picture_at, picture_size) VALUES (?, ?, ?, ?, ?, ?)", rows
             )
             self._note({"rows": first + len(rows), "picture_bytes": at, **values})
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give videos other names, by path."""
+        if names:
+            with self._transaction():
+                pairs = [(name, path) for path, name in names.items()]
+                self._connection.executemany("UPDATE videos SET name = ? WHERE path = ?", pairs)
 
     def remove(self, paths: Sequence[str]) -> None:
         """Forget videos."""

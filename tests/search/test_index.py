@@ -1,23 +1,29 @@
 """An index is brought up to date, stays whole however its writer ends, and says what is wrong."""
 
+import contextlib
 import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent import futures
 
 import numpy as np
 import pytest
+import torch
 
 from common.errors import UserError
 from dataloaders.bad_videos import SKIPPED_COLUMNS
 from helpers.flags import path_of
 from helpers.launching import wait_for
 from helpers.paths import ROOT
+from helpers.runs import run as train
 from helpers.search.index import SETTINGS, add, made_part, make_index, make_videos, vector
 from helpers.tiny import make_tiny_clip, save_clip_folder
 from helpers.videos import write_video
+from modules.program.build import find_checkpoint
 from search import store as store_module
 from search.__main__ import main
 from search.indexing import update
@@ -154,6 +160,7 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, "tests")
+from helpers.runs import run as train
 from helpers.search.index import SETTINGS, add, made_part
 from search import store
 limit, index_dir, root = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
@@ -277,6 +284,7 @@ def test_one_program_at_a_time_writes_and_readers_see_that_it_does(tmp_path, mon
     assert not store.is_growing()
     with open_for_writing(index_dir, SETTINGS):
         assert store.is_growing()
+        assert main(["verify", "--index_dir", str(index_dir)]) == 2  # what it finds would be of two moments
         with pytest.raises(UserError, match="another program is writing"), open_for_writing(index_dir, SETTINGS):
             pass
     assert not store.is_growing()
@@ -303,6 +311,9 @@ def test_verify_finds_what_is_not_whole(tmp_path, capsys):
     vectors.write_bytes(good)
     (index_dir / "pictures-0.bin").write_bytes(bytes(56))
     assert main(["verify", *flags]) == 1 and "14 pictures" in capsys.readouterr().out
+    with contextlib.closing(sqlite3.connect(index_dir / DATABASE)) as connection:
+        connection.execute("DROP TABLE windows")
+    assert main(["verify", *flags]) == 2 and "no such table: windows" in capsys.readouterr().err
     (index_dir / DATABASE).write_bytes(b"no database" * 100)
     assert main(["verify", *flags]) == 2 and "is no index" in capsys.readouterr().err
     assert main(["verify", "--index_dir", str(tmp_path / "none")]) == 2 and "make one" in capsys.readouterr().err
@@ -330,6 +341,67 @@ def test_the_commands_find_a_moment_and_say_when_nothing_stands_out(folder, mode
     assert main(["search", *flags]) == 2 and "give a text" in capsys.readouterr().err
     assert main(["index", str(folder), *flags, "--window", "1", "--stride", "2"]) == 2
     assert "--stride 2 leaves gaps" in capsys.readouterr().err
+
+
+def test_a_name_begins_with_the_outermost_folder_whichever_was_indexed_first(folder, model, tmp_path):
+    index_dir = tmp_path / "index"
+    update([folder / "more"], index_dir, CUT, model, set())
+    names = []
+    for place in (folder, folder / "more"):
+        update([place], index_dir, CUT, model, set())
+        store = read_store(index_dir)
+        names.append({video.name for video in store.videos()})
+        store.close()
+    assert names[0] == names[1] == {f"videos/{name}" for name in ("a.mp4", "b.mkv", "broken.mp4", "more/c.mp4")}
+
+
+def test_a_list_of_bad_videos_that_names_others_says_so(folder, model, tmp_path, caplog):
+    listed = tmp_path / "bad_videos.csv"
+    listed.write_text(",".join(SKIPPED_COLUMNS) + "\n,,,,elsewhere/a.mp4,looked odd\n")
+    settings = IndexSettings(window=2.0, stride=1.0, bad_videos=listed)
+    update([folder / "more"], tmp_path / "index", settings, model, set())
+    assert "1 of 1 videos of --bad_videos" in caplog.text and "elsewhere/a.mp4" in caplog.text
+
+
+def test_a_run_that_has_changed_is_refused_also_where_nothing_is_to_be_done(tiny_run, folder, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--do_train", "--method", "vpt", "--epochs", "1", "--batch_size", "6", "--lr", "0.01"]
+    assert train(tiny_run, run, *flags) == 0
+    index_dir, model = tmp_path / "index", ModelSettings(run=run)
+    update([folder / "more"], index_dir, CUT, model, set())
+    checkpoint = torch.load(find_checkpoint(run), weights_only=True)
+    name = next(iter(checkpoint["model"]))
+    checkpoint["model"][name] = checkpoint["model"][name] + 1
+    torch.save(checkpoint, find_checkpoint(run))
+    with pytest.raises(UserError, match="no longer the one that the index"):
+        update([folder / "more"], index_dir, CUT, model, set(), load=None)
+    run.rename(tmp_path / "away")  # which keeps nobody from having what is gone forgotten
+    assert counts(update([folder / "more"], index_dir, CUT, ModelSettings(), set(), load=None)) == (0, 0, 0, 1)
+
+
+def test_what_is_read_within_is_of_one_moment(tmp_path):
+    root = tmp_path / "videos"
+    paths = make_videos(root, ["a.mp4", "b.mp4"])
+    index_dir = make_index(tmp_path / "index", root, paths)
+
+    def write():
+        with open_for_writing(index_dir, SETTINGS) as writer:
+            began.set()
+            writer.remove([str(paths[0])])
+            writer.tidy()
+
+    began = threading.Event()
+    store = read_store(index_dir)
+    with futures.ThreadPoolExecutor(1) as pool:
+        with store.reading():
+            rows = store.rows()
+            writing = pool.submit(write)
+            assert began.wait(timeout=30)
+            with pytest.raises(futures.TimeoutError):  # it waits
+                writing.result(timeout=0.3)
+            assert len(store.embeddings()) == len(rows.rows) == 14 and store.file("pictures").exists()
+        writing.result(timeout=60)
+    assert len(store.embeddings()) == len(store.rows().rows) == 7 and store.problems() == []
 
 
 def test_a_stamp_tells_another_file_of_the_same_length(tmp_path):

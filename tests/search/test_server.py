@@ -16,8 +16,9 @@ import pytest
 
 from helpers.search.index import JPEG, SECONDS, SETTINGS, add, made_part, make_index, make_videos
 from helpers.videos import read_numbers
+from search import playing
 from search import server as server_module
-from search.playing import CLIP_SECONDS
+from search.playing import CLIP_SECONDS, ClipError, Clips
 from search.server import Access, access_of, parse_range
 from search.store import open_for_writing
 
@@ -305,6 +306,30 @@ def test_a_video_that_no_browser_plays_is_sent_as_a_clip_which_is_kept(server):
     changed = kept[0].stat().st_ctime_ns
     assert ask(server, f"/clip/{moment['first_window']}", range="bytes=0-3")[2] == body[:4]
     assert kept[0].read_bytes() == body and changed <= kept[0].stat().st_ctime_ns
+
+
+def test_a_clip_that_two_ask_for_is_made_once_and_what_a_killed_server_left_goes(tmp_path, indexed, monkeypatch):
+    made = []
+    make = playing.subprocess.run
+    monkeypatch.setattr(playing.subprocess, "run", lambda *words, **how: (made.append(1), make(*words, **how))[1])
+    clips = Clips(tmp_path / "clips", 2**20)
+    clips.folder.mkdir()
+    stale, fresh = clips.folder / ".1-2.mp4.3.partial", clips.folder / ".1-3.mp4.4.partial"
+    for path in (stale, fresh):
+        path.touch()
+    os.utime(stale, (0, 0))
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        found = set(pool.map(lambda _: clips.get(indexed[1] / "c.avi", 1, 15, 0.0, 1.0), range(3)))
+    assert len(found) == len(made) == 1 and not stale.exists() and fresh.exists()
+
+
+def test_a_playlist_with_the_name_of_a_video_shows_no_other_file(tmp_path, indexed):
+    shutil.copy(indexed[1] / "a.mp4", tmp_path / "other.mp4")
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
+    clips = Clips(tmp_path / "clips", 2**20)
+    assert clips.get(tmp_path / "other.mp4", 1, 1, 0.0, 1.0).is_file()
+    with pytest.raises(ClipError, match="Invalid argument"):
+        clips.get(tmp_path / "list.mp4", 1, 2, 0.0, 1.0)
 
 
 def test_the_clips_that_were_longest_unused_make_room(tmp_path, serve, indexed):
