@@ -26,6 +26,7 @@ from common.settings import add_arguments, from_arguments, range_problems
 from search.settings import (
     IndexSettings,
     JudgeSettings,
+    MatchingSettings,
     ModelSettings,
     PlaceSettings,
     QuerySettings,
@@ -40,13 +41,19 @@ INTERRUPTED = 130
 def index(arguments: argparse.Namespace) -> int:
     """Bring an index up to date; 1 where videos are bad."""
     from search.indexing import update
+    from search.quantised import import_faiss, quantise
 
-    place, settings, model = (from_arguments(kind, arguments) for kind in (PlaceSettings, IndexSettings, ModelSettings))
+    kinds = (PlaceSettings, IndexSettings, ModelSettings, MatchingSettings)
+    place, settings, model, matching = (from_arguments(kind, arguments) for kind in kinds)
     check(settings, model)
+    if matching.index == "faiss":
+        import_faiss()  # or hours of embedding come before it is said that there is none
     outcome = update(arguments.folders, place.index_dir, settings, model, set(vars(arguments)))
     print(outcome)
     for path, reason in sorted(outcome.bad.items()):
         print(f"  bad: {path}: {reason}")
+    if matching.index == "faiss":
+        print(quantise(place.index_dir))
     return 1 if outcome.bad else 0
 
 
@@ -156,7 +163,7 @@ def open_searcher(place: PlaceSettings, arguments: argparse.Namespace) -> Any:
     check_same(place.index_dir, recorded, model)
     run = open_run(recorded, model)
     check_fingerprint(place.index_dir, recorded, model, run)
-    return Searcher(place.index_dir, run.embed_texts, judge)
+    return Searcher(place.index_dir, run.embed_texts, judge, from_arguments(MatchingSettings, arguments).index)
 
 
 def check(*settings: Any) -> None:
@@ -201,12 +208,12 @@ def make_parser() -> argparse.ArgumentParser:
             add_arguments(made, part, part.__doc__.splitlines()[0].removeprefix("Flags of ").rstrip("."))
         return made
 
-    made = command(index, PlaceSettings, IndexSettings, ModelSettings)
+    made = command(index, PlaceSettings, IndexSettings, MatchingSettings, ModelSettings)
     made.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="with videos, at any depth")
-    made = command(search, PlaceSettings, QuerySettings, JudgeSettings, ModelSettings)
+    made = command(search, PlaceSettings, QuerySettings, MatchingSettings, JudgeSettings, ModelSettings)
     made.add_argument("text", nargs="?", default="", metavar="TEXT", help="what happens in the moment")
     made.add_argument("--not", default="", metavar="TEXT", help="what it should not be")
-    command(serve, PlaceSettings, ServeSettings, JudgeSettings, ModelSettings)
+    command(serve, PlaceSettings, ServeSettings, MatchingSettings, JudgeSettings, ModelSettings)
     command(info, PlaceSettings)
     command(verify, PlaceSettings, VerifySettings)
     return parser

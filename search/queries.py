@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from search.scoring import Judge, combine, find_moments, similarities
-from search.settings import JudgeSettings
+from search.quantised import LEAST, Quantised, read_quantised
+from search.scoring import CANDIDATES, MIN_CANDIDATES, Judge, Scale, combine, find_moments, similarities
+from search.settings import JudgeSettings, MatchingSettings
 from search.store import Rows, Stamp, Store, Video, Window, read_store
 
 GENERIC = Path(__file__).with_name("generic.txt")
 KEPT_TEXTS = 256  # embeddings of texts that are remembered
 RELOAD_SHARE = 0.05  # of the time, at most, goes into reading an index anew that grows
+SAMPLE = 32_768  # windows by which it is judged what is usual, where not all are compared
+FEW = 131_072  # windows that are allowed, up to which all of them are compared exactly
 
 EmbedTexts = Callable[[Sequence[str]], np.ndarray]
 
@@ -48,13 +51,18 @@ class Query:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """An index as it was at one time."""
+    """An index as it was at one time.
+
+    quantised: None where every window is compared. sample: (s, E) float32 of the windows, where there is one.
+    """
 
     change: int
     rows: Rows
     embeddings: np.ndarray
     videos: dict[int, Video]
     judge: Judge | None
+    quantised: Quantised | None
+    sample: np.ndarray | None
 
 
 def read_generic(path: Path | None) -> list[str]:
@@ -86,24 +94,30 @@ def state_of(video: Video) -> str:
 class Searcher:
     """An index that answers queries; threads may share it."""
 
-    def __init__(self, index_dir: Path, embed_texts: EmbedTexts, settings: JudgeSettings):
+    def __init__(
+        self, index_dir: Path, embed_texts: EmbedTexts, settings: JudgeSettings, index: str = MatchingSettings.index
+    ):
         """Open an index.
 
         Args:
             index_dir: of the index.
             embed_texts: (M texts) -> (M, E) unit length, of the model that the index was made with.
             settings: of the judge.
+            index: "exact", or "faiss" for candidates of the quantised index.
 
         Raises:
-            UserError: if there is no index, or the generic texts cannot be read.
+            UserError: if there is no index, it has no quantised one where that is wanted, or the generic texts cannot
+                be read.
         """
         self.store: Store = read_store(index_dir)
-        self._embed_texts, self._settings = embed_texts, settings
+        self._embed_texts, self._settings, self._index = embed_texts, settings, index
         self._generic = embed_texts(read_generic(settings.generic_texts))
         self._texts: OrderedDict[str, np.ndarray] = OrderedDict()
         self._lock = threading.RLock()  # of the store, the model and what is remembered
         self._loaded: _Loaded | None = None
         self._load_again_at = 0.0
+        if index == "faiss" and self.load().quantised is None and len(self.load().rows.rows) >= LEAST:
+            raise UserError(f"{index_dir} has not been quantised: give --index faiss to the command index, too")
         self.load()
 
     def load(self) -> _Loaded:
@@ -117,10 +131,16 @@ class Searcher:
                 change = self.store.change
                 rows, embeddings = self.store.rows(), self.store.embeddings()
                 videos = {video.id: video for video in self.store.videos()}
-            judge = None
-            if len(rows.rows):
-                judge = Judge.of(embeddings, rows.rows, self._generic, self._settings.threshold)
-            self._loaded = _Loaded(change, rows, embeddings, videos, judge)
+                quantised = None
+                if self._index == "faiss":
+                    quantised = read_quantised(self.store, loaded and loaded.quantised)
+            judge, judging, sample = None, rows.rows, None
+            if quantised is not None:
+                judging = rows.rows[quantised.candidates(self._generic, MIN_CANDIDATES, rows)]
+                sample = _sample(embeddings, rows.rows)
+            if len(judging):
+                judge = Judge.of(embeddings, judging, self._generic, self._settings.threshold)
+            self._loaded = _Loaded(change, rows, embeddings, videos, judge, quantised, sample)
             now = time.monotonic()
             self._load_again_at = now + (now - began) / RELOAD_SHARE
             return self._loaded
@@ -177,19 +197,23 @@ class Searcher:
         vectors += [self.text(query.unlike)] if query.unlike else []
         if not len(loaded.rows.rows):
             return {**answer, "stands_out": False, "excess": None, "moments": []}
-        found = similarities(loaded.embeddings, loaded.rows.rows, np.stack(vectors))  # (n, Q)
-        scores = combine(list(found[:, :wanted].T), list(found[:, wanted:].T))
-        allowed = self._allowed(query, loaded)
+        queries, allowed, rows, scale = np.stack(vectors), self._allowed(query, loaded), loaded.rows, None
+        if loaded.quantised is not None:
+            scale = Scale.of(loaded.sample @ queries.T)
+            places = _candidates(loaded, queries * scale.weights[:, None], wanted, allowed, query.top)
+            rows, allowed = rows.take(places), None if allowed is None else allowed[places]
+        found = similarities(loaded.embeddings, rows.rows, queries)  # (n, Q)
+        scores = combine(found, wanted, scale or Scale.of(found))
         if query.like is not None:
-            allowed = _without(allowed, loaded.rows, query.like)
-        moments = find_moments(scores, loaded.rows, allowed, query.top)
+            allowed = _without(allowed, rows, loaded.rows, query.like)
+        moments = find_moments(scores, rows, allowed, query.top)
         excess = None
         if query.text and moments:
             excess = loaded.judge.excess(float(found[moments[0].best, 0]))
         # of what is like a moment nothing is known that texts could judge
         stands_out = bool(moments) and (excess is None or excess >= loaded.judge.threshold)
         shown = moments if stands_out or query.all else []
-        listed = [self._describe(moment, float(found[moment.best, 0]), loaded) for moment in shown]
+        listed = [self._describe(moment, float(found[moment.best, 0]), rows, loaded) for moment in shown]
         rounded = None if excess is None else round(excess, 2)
         return {**answer, "stands_out": stands_out, "excess": rounded, "moments": listed}
 
@@ -246,8 +270,7 @@ class Searcher:
         ]
         return np.isin(loaded.rows.videos, chosen)
 
-    def _describe(self, moment: Any, similarity: float, loaded: _Loaded) -> dict[str, Any]:
-        rows = loaded.rows
+    def _describe(self, moment: Any, similarity: float, rows: Rows, loaded: _Loaded) -> dict[str, Any]:
         video = loaded.videos[int(rows.videos[moment.best])]
         return {
             "score": round(moment.score, 2),
@@ -275,9 +298,35 @@ def _is_below(video: Video, folder: str) -> bool:
     return video.name.startswith(start) or video.path.startswith(os.path.abspath(folder) + "/")
 
 
-def _without(allowed: np.ndarray | None, rows: Rows, number: int) -> np.ndarray:
-    """The windows that may be found, but not those that overlap one."""
-    place = int(np.flatnonzero(rows.windows == number)[0])
-    same = rows.videos == rows.videos[place]
-    overlaps = same & (rows.starts < rows.ends[place]) & (rows.ends > rows.starts[place])
+def _sample(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(s, E) float32: some windows of all."""
+    chosen = rows if len(rows) <= SAMPLE else np.random.default_rng(0).choice(rows, SAMPLE, replace=False)
+    return embeddings[np.sort(chosen)].astype(np.float32)
+
+
+def _candidates(loaded: _Loaded, queries: np.ndarray, wanted: int, allowed: np.ndarray | None, top: int) -> np.ndarray:
+    """Places of the windows that are compared exactly.
+
+    Args:
+        queries: (Q, E), weighted as in the score; the first `wanted` ones for what is wanted, the others for what not.
+        allowed: (n,) bool, the windows that may be found; None for all.
+        top: moments that are wanted.
+    """
+    share = 1.0
+    if allowed is not None:
+        places = np.flatnonzero(allowed)
+        if len(places) <= FEW:
+            return places
+        share = len(places) / len(allowed)
+    # a score is high where what is wanted is; and, where that is less so, what is not wanted is low
+    both = np.stack([queries[:wanted].sum(axis=0), queries[:wanted].sum(axis=0) - queries[wanted:].sum(axis=0)])
+    count = int(max(CANDIDATES * top, MIN_CANDIDATES) / share)
+    return loaded.quantised.candidates(both[: 1 + (len(queries) > wanted)], count, loaded.rows)
+
+
+def _without(allowed: np.ndarray | None, rows: Rows, all_rows: Rows, number: int) -> np.ndarray:
+    """Those of the rows that may be found, but not those that overlap a window, which is one of all rows."""
+    place = int(np.flatnonzero(all_rows.windows == number)[0])
+    same = rows.videos == all_rows.videos[place]
+    overlaps = same & (rows.starts < all_rows.ends[place]) & (rows.ends > all_rows.starts[place])
     return ~overlaps if allowed is None else allowed & ~overlaps

@@ -10,7 +10,6 @@ texts, things that are said of any video, reaches in the same index: how many of
 mean it lies.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,29 +47,52 @@ def similarities(embeddings: np.ndarray, rows: np.ndarray, queries: np.ndarray) 
         queries: (Q, E), unit length.
 
     Returns:
-        (n, Q) float32.
+        (n, Q) float32, each query's next to each other in memory.
     """
-    found = np.empty((len(rows), len(queries)), np.float32)
-    weights = torch.from_numpy(np.ascontiguousarray(queries.T, dtype=np.float32))  # (E, Q)
+    found = np.empty((len(queries), len(rows)), np.float32)
+    weights = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32))  # (Q, E)
     room = torch.empty(BLOCK, embeddings.shape[1])  # once, as fresh memory costs time
     for start in range(0, len(rows), BLOCK):
         part = rows[start : start + BLOCK]
         whole = part[-1] - part[0] + 1 == len(part)
         block = embeddings[part[0] : part[-1] + 1] if whole else embeddings[part]
-        product = room[: len(part)].copy_(torch.from_numpy(np.array(block))) @ weights
-        found[start : start + BLOCK] = product.numpy()
-    return found
+        # few queries on the left: the other way round the product of two takes eight times as long
+        product = weights @ room[: len(part)].copy_(torch.from_numpy(block)).T
+        found[:, start : start + BLOCK] = product.numpy()
+    return found.T
 
 
-def standard(scores: np.ndarray) -> np.ndarray:
-    """(n,) scores in standard deviations above their mean; zeros where all are the same."""
-    spread = float(scores.std())
-    return (scores - scores.mean()) / spread if spread > 0 else np.zeros_like(scores)
+@dataclass(frozen=True)
+class Scale:
+    """What is usual in an index.
+
+    Attributes:
+        mean, spread: (Q,) of its windows' similarities to each query, spread as a standard deviation.
+    """
+
+    mean: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def of(cls, similarities: np.ndarray) -> "Scale":
+        """That of (n, Q) similarities, of all windows or of a sample of them."""
+        columns = similarities.T  # of which each is summed pairwise, as a sum over the first axis is not
+        return cls(np.array([column.mean() for column in columns]), np.array([column.std() for column in columns]))
+
+    def standard(self, similarities: np.ndarray) -> np.ndarray:
+        """(n, Q) similarities in standard deviations above the mean; zeros where all are the same."""
+        return (similarities - self.mean) * self.weights
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(Q,) of a query's similarities in a score."""
+        return np.divide(1, self.spread, out=np.zeros_like(self.spread), where=self.spread > 0)
 
 
-def combine(wanted: Sequence[np.ndarray], unwanted: Sequence[np.ndarray]) -> np.ndarray:
-    """(n,) scores of windows by their similarities, each (n,), to what is wanted and to what is not."""
-    return sum(map(standard, wanted)) - sum(np.maximum(standard(scores), 0) for scores in unwanted)
+def combine(similarities: np.ndarray, wanted: int, scale: Scale) -> np.ndarray:
+    """(n,) scores of windows by their (n, Q) similarities, first to the queries that are wanted, then to those not."""
+    scores = scale.standard(similarities)
+    return scores[:, :wanted].sum(axis=1) - np.maximum(scores[:, wanted:], 0).sum(axis=1)
 
 
 def find_moments(scores: np.ndarray, rows: Rows, allowed: np.ndarray | None, top: int) -> list[Moment]:
@@ -112,6 +134,7 @@ def _extend(place: int, step: int, scores: np.ndarray, rows: Rows) -> int:
     while (
         0 <= here + step < len(scores)
         and rows.videos[here + step] == rows.videos[place]
+        and rows.starts[max(here, here + step)] <= rows.ends[min(here, here + step)]  # of candidates there are gaps
         and bar <= scores[here + step] <= scores[place]
     ):
         here += step
@@ -136,7 +159,7 @@ class Judge:
         """Judge by generic texts.
 
         Args:
-            embeddings, rows: as for `similarities`.
+            embeddings: as for `similarities`. rows: as there, of all windows, or of those that may be the best.
             texts: (K, E) unit length, K at least 2.
             threshold: of the result.
         """

@@ -70,6 +70,17 @@ class QuerySettings:
 
 
 @dataclass(frozen=True)
+class MatchingSettings:
+    """Flags of how windows are compared with a query."""
+
+    index: str = setting(
+        "exact",
+        "exact: every window; faiss: the best candidates of a quantised index, for millions of windows",
+        ("exact", "faiss"),
+    )
+
+
+@dataclass(frozen=True)
 class JudgeSettings:
     """Flags of what judges whether anything stands out."""
 

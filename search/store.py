@@ -3,6 +3,7 @@
 - ``index.sqlite``: the settings, a row a video and a row a window.
 - ``embeddings-N.f16``: (rows, E) float16, unit length, little endian; a window's row is in its table.
 - ``pictures-N.bin``: the middle frames as JPEG, one behind the other.
+- ``quantised-N.faiss``: the embeddings' file as faiss quantised it, where that was asked for; may be deleted.
 - ``clips/``: what the page's server made for browsers; may be deleted at any time.
 
 A video is added in two steps. Its embeddings and pictures are appended to the two files and flushed to the disk; then
@@ -15,7 +16,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ except ImportError:  # Windows
 DATABASE = "index.sqlite"
 VERSION = 1
 DTYPE = np.dtype("<f2")
+ENDINGS = {"embeddings": ".f16", "pictures": ".bin", "quantised": ".faiss"}  # of the files, by kind
 MAX_REMOVED = 0.25  # of the rows in the files
 ROWS_AT_ONCE = 8192
 UNIT = 0.01  # that a row's length may be off 1 in float16
@@ -136,6 +138,10 @@ class Rows:
     starts: np.ndarray
     ends: np.ndarray
 
+    def take(self, places: np.ndarray) -> "Rows":
+        """Some of them, increasing."""
+        return Rows(*(getattr(self, field.name)[places] for field in fields(self)))
+
 
 class Store:
     """An index folder, opened for reading, or with `writing` for adding and removing."""
@@ -223,7 +229,8 @@ class Store:
             return np.zeros((0, self.width), DTYPE)
         path = self.file("embeddings")
         try:
-            return np.memmap(path, DTYPE, mode="r", shape=(rows, self.width))
+            # the file is never written to this way; torch warns of arrays that nobody may write to
+            return np.memmap(path, DTYPE, mode="c", shape=(rows, self.width))
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is not whole: {error}; delete {self.folder} and index again") from error
 
@@ -245,9 +252,8 @@ class Store:
         return int(settings["rows"]), int(settings["picture_bytes"])
 
     def file(self, kind: str) -> Path:
-        """The file of the embeddings or of the pictures."""
-        number = self.settings["files"]
-        return self.folder / (f"embeddings-{number}.f16" if kind == "embeddings" else f"pictures-{number}.bin")
+        """The present file of a kind: "embeddings", "pictures" or "quantised"."""
+        return self.folder / f"{kind}-{self.settings['files']}{ENDINGS[kind]}"
 
     def is_growing(self) -> bool:
         """Whether a program is adding to the index now."""
@@ -359,9 +365,9 @@ class Store:
         total, _ = self.ends()
         if total - count <= MAX_REMOVED * total:
             return
-        before = [self.file("embeddings"), self.file("pictures")]
+        before = [self.file(kind) for kind in ENDINGS]
         number = int(self.settings["files"]) + 1
-        after = [self.folder / f"embeddings-{number}.f16", self.folder / f"pictures-{number}.bin"]
+        after = [self.folder / f"{kind}-{number}{ENDINGS[kind]}" for kind in ("embeddings", "pictures")]
         embeddings, changes, at = self.embeddings(), [], 0
         query = "SELECT id, video, row, start, end, picture_at, picture_size FROM windows ORDER BY row"
         with after[0].open("wb") as vectors, after[1].open("wb") as pictures:
@@ -505,9 +511,11 @@ def _cut_off(store: Store) -> None:
             raise UserError(f"{path} has {size} bytes of {end}: delete {store.folder} and index again")
         with path.open("ab") as file:
             file.truncate(end)
-    for path in (*store.folder.glob("embeddings-*.f16"), *store.folder.glob("pictures-*.bin")):
-        if path not in ends:
-            path.unlink()
+    kept = {store.file(kind) for kind in ENDINGS}
+    for kind in ENDINGS:
+        for path in store.folder.glob(f"{kind}-*.*"):
+            if path not in kept:
+                path.unlink()
 
 
 def _append(path: Path, at: int, data: bytes) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from search import scoring
-from search.scoring import Judge, Moment, combine, find_moments, similarities, standard
+from search.scoring import Judge, Moment, Scale, combine, find_moments, similarities
 from search.store import Rows
 
 
@@ -65,18 +65,31 @@ def test_few_candidates_give_what_all_give(monkeypatch):
     assert find_moments(scores, rows, None, 3) == expected
 
 
+def combined(wanted, unwanted=()):
+    """Scores on the scale of the windows themselves."""
+    found = np.stack([*wanted, *unwanted], axis=1)
+    return combine(found, len(wanted), Scale.of(found))
+
+
 def test_what_should_not_be_counts_above_its_mean_only():
     wanted, unwanted = np.array([1.0, 1.0, 0, 0, 0, 0]), np.array([9.0, 0, 0, 0, 0, -9])
-    scores = combine([wanted], [unwanted])
+    scores = combined([wanted], [unwanted])
     assert np.argmax(scores) == 1
     assert scores[5] == scores[4]  # less than nothing of it is no merit
-    np.testing.assert_allclose(combine([wanted], []), standard(wanted))
-    assert standard(np.full(3, 0.25)).tolist() == [0, 0, 0]
+    np.testing.assert_allclose(combined([wanted]), (wanted - wanted.mean()) / wanted.std())
+    assert combined([np.full(3, 0.25)]).tolist() == [0, 0, 0]
 
 
 def test_scores_do_not_depend_on_the_scale_of_a_models_cosines():
     wanted, unwanted = np.random.default_rng(0).normal(size=(2, 30))
-    np.testing.assert_allclose(combine([wanted], [unwanted]), combine([wanted * 0.1 + 0.3], [unwanted * 5 - 2]))
+    np.testing.assert_allclose(combined([wanted], [unwanted]), combined([wanted * 0.1 + 0.3], [unwanted * 5 - 2]))
+
+
+def test_candidates_with_gaps_between_them_are_no_moment():
+    rows, scores = rows_of(10), np.full(10, 2.0)
+    assert find_moments(scores, rows, None, 1) == [Moment(0, 9, 0, 2.0)]
+    places = np.array([0, 1, 2, 7, 8])
+    assert find_moments(scores[places], rows.take(places), None, 2) == [Moment(0, 2, 0, 2.0), Moment(3, 4, 3, 2.0)]
 
 
 def test_the_judge_knows_what_generic_texts_reach(monkeypatch):
