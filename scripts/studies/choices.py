@@ -7,14 +7,15 @@ See `scripts.studies.runner` for how a training is done and what it reports.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import sqrt
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.studies.runner import BUDGET, FRAMES, LEVELS, RESULTS, STOP, Run, run_study, runs_of, spread
+from scripts.studies.runner import BUDGET, FRAMES, LEVELS, RESULTS, STOP, Run, run_study, runs_of, spread, with_error
 
 RECORD = RESULTS / "study_toy.json"
 SEEDS = (1, 2, 3)
@@ -66,9 +67,10 @@ def curve_runs(seed: int) -> Iterator[Run]:
 def choices_table(record: dict[str, Any], level: str) -> str:
     """A row a choice."""
     lines = [
-        f"| {level} | seeds | R@1 | motion | s a step | tokens a gap | trained |",
-        "|---|---|---|---|---|---|---|",
+        f"| {level} | seeds | R@1 | against the defaults | motion | s a step | tokens a gap | trained |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    base = {run["seed"]: run["metrics"]["t2v_R1"] for run in runs_of(record, level, next(iter(CHOICES)), FRAMES)}
     for name in CHOICES:
         runs = runs_of(record, level, name, FRAMES)
         if not runs:
@@ -78,6 +80,7 @@ def choices_table(record: dict[str, Any], level: str) -> str:
             name,
             str(len(runs)),
             spread([run["metrics"]["t2v_R1"] for run in runs]),
+            against(base, {run["seed"]: run["metrics"]["t2v_R1"] for run in runs}),
             spread([run["metrics"]["motion_accuracy"] for run in runs]),
             f"{fmean(run['seconds_per_step'] for run in runs):.2f}",
             f"{at[0]:.2f} → {at[1]:.2f}",
@@ -85,6 +88,15 @@ def choices_table(record: dict[str, Any], level: str) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def against(base: Mapping[int, float], values: Mapping[int, float]) -> str:
+    """Mean difference over the seeds that both have ± its standard error; marked where it is more than twice that."""
+    differences = [values[seed] - base[seed] for seed in values if seed in base]
+    if len(differences) < 2 or values == base:
+        return ""
+    shown = with_error(differences, sign="+")
+    return f"**{shown}**" if abs(fmean(differences)) > 2 * stdev(differences) / sqrt(len(differences)) else shown
 
 
 def curve_table(record: dict[str, Any]) -> str:
