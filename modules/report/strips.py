@@ -211,6 +211,8 @@ class Timeline:
 def draw_timelines(timelines: Sequence[Timeline], width: float = WIDTH) -> Figure:
     """Strips of frames, below each the frame variation of its gaps as a curve and their temporal prompts as bars.
 
+    Where there is no room for all frames, some are shown, each in the middle of the part of the clip that it is of.
+
     Args:
         timelines: at least one.
         width: of the figure, in inches.
@@ -219,7 +221,8 @@ def draw_timelines(timelines: Sequence[Timeline], width: float = WIDTH) -> Figur
     left, right = 0.62, 0.6
     room = width - left - right
     titles = [wrapped(figure, line.title, width - 2 * MARGIN, TITLE_LINES) for line in timelines]
-    sides = [min(room / len(line.frames), MOST) for line in timelines]
+    shown = [min(len(line.frames), int(room / LEAST)) for line in timelines]
+    sides = [min(room / count, MOST) for count in shown]
     heights = []
     for title, side in zip(titles, sides, strict=True):
         heights += [LINE * (len(title) + 0.6), side, 1.1, 3.2 * LINE]
@@ -236,26 +239,31 @@ def draw_timelines(timelines: Sequence[Timeline], width: float = WIDTH) -> Figur
             va="top",
         )
         strip = figure.add_subplot(grid[4 * at + 1])
-        _draw_strip(strip, line, room / sides[at])
-        _draw_gaps(figure.add_subplot(grid[4 * at + 2], sharex=strip), line)
+        _draw_strip(strip, line, shown[at], room / sides[at])
+        _draw_gaps(figure.add_subplot(grid[4 * at + 2], sharex=strip), line, shown[at])
     return figure
 
 
-def _draw_strip(axes: Axes, line: Timeline, shown: float) -> None:
-    """The frames, each above its number, on axes as wide as so many of them."""
+def _draw_strip(axes: Axes, line: Timeline, shown: int, room: float) -> None:
+    """So many of the frames, each above its number, on axes with room for `room` of them."""
     count = len(line.frames)
-    for number, frame in enumerate(line.frames, 1):
-        axes.imshow(frame, extent=(number - 0.5 + GAP, number + 0.5 - GAP, 2 * GAP, 1), aspect="auto")
+    wide = count / shown  # frames that one is shown for
+    for place in range(shown):
+        left = 0.5 + place * wide
+        extent = (left + GAP * wide, left + (1 - GAP) * wide, 2 * GAP, 1)
+        axes.imshow(line.frames[int(left + wide / 2 - 0.5)], extent=extent, aspect="auto")
     middle = (1 + count) / 2
-    axes.set_xlim(middle - shown / 2, middle + shown / 2)
+    axes.set_xlim(middle - room * wide / 2, middle + room * wide / 2)
     axes.set_ylim(0, 1)
     axes.set_axis_off()
 
 
-def _draw_gaps(axes: Axes, line: Timeline) -> None:
+def _draw_gaps(axes: Axes, line: Timeline, shown: int) -> None:
     groups = line.groups or [(number,) for number in range(1, len(line.frames) + 1)]
     places = np.array([group[-1] + 0.5 for group in groups[:-1]])
-    axes.set_xlabel("sampled frame" + (f" ({ranges(groups)} merged)" if len(groups) < len(line.frames) else ""))
+    notes = [f"{shown} of {len(line.frames)} shown"] if shown < len(line.frames) else []
+    notes += [f"{ranges(groups)} merged"] if len(groups) < len(line.frames) else []
+    axes.set_xlabel("sampled frame" + (f" ({'; '.join(notes)})" if notes else ""))
     room = int(72 * axes.figure.get_figwidth() / (3 * SMALL_TYPE))  # numbers that fit side by side
     axes.set_xticks([1 + at for at in evenly(len(line.frames), room)])
     axes.set_ylabel("frame\nvariation $W^t$", color=BLUE, parse_math=True)

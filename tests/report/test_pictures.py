@@ -66,7 +66,7 @@ def test_no_text_of_a_strip_covers_another_or_leaves_the_page(count, width):
     assert figure.get_figwidth() == width
 
 
-@pytest.mark.parametrize("count", [1, 2, 8, 12])
+@pytest.mark.parametrize("count", [1, 2, 8, 12, 64])
 @pytest.mark.parametrize("width", [3.3, 7.0])
 def test_no_text_of_a_timeline_covers_another_or_leaves_the_page(count, width):
     groups = [(1, 2), (3, 4), (5,)] if count == 8 else ()
@@ -156,6 +156,21 @@ def test_what_changes_stands_in_the_gap_where_it_changes():
     assert below.get_xlim() == strip_axes.get_xlim()
     assert below.get_position().x0 == strip_axes.get_position().x0
     assert "1–2, 3, 4–5 merged" in below.get_xlabel()
+
+
+def test_a_timeline_of_many_frames_shows_some_large_enough_to_be_seen_each_where_it_is():
+    numbered = np.zeros((64, 32, 32, 3), np.uint8) + np.arange(64, dtype=np.uint8)[:, None, None, None]
+    figure = draw_timelines([timeline(64, numbered)], 7.0)
+    figure.canvas.draw()
+    seen = next(axes for axes in figure.axes if len(axes.get_images()) > 5).get_images()
+    numbers = [int(image.get_array()[0, 0, 0]) + 1 for image in seen]
+    assert 8 <= len(seen) <= 20 and numbers == sorted(set(numbers))
+    for number, image in zip(numbers, seen, strict=True):
+        left, right, *_ = image.get_extent()
+        assert left < number < right
+        box = image.get_window_extent()
+        assert box.width == pytest.approx(box.height, rel=0.03) and box.width / figure.dpi > 0.35
+    assert_legible(figure, [f"{len(seen)} of 64 shown"])
 
 
 def test_one_frame_has_no_gap_and_says_so():
