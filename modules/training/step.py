@@ -145,7 +145,8 @@ class Step:
             meanwhile: what to do while the device is at work.
         """
         keys = keys, step_key
-        loss, measures = self._backward(batch, keys, self.compute.precision.autocast, self.scaler.scale)
+        with self.compute.precision.products():
+            loss, measures = self._backward(batch, keys, self.compute.precision.autocast, self.scaler.scale)
         self.compute.processes.average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm = self._clip_gradients()

@@ -1,14 +1,18 @@
 """Losses and gradients that are no numbers, fp16 overflow, and the same bits in two runs."""
 
+import contextlib
 import re
+from functools import partial
 
 import pytest
 import torch
+from torch.nn import functional
 
 import main_task_retrieval
 from helpers.faults import poison_losses
 from helpers.runs import checkpoint, lines, results
 from helpers.tiny import TINY_TRAINING
+from modules.runtime.precision import Precision
 from modules.runtime.processes import Processes
 from modules.tasks.retrieval import RetrievalTask
 
@@ -130,3 +134,30 @@ def test_deterministic_runs_are_equal_to_the_bit_and_leave_the_switch_as_it_was(
     for name, value in one.items():
         assert torch.equal(value, two[name])
     assert (tmp_path / "one" / "metrics.jsonl").read_bytes() == (tmp_path / "two" / "metrics.jsonl").read_bytes()
+
+
+def test_fp16_products_on_a_cpu_are_those_of_torch_and_overflow_as_they_do():
+    """Linear, convolution, attention and their gradients: as torch's own, to what fp16 rounds."""
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator)
+    leaves = [draw(2, 30, 16), draw(48, 16), draw(48), draw(2, 16, 4, 7, 7), draw(8, 16, 3, 3, 3), draw(2, 2, 30, 8)]
+    precision = Precision("fp16", torch.device("cpu"))
+
+    def gradients(context):
+        tokens, weight, bias, volume, kernel, heads = made = [leaf.clone().requires_grad_() for leaf in leaves]
+        with context, torch.autocast("cpu", dtype=torch.float16):
+            linear = functional.linear(tokens, weight, bias)
+            convolved = functional.conv3d(volume, kernel, padding=1)
+            attended = functional.scaled_dot_product_attention(heads, heads, heads)
+            products = linear @ linear.transpose(1, 2)
+            outputs = linear, convolved, attended, products
+            assert all(output.dtype == torch.float16 for output in outputs)
+            sum(output.float().square().mean() for output in outputs).backward()
+        return [*outputs, *(leaf.grad for leaf in made)]
+
+    for ours, torchs in zip(gradients(precision.products()), gradients(contextlib.nullcontext()), strict=True):
+        assert ours.dtype == torchs.dtype and (ours - torchs).norm() < 2e-3 * torchs.norm()
+    large = torch.full((2, 2), 300.0, dtype=torch.float16)
+    with precision.products():
+        assert torch.isinf(large @ large).all()  # 180,000, more than fp16 holds
+    assert isinstance(Precision("bf16", torch.device("cpu")).products(), contextlib.nullcontext)
