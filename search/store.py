@@ -63,6 +63,11 @@ class Stamp(NamedTuple):
         """That of a file's status."""
         return cls(status.st_size, status.st_mtime_ns)
 
+    @property
+    def kilobytes(self) -> int:
+        """The size, rounded up; in it progress is counted."""
+        return -(-self.size // 1000)
+
 
 @dataclass(frozen=True)
 class Video:
