@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import socket
 import sys
@@ -59,9 +60,14 @@ EVERYWHERE = (
     "every node needs the project, its .venv, the weights and the videos at the same paths (docs/search.md, "
     "Beyond one machine)"
 )
-# What Ray reads when it is imported: no usage statistics are sent, nothing of what it reports of dead workers is
-# printed between our own lines, and a worker without a GPU is ours to tell so.
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": ".", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+LOCAL = "local"  # in place of an address: a cluster of this machine alone, for one command
+# What Ray reads when it is imported: no usage statistics are sent, and nothing of what it has to say about dead workers
+# and connections is printed between our own lines.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 
 
 class Listed(NamedTuple):
@@ -470,8 +476,8 @@ class RayWorkers:
         self._worked = time.monotonic()
 
     def __enter__(self) -> "RayWorkers":
-        self._ray = import_ray()
         address = self._recipe.settings.ray
+        self._ray = import_ray(address)
         python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         try:
             if match := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):  # Ray itself would try for minutes
@@ -484,8 +490,11 @@ class RayWorkers:
                 include_dashboard=False,
             )
         except (OSError, RuntimeError, ValueError, AssertionError, self._ray.exceptions.RayError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"--ray {address} is no cluster that can be reached: {reason}") from error
+            raise UserError(
+                f"--ray {address} is no cluster that can be reached: {brief(error)}\n"
+                "Python, Ray and RAY_AUTH_MODE have to be the same here as on its nodes (docs/search.md, Beyond one "
+                "machine)"
+            ) from error
         self._actors = self._ray.remote(Worker).options(
             num_cpus=self._recipe.threads, num_gpus=self._recipe.gpus, max_restarts=0, max_task_retries=0
         )
@@ -561,9 +570,7 @@ class RayWorkers:
         try:
             return self._ray.get(reference)
         except errors.RayTaskError as error:
-            lines = str(error.cause).splitlines()
-            said = " … ".join(lines if len(lines) < 2 else (lines[0], lines[-1]))
-            return Lost(f"its worker failed with {type(error.cause).__name__}: {said}")
+            return Lost(f"its worker failed with {type(error.cause).__name__}: {brief(error.cause)}")
         except errors.OutOfMemoryError:
             return Lost("its worker was ended when its node's memory was full")
         except errors.RayError as error:
@@ -593,14 +600,22 @@ class RayWorkers:
         return answer.results
 
 
+def brief(error: Exception) -> str:
+    """An error's message in a line, without the calls that led to it."""
+    lines = (getattr(error, "strerror", None) or str(error)).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} … {lines[-1].strip()}"
+
+
 def room_on(resources: dict[str, float], needs: dict[str, float]) -> int:
     """How many workers with some needs a node has room for."""
     return int(min(resources.get(name, 0.0) / need for name, need in needs.items() if need))
 
 
-def import_ray() -> ModuleType:
+def import_ray(address: str) -> ModuleType:
     """Ray, that keeps quiet."""
-    for name, value in QUIET.items():
+    # else Ray would leave a token in the home folder, which every later cluster would want to be given
+    private = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)} if address == LOCAL else {}
+    for name, value in (QUIET | private).items():
         os.environ.setdefault(name, value)
     import ray
 

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import random
 import re
+import secrets
 import shutil
 import signal
 import sqlite3
@@ -295,7 +296,7 @@ def test_finished_parts_that_nothing_needs_any_more_are_removed(tmp_path):
 
 # --- a cluster of two nodes, each with a core -----------------------------------------------------------------------
 
-# A decord, for PYTHONPATH, that leaves reading to OpenCV, and notes in the folder of the videos what it is asked for. Its
+# A decord, for PYTHONPATH, that leaves reading to OpenCV, and notes beside the videos what it is asked for. Its
 # process's parent is the worker: a "poison" kills it, and a "waits" waits, once, and names it.
 DECORD = """
 import os, signal, time
@@ -321,6 +322,10 @@ class VideoReader:
 NODE = ("--block", "--num-cpus=1", "--object-store-memory=83886080", "--disable-usage-stats")
 
 
+# others on this machine, and in its network, are kept out
+ACCESS = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
 @pytest.fixture(scope="module")
 def ray_cluster():
     """The address of a cluster of two nodes."""
@@ -333,7 +338,7 @@ def ray_cluster():
         with (folder / f"node{len(nodes)}.txt").open("w+") as file:
             command = [sys.executable, "-u", "-m", "ray.scripts.scripts", "start", *words, *NODE]
             options = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
-            node = subprocess.Popen(command, env=os.environ | ENVIRONMENT, **options)
+            node = subprocess.Popen(command, env=os.environ | ENVIRONMENT | ACCESS, **options)
         nodes.append(node)
         said = Path(file.name)
         wait_for(lambda: "Ray runtime started" in said.read_text() or node.poll(), node)
@@ -367,7 +372,7 @@ def words(tiny_run, tmp_path, videos):
     (tmp_path / "decord" / "decord.py").write_text(DECORD)
     clip = path_of(tiny_run, "--pretrained_clip_name")
     flags = ["--pretrained_clip_name", clip, "--max_frames", "4", "--max_words", "12", "--window", "2", "--stride", "1"]
-    return ["-m", "search", "index", videos, *flags], ENVIRONMENT | {"PYTHONPATH": str(tmp_path / "decord")}
+    return ["-m", "search", "index", videos, *flags], ENVIRONMENT | ACCESS | {"PYTHONPATH": str(tmp_path / "decord")}
 
 
 def on_cluster(address, index_dir):
@@ -442,7 +447,7 @@ def test_what_no_worker_can_do_ends_with_its_reason(ray_cluster, words, videos, 
     command, environment = words
     write_video(videos / "a.mp4", frames=25)
     for address, more, reason in (
-        ("127.0.0.1:9", [], "--ray 127.0.0.1:9 is no cluster that can be reached"),
+        ("127.0.0.1:9", [], "--ray 127.0.0.1:9 is no cluster that can be reached: Connection refused"),
         (ray_cluster, ["--ray_cpus", "5"], "no node has room for a worker of 5 cores and 0 GPUs: the nodes have 1"),
         (ray_cluster, ["--ray_gpus", "1"], "no node has room for a worker of 1 cores and 1 GPUs"),
     ):
