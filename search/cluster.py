@@ -405,6 +405,7 @@ class Refused:
 class Embedded:
     """A worker's answer about a part: what came of each video, and those that are not, on its node, what was listed."""
 
+    node: str
     results: list[Part | str]
     unseen: list[Listed]
 
@@ -428,7 +429,7 @@ class Worker:
             return Refused(node, str(error))
         if recipe.gpus and run.compute.processes.device.type == "cpu":
             return Refused(node, "torch finds no GPU there: give --ray_gpus 0, or a torch that does")
-        self._run, self._recipe = run, recipe
+        self._run, self._recipe, self._node = run, recipe, node
         shape = (1, run.max_frames, 3, run.clip.image_size, run.clip.image_size)
         frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))[0]
         embedding = embed(run, [VideoWindow(0, 0.0, 1.0, 1.0, frames, run.max_frames)])
@@ -440,7 +441,8 @@ class Worker:
         unseen = [video for video in part.videos if not is_there(video)]
         decoding = DecodingSettings(video_time_limit=settings.video_time_limit, decoder_errors=run.decoder_errors)
         paths = [Path(video.path) for video in part.videos]
-        return Embedded(list(embed_videos(run, paths, self._recipe.cutting(), decoding, settings.batch_size)), unseen)
+        results = embed_videos(run, paths, self._recipe.cutting(), decoding, settings.batch_size)
+        return Embedded(self._node, list(results), unseen)
 
 
 def is_there(video: Listed) -> bool:
@@ -596,7 +598,7 @@ class RayWorkers:
 
     def _checked(self, answer: Embedded) -> list[Part | str]:
         if missed := [video.path for video in answer.unseen if is_there(video)]:
-            raise UserError(f"a worker does not find {missed[0]} as this machine does\n{EVERYWHERE}")
+            raise UserError(f"node {answer.node} does not find {missed[0]} as this machine does\n{EVERYWHERE}")
         return answer.results
 
 

@@ -4,6 +4,7 @@
 - ``embeddings-N.f16``: (rows, E) float16, unit length, little endian; a window's row is in its table.
 - ``pictures-N.bin``: the middle frames as JPEG, one behind the other.
 - ``clips/``: what the page's server made for browsers; may be deleted at any time.
+- ``parts/``: what a cluster has finished and is not in the tables yet (`search.cluster`); then it is removed.
 
 A video is added in two steps. Its embeddings and pictures are appended to the two files and flushed to the disk; then
 one transaction adds its rows and notes where the files end now: no reader looks behind that, and a writer that is

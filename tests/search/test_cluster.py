@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,23 @@ from helpers.launching import ENVIRONMENT, run_to_end, start, wait_for
 from helpers.paths import ROOT
 from helpers.search.index import SETTINGS, made_part, make_index
 from helpers.videos import write_video
-from search.cluster import HOPELESS, PARTS, TRIES, Listed, Lost, PartFiles, Recipe, cut, merged
+from search.cluster import (
+    HOPELESS,
+    PARTS,
+    START_TRIES,
+    TRIES,
+    Embedded,
+    Listed,
+    Lost,
+    PartFiles,
+    RayWorkers,
+    Recipe,
+    Refused,
+    Started,
+    cut,
+    merged,
+    room_on,
+)
 from search.indexing import update
 from search.settings import IndexSettings, ModelSettings
 from search.store import DATABASE, Stamp, open_for_writing, read_store
@@ -292,6 +309,136 @@ def test_finished_parts_that_nothing_needs_any_more_are_removed(tmp_path):
     settings = IndexSettings(window=2.0, stride=1.0)
     assert update([root], index_dir, settings, ModelSettings(), set(), load=None).same == 1
     assert not (index_dir / PARTS).exists()
+
+
+class MadeUpRay:
+    """Ray's functions that `RayWorkers` calls, whose actors answer at once; `answers` says what."""
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+        class RayTaskError(RayError):
+            pass
+
+        class OutOfMemoryError(RayError):
+            pass
+
+    def __init__(self, nodes, answers):
+        self.resources, self.answers, self.actors, self.killed = nodes, iter(answers), [], []
+
+    def init(self, address, **options):
+        pass
+
+    def shutdown(self):
+        pass
+
+    def remote(self, kind):
+        return self
+
+    def options(self, **options):
+        def make():
+            method = SimpleNamespace(remote=lambda argument: object())
+            self.actors.append(SimpleNamespace(start=method, embed=method))
+            return self.actors[-1]
+
+        return SimpleNamespace(remote=make)
+
+    def cluster_resources(self):
+        return {}
+
+    def nodes(self):
+        return [{"Alive": alive, "Resources": resources} for alive, resources in self.resources]
+
+    def wait(self, references, timeout):
+        return references[:1], references[1:]
+
+    def get(self, reference):
+        answer = next(self.answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def kill(self, actor):
+        self.killed.append(actor)
+
+
+@pytest.fixture
+def made_up_ray(monkeypatch):
+    """What puts a made-up Ray in the place of Ray, and gives the workers on it with parts to embed."""
+
+    def make(answers, nodes=((True, {"CPU": 4.0}),), **changes):
+        ray = MadeUpRay(nodes, answers)
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        recipe = dataclasses.replace(RECIPE, settings=IndexSettings(ray="auto"), **changes)
+        return ray, RayWorkers(recipe)
+
+    return make
+
+
+def test_there_are_as_many_workers_as_nodes_have_room_for_and_parts_want(made_up_ray):
+    nodes = [(True, {"CPU": 5.0}), (True, {"CPU": 2.0, "GPU": 1.0}), (True, {"CPU": 1.0}), (False, {"CPU": 99.0})]
+    for gpus, wanted, count in ((0.0, 9, 3), (0.0, 2, 2), (1.0, 9, 1), (0.25, 9, 1)):
+        ray, workers = made_up_ray([], nodes, gpus=gpus)
+        with workers:
+            workers.grow(wanted)
+            workers.grow(wanted)
+        assert len(ray.actors) == count
+    with (
+        made_up_ray([], nodes, threads=6)[1] as workers,
+        pytest.raises(UserError, match="a worker of 6 cores"),
+    ):
+        workers.grow(1)
+    assert room_on({"CPU": 64.0, "GPU": 2.0}, {"CPU": 4.0, "GPU": 0.25}) == 8
+
+
+def test_a_worker_that_is_lost_gives_its_part_back_and_another_one_takes_its_place(made_up_ray):
+    (part,) = cut(LIST[:1], 1.0)
+    died = MadeUpRay.exceptions.RayError("The actor died.\nand much more")
+    ray, workers = made_up_ray([Started("n", "bits"), died, Started("n", "bits"), Embedded("n", [BAD], [])])
+    with workers:
+        for expected in (Lost("its worker died (RayError)"), [BAD]):
+            workers.grow(1)
+            assert workers.news(1.0) == [] and workers.free()
+            workers.give(part)
+            assert not workers.free() and workers.news(1.0) == [(part, expected)]
+    assert ray.killed == ray.actors[:1] and len(ray.actors) == 2
+
+
+def test_what_every_worker_of_a_node_would_do_wrong_ends_the_run(made_up_ray, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"here")
+    here = Listed(str(tmp_path / "a.mp4"), Stamp(4, 0))
+    changed = Listed(str(tmp_path / "a.mp4"), Stamp(5, 0))  # since it was listed: no node is to blame
+    parts = cut([here, changed], 1e-9)
+    ray, workers = made_up_ray([Started("n", "bits"), Embedded("n", [BAD], [changed]), Embedded("n", [BAD], [here])])
+    with workers:
+        workers.grow(1)
+        workers.news(1.0)
+        workers.give(parts[1])
+        assert workers.news(1.0) == [(parts[1], [BAD])]
+        workers.give(parts[0])
+        with pytest.raises(UserError, match=r"node n does not find .*a\.mp4 as this machine does"):
+            workers.news(1.0)
+    with made_up_ray([Refused("10.0.0.7", "no such weights")])[1] as workers:
+        workers.grow(1)
+        with pytest.raises(UserError, match=r"on node 10\.0\.0\.7 cannot work: no such weights"):
+            workers.news(1.0)
+    ray, workers = made_up_ray([MadeUpRay.exceptions.OutOfMemoryError()] * START_TRIES)
+    with workers, pytest.raises(UserError, match=r"workers were lost as they started: .* memory was full"):
+        while True:
+            workers.grow(1)
+            workers.news(1.0)
+    assert len(ray.actors) == START_TRIES
+
+
+def test_nodes_that_compute_other_bits_are_named(made_up_ray, caplog):
+    nodes = [(True, {"CPU": 8.0})]
+    for bits, said in (("same", False), ("other", True)):
+        caplog.clear()
+        with made_up_ray([Started("n1", "same"), Started("n2", bits)], nodes)[1] as workers:
+            workers.grow(2)
+            workers.news(1.0), workers.news(1.0)
+        assert ("nodes n1 and n2 compute different bits" in caplog.text) == said
 
 
 # --- a cluster of two nodes, each with a core -----------------------------------------------------------------------
