@@ -18,7 +18,6 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import socket
 import sys
 import time
@@ -61,13 +60,9 @@ EVERYWHERE = (
     "Beyond one machine)"
 )
 LOCAL = "local"  # in place of an address: a cluster of this machine alone, for one command
-# What Ray reads when it is imported: no usage statistics are sent, and nothing of what it has to say about dead workers
-# and connections is printed between our own lines.
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+# What Ray reads when it is imported: no usage statistics are sent, and what it reports of dead workers is not printed
+# between our own lines.
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}
 
 
 class Listed(NamedTuple):
@@ -117,7 +112,7 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class ListPart:
-    """A part of the list of videos; two are never the same one."""
+    """A part of the list of videos; equal to itself alone."""
 
     videos: tuple[Listed, ...]
 
@@ -162,13 +157,10 @@ class PartFiles:
 
     def finished(self) -> Iterator[tuple[ListPart, dict[str, str]]]:
         """The parts, each with its bad videos: path and reason."""
-        for path in sorted(self._folder.glob("*.failures.json")):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no part of ours
-                record = json.loads(path.read_text(encoding="utf-8"))
-                part = ListPart(tuple(Listed(path, Stamp(*stamp)) for path, stamp in record["videos"]))
-                files = self._files(part)
-                if path == files[1] and files[0].is_file():
-                    yield part, record["failures"]
+        for path, part, failures in records(self._folder):
+            embeddings_file, failures_file = self._files(part)
+            if path == failures_file and embeddings_file.is_file():
+                yield part, failures
 
     def write(self, part: ListPart, results: Sequence[Part | str]) -> None:
         """Keep what came of a part's videos, in their order."""
@@ -230,9 +222,25 @@ class PartFiles:
         return self._folder / f"{name}.npz", self._folder / f"{name}.failures.json"
 
 
-def remove_parts(index_dir: Path) -> None:
-    """Remove the finished parts of an index that needs none any more."""
-    shutil.rmtree(index_dir / PARTS, ignore_errors=True)
+def records(folder: Path) -> Iterator[tuple[Path, ListPart, dict[str, str]]]:
+    """Of a folder of finished parts, under whatever identity: each one's second file and what it says."""
+    for path in sorted(folder.glob("*.failures.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no part of ours
+            record = json.loads(path.read_text(encoding="utf-8"))
+            part = ListPart(tuple(Listed(name, Stamp(*stamp)) for name, stamp in record["videos"]))
+            yield path, part, record["failures"]
+
+
+def remove_parts(index_dir: Path, needed: Callable[[Listed], bool]) -> None:
+    """Remove the finished parts in an index folder, under whatever identity, no video of which is needed any more."""
+    folder = index_dir / PARTS
+    if folder.is_dir():
+        kept = {path.name.split(".")[0] for path, part, _ in records(folder) if any(map(needed, part.videos))}
+        for path in folder.iterdir():
+            if path.name.split(".")[0] not in kept:
+                path.unlink()
+        if not kept:
+            folder.rmdir()
 
 
 # --- the driver -----------------------------------------------------------------------------------------------------
@@ -366,7 +374,7 @@ class _Job:
         if not self._embedded and sum(tries >= TRIES for tries in self._tries.values()) >= HOPELESS:
             raise UserError(f"{HOPELESS} parts were lost again and again and none was embedded; the last: {reason}")
         first, others = part.videos[0].path, len(part.videos) - 1
-        which = f"the part of {first} and {others} more videos" if others else f"{first}"
+        which = f"the part of {1 + others} videos from {first} on" if others else first
         if self._tries[part] < TRIES:
             logger.warning("%s is done again, because %s", which, reason)
             self._waiting.appendleft(part)  # the index waits for it

@@ -20,7 +20,7 @@ from dataloaders.video.windows import Cutting
 from dataloaders.video_files import list_videos, no_videos
 from modules.program.loading import Run
 from modules.tasks.embedding import check_searchable
-from search.cluster import Listed, Recipe, check_ray, embed_on_cluster, remove_parts
+from search.cluster import Listed, Recipe, check_ray, embed_on_cluster, is_there, remove_parts
 from search.models import SAME, check_fingerprint, check_same, fingerprint, open_run, wanted_settings
 from search.settings import IndexSettings, ModelSettings
 from search.store import DATABASE, Part, Stamp, Store, Video, open_for_writing, read_store
@@ -170,7 +170,12 @@ def update(
         todo.sort(key=lambda video: video.path)
         store.set(done=0, total=len(todo))
         _embed_all(store, todo, maker, recorded, settings, outcome)
-        remove_parts(index_dir)
+        there = {video.path: video.stamp for video in store.videos()}
+        # what was begun for a folder that was not given this time is gone on with when it is
+        remove_parts(
+            index_dir,
+            lambda video: not _is_in(video.path, roots) and is_there(video) and there.get(video.path) != video.stamp,
+        )
         store.tidy()
         outcome.bad = {video.path: video.problem for video in store.videos() if video.problem is not None}
     return outcome

@@ -66,8 +66,8 @@ class Stamp(NamedTuple):
 
     @property
     def kilobytes(self) -> int:
-        """The size, rounded up; in it progress is counted."""
-        return -(-self.size // 1000)
+        """The size, rounded up, of an empty file as well; in it progress is counted."""
+        return max(1, -(-self.size // 1000))
 
 
 @dataclass(frozen=True)

@@ -299,16 +299,30 @@ def test_without_ray_the_command_says_how_to_get_it_before_anything_is_made(tmp_
 
 
 def test_finished_parts_that_nothing_needs_any_more_are_removed(tmp_path):
-    root = tmp_path / "videos"
-    root.mkdir()
-    (root / "a.mp4").write_bytes(b"a")
-    index_dir = make_index(tmp_path / "index", root, [root / "a.mp4"])
-    (part,) = cut([listed("00")], 1.0)
-    PartFiles(index_dir, RECIPE.identity()).write(part, [BAD])
-    # a run on one machine, which has nothing to do
-    settings = IndexSettings(window=2.0, stride=1.0)
-    assert update([root], index_dir, settings, ModelSettings(), set(), load=None).same == 1
-    assert not (index_dir / PARTS).exists()
+    paths = []
+    for name in ("videos/a.mp4", "more/b.mp4", "other/c.mp4"):
+        paths.append(tmp_path / name)
+        paths[-1].parent.mkdir()
+        paths[-1].write_bytes(name.encode())
+    root, index_dir = tmp_path / "videos", tmp_path / "index"
+    make_index(index_dir, tmp_path, paths[:2])
+    there = [Listed(str(path), Stamp.of(path.stat())) for path in paths]
+    folder = index_dir / PARTS
+
+    def update_on_one_machine():  # which has nothing to do
+        settings = IndexSettings(window=2.0, stride=1.0)
+        assert update([root], index_dir, settings, ModelSettings(), set(), load=None).same == 1
+
+    files = PartFiles(index_dir, RECIPE.identity())
+    for part in cut([*there, listed("gone")], 1e-9):
+        files.write(part, [BAD])
+    (folder / "0123.npz").write_bytes(b"of a part whose second file was not written")
+    update_on_one_machine()
+    ((kept, _),) = files.finished()  # of a video that is not in the index, in a folder that was not given
+    assert kept.videos == (there[2],) and len(list(folder.iterdir())) == 2
+    paths[2].unlink()
+    update_on_one_machine()
+    assert not folder.exists()
 
 
 class MadeUpRay:
