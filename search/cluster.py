@@ -438,8 +438,8 @@ class Worker:
         if recipe.gpus and run.compute.processes.device.type == "cpu":
             return Refused(node, "torch finds no GPU there: give --ray_gpus 0, or a torch that does")
         self._run, self._recipe, self._node = run, recipe, node
-        shape = (1, run.max_frames, 3, run.clip.image_size, run.clip.image_size)
-        frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))[0]
+        shape = (run.max_frames, 3, run.clip.image_size, run.clip.image_size)
+        frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
         embedding = embed(run, [VideoWindow(0, 0.0, 1.0, 1.0, frames, run.max_frames)])
         return Started(node, hashlib.sha256(embedding.tobytes()).hexdigest())
 

@@ -61,7 +61,10 @@ class IndexSettings:
         None, "and threads of a worker; as many as torch takes here if not given", within=at_least(1), metavar="CORES"
     )
     ray_gpus: float | None = setting(
-        None, "of a worker, a share where several use one; 1 if this machine has one", within=between(0, 1)
+        None,
+        "of a worker, a share where several use one; 1 if this machine has one",
+        within=between(0, 1),
+        metavar="GPUS",
     )
 
     def problems(self) -> list[str]:
