@@ -1,13 +1,13 @@
 """Bringing an index up to date with some folders of videos."""
 
+import contextlib
 import csv
 import logging
 import os
-import queue
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,21 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.progress import Progress, duration
-from dataloaders.video.decoding import BadVideoError
-from dataloaders.video.reader import DecodingSettings, VideoReader
+from dataloaders.video.reader import DecodingSettings
 from dataloaders.video.windows import Cutting
 from dataloaders.video_files import list_videos, no_videos
 from modules.program.loading import Run
 from modules.tasks.embedding import check_searchable
+from search.cluster.on_ray import Recipe, check_ray, embed_on_cluster
+from search.cluster.parts import Listed, is_there, remove_parts
 from search.models import SAME, check_fingerprint, check_same, fingerprint, open_run, wanted_settings
 from search.settings import IndexSettings, ModelSettings
 from search.store import DATABASE, Part, Stamp, Store, Video, open_for_writing, read_store
-from search.windows import PartMaker, VideoWindow, windows_of
+from search.windows import embed_videos
 
 logger = logging.getLogger("stop")
 
 CUT = ("window", "stride")
-AHEAD = 64  # windows decoded ahead of the model
-LEAVE = 5.0  # seconds that the thread that decodes is waited for
-KILO = 1000
 FORGET = "If they are meant to be gone, give --forget_empty, which forgets them."
 
 
@@ -143,6 +141,8 @@ def update(
     Raises:
         UserError: if a folder or the model is not what it should be, or another program is writing to the index.
     """
+    if settings.ray is not None:
+        check_ray()
     bad_before = {} if settings.bad_videos is None else read_bad(settings.bad_videos)
     found: dict[str, Found] = {}
     unread: list[str] = []
@@ -184,6 +184,12 @@ def update(
         todo.sort(key=lambda video: video.path)
         store.set(done=0, total=len(todo))
         _embed_all(store, todo, names, maker, recorded, settings, outcome)
+        there = {video.path: video.stamp for video in store.videos()}
+        # what was begun for a folder that was not given this time is gone on with when it is
+        remove_parts(
+            index_dir,
+            lambda video: not _is_in(video.path, roots) and is_there(video) and there.get(video.path) != video.stamp,
+        )
         store.tidy()
         outcome.bad = {video.path: video.problem for video in store.videos() if video.problem is not None}
     return outcome
@@ -278,35 +284,44 @@ def _embed_all(
     settings: IndexSettings,
     outcome: Outcome,
 ) -> None:
-    """Embed videos one after the other, each in the index before the next is."""
-    readable = [video for video in todo if video.problem is None]
-    # a long video takes longer than a short one: what is done is counted in bytes of the files
-    kilobytes = [-(-video.stamp.size // KILO) for video in readable]
+    """Embed videos here or on a cluster; each is in the index before the next one is, in the order of the list."""
     for video in todo:
         if video.problem is not None:
             _add(store, video, names, video.problem)
+    readable = [video for video in todo if video.problem is None]
     if not readable:
         maker.check(recorded)
         return
-    run = maker.get(recorded)
+    if settings.ray is None:
+        results = _embed_here(readable, maker.get(recorded), recorded, settings)
+    else:
+        recipe = Recipe.of(recorded, maker.settings, settings, store.folder)
+        results = embed_on_cluster([Listed(video.path, video.stamp) for video in readable], recipe)
+    with contextlib.closing(results):
+        for video, part in zip(readable, results, strict=True):
+            outcome.seconds += 0.0 if isinstance(part, str) else part.seconds
+            _add(store, video, names, part)
+
+
+def _embed_here(
+    videos: list[Found], run: Run, recorded: dict[str, str], settings: IndexSettings
+) -> Iterator[Part | str]:
+    """What came of each video, in order."""
     cutting = Cutting(float(recorded["window"]), float(recorded["stride"]), run.max_frames)
     decoding = DecodingSettings(video_time_limit=settings.video_time_limit, decoder_errors=run.decoder_errors)
-    parts = PartMaker(run, settings.batch_size)
-    reading = _Reading(decoding, [Path(video.path) for video in readable], cutting, run.clip.image_size)
-    counted = 0  # kilobytes of the video in hand
-    with Progress(sum(kilobytes), "indexing", "kB", "kB") as progress, reading:
-        for place, window in reading:
-            if isinstance(window, VideoWindow):
-                parts.add(window)
-                done = int(kilobytes[place] * window.end / window.seconds)
-            else:
-                part = parts.part() if window is None else window
-                outcome.seconds += 0.0 if isinstance(part, str) else part.seconds
-                _add(store, readable[place], names, part)
-                done = kilobytes[place]
-                progress.note(videos=f"{place + 1}/{len(readable)}")
-            progress.update(max(0, done - counted))
-            counted = max(done, counted) if isinstance(window, VideoWindow) else 0
+    # a long video takes longer than a short one: what is done is counted in bytes of the files
+    sizes = [video.stamp.kilobytes for video in videos]
+    begins = list(accumulate(sizes, initial=0))
+    with Progress(begins[-1], "indexing", "kB", "kB") as progress:
+
+        def seen(place: int, share: float) -> None:
+            progress.update(max(0, begins[place] + int(sizes[place] * share) - progress.done))
+
+        paths = [Path(video.path) for video in videos]
+        for place, part in enumerate(embed_videos(run, paths, cutting, decoding, settings.batch_size, seen)):
+            yield part
+            progress.note(videos=f"{place + 1}/{len(videos)}")
+            seen(place, 1.0)
 
 
 def _add(store: Store, video: Found, names: Mapping[str, str], part: Part | str) -> None:
@@ -314,59 +329,3 @@ def _add(store: Store, video: Found, names: Mapping[str, str], part: Part | str)
     if isinstance(part, str):
         tqdm.write(f"bad: {video.path}: {part}", file=sys.stdout)
     store.add(video.path, names[video.path], video.stamp, part, done=store.progress()[0] + 1)
-
-
-class _Reading:
-    """Decodes videos in a thread, some windows ahead of who takes them; to be entered.
-
-    Iterating yields (place of the video, window), and after a video's last window (place, None), or (place, reason) as
-    soon as it proves to be bad.
-    """
-
-    def __init__(self, decoding: DecodingSettings, paths: list[Path], cutting: Cutting, image_size: int):
-        self._reader = VideoReader(decoding)
-        self._paths, self._cutting, self._image_size = paths, cutting, image_size
-        self._queue: queue.Queue = queue.Queue(AHEAD)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-
-    def __enter__(self) -> "_Reading":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stopped.set()
-        self._thread.join(timeout=LEAVE)  # a daemon, which holds up nobody for longer
-        if not self._thread.is_alive():
-            self._reader.close()
-
-    def __iter__(self) -> Iterator[tuple[int, VideoWindow | str | None]]:
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-
-    def _work(self) -> None:
-        try:
-            for place, path in enumerate(self._paths):
-                try:
-                    for window in windows_of(self._reader, path, self._cutting, self._image_size):
-                        if not self._put((place, window)):
-                            return
-                except BadVideoError as error:
-                    self._put((place, error.reason))
-                else:
-                    self._put((place, None))
-            self._put(None)
-        except Exception as error:  # no video's doing; raised where the results are taken
-            self._put(error)
-
-    def _put(self, item: object) -> bool:
-        """Whether it was wanted."""
-        while not self._stopped.is_set():
-            try:
-                self._queue.put(item, timeout=0.5)
-                return True
-            except queue.Full:
-                continue
-        return False

@@ -48,12 +48,35 @@ class IndexSettings:
     )
     retry_bad: bool = setting(False, "read the videos again that were bad, also those that have not changed since")
     forget_empty: bool = setting(False, "a folder without videos is no error: what was indexed of it is forgotten")
+    ray: str | None = setting(
+        None, "embed on a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local for one made here", metavar="ADDRESS"
+    )
+    ray_part: float = setting(
+        64.0, "of video files that a worker gets at a time, and loses if it dies", within=above(0, 10**6), metavar="MB"
+    )
+    ray_workers: int | None = setting(
+        None, "at a time; as many as the cluster has room for if not given", within=at_least(1), metavar="WORKERS"
+    )
+    ray_cpus: int | None = setting(
+        None, "and threads of a worker; as many as torch takes here if not given", within=at_least(1), metavar="CORES"
+    )
+    ray_gpus: float | None = setting(
+        None,
+        "of a worker, a share where several use one; 1 if this machine has one",
+        within=between(0, 1),
+        metavar="GPUS",
+    )
 
     def problems(self) -> list[str]:
         """What does not fit together."""
+        problems = []
         if self.stride > self.window:
-            return [f"--stride {self.stride:g} leaves gaps between windows of {self.window:g} s: give at most --window"]
-        return []
+            given = f"--stride {self.stride:g} leaves gaps between windows of {self.window:g} s"
+            problems.append(f"{given}: give at most --window")
+        of_workers = [name for name in ("ray_workers", "ray_cpus", "ray_gpus") if getattr(self, name) is not None]
+        if self.ray is None and of_workers:
+            problems.append(f"--{of_workers[0]} is about the workers of a cluster: give --ray ADDRESS as well")
+        return problems
 
 
 @dataclass(frozen=True)

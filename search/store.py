@@ -5,6 +5,7 @@
 - ``pictures-N.bin``: the middle frames as JPEG, one behind the other.
 - ``quantised-N.faiss``: the embeddings' file as faiss quantised it, where that was asked for; may be deleted.
 - ``clips/``: what the page's server made for browsers; may be deleted at any time.
+- ``parts/``: what a cluster has finished and is not in the tables yet (`search.cluster`); then it is removed.
 
 A video is added in two steps. Its embeddings and pictures are appended to the two files and flushed to the disk; then
 one transaction adds its rows and notes where the files end now: no reader looks behind that, and a writer that is
@@ -64,6 +65,11 @@ class Stamp(NamedTuple):
     def of(cls, status: os.stat_result) -> "Stamp":
         """That of a file's status."""
         return cls(status.st_size, status.st_mtime_ns)
+
+    @property
+    def kilobytes(self) -> int:
+        """The size, rounded up, of an empty file as well; in it progress is counted."""
+        return max(1, -(-self.size // 1000))
 
 
 @dataclass(frozen=True)

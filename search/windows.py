@@ -1,6 +1,8 @@
 """A video's windows as the model takes them, and what embedding them gives."""
 
-from collections.abc import Iterator
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataloaders.video.decoding import BadVideoError
 from dataloaders.video.preprocessing import resize_and_crop
-from dataloaders.video.reader import VideoReader
+from dataloaders.video.reader import DecodingSettings, VideoReader
 from dataloaders.video.windows import Cutting, Plan
 from modules.program.loading import Run
 from search.store import Part
 
 PICTURE_QUALITY = 80  # of JPEG
+AHEAD = 64  # windows decoded ahead of the model
+LEAVE = 5.0  # seconds that the thread that decodes is waited for
 
 
 @dataclass(frozen=True)
@@ -131,3 +136,87 @@ def embed_video(run: Run, reader: VideoReader, path: Path, cutting: Cutting, bat
     for window in windows_of(reader, path, cutting, run.clip.image_size):
         maker.add(window)
     return maker.part()
+
+
+def embed_videos(
+    run: Run,
+    paths: Sequence[Path],
+    cutting: Cutting,
+    decoding: DecodingSettings,
+    batch_size: int,
+    seen: Callable[[int, float], None] = lambda place, share: None,
+) -> Iterator[Part | str]:
+    """Embed videos one after the other, the next one being decoded meanwhile; one machine and a cluster both do this.
+
+    Args:
+        run, cutting, decoding, batch_size: as for `embed_video`.
+        paths: of the videos.
+        seen: is told, of each window that was taken, the video's place and the share of it that lies before its end.
+
+    Yields:
+        What came of each video, in order: what `embed_video` gives, or why it is a bad one.
+    """
+    maker = PartMaker(run, batch_size)
+    with _Reading(decoding, paths, cutting, run.clip.image_size) as reading:
+        for place, window in reading:
+            if isinstance(window, VideoWindow):
+                maker.add(window)
+                seen(place, window.end / window.seconds)
+            else:
+                yield maker.part() if window is None else window
+
+
+class _Reading:
+    """Decodes videos in a thread, some windows ahead of who takes them; to be entered.
+
+    Iterating yields (place of the video, window), and after a video's last window (place, None), or (place, reason) as
+    soon as it proves to be bad.
+    """
+
+    def __init__(self, decoding: DecodingSettings, paths: Sequence[Path], cutting: Cutting, image_size: int):
+        self._reader = VideoReader(decoding)
+        self._paths, self._cutting, self._image_size = paths, cutting, image_size
+        self._queue: queue.Queue = queue.Queue(AHEAD)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "_Reading":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stopped.set()
+        self._thread.join(timeout=LEAVE)  # a daemon, which holds up nobody for longer
+        if not self._thread.is_alive():
+            self._reader.close()
+
+    def __iter__(self) -> Iterator[tuple[int, VideoWindow | str | None]]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    def _work(self) -> None:
+        try:
+            for place, path in enumerate(self._paths):
+                try:
+                    for window in windows_of(self._reader, path, self._cutting, self._image_size):
+                        if not self._put((place, window)):
+                            return
+                except BadVideoError as error:
+                    self._put((place, error.reason))
+                else:
+                    self._put((place, None))
+            self._put(None)
+        except Exception as error:  # no video's doing; raised where the results are taken
+            self._put(error)
+
+    def _put(self, item: object) -> bool:
+        """Whether it was wanted."""
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(item, timeout=0.5)
+                return True
+            except queue.Full:
+                continue
+        return False

@@ -11,7 +11,7 @@ from dataloaders.video.windows import Cutting, Plan, plan_windows, read_windows
 from helpers.flags import path_of
 from helpers.videos import damage, read_numbers, write_video
 from modules.program.loading import load_run
-from search.windows import embed_video, windows_of
+from search.windows import embed_video, embed_videos, windows_of
 
 CUTTING = Cutting(window=2.0, stride=1.0, num_frames=4)
 RATE = 25
@@ -149,3 +149,17 @@ def test_a_window_is_embedded_as_the_run_embeds_the_same_clip(reader, tiny_run, 
     np.testing.assert_allclose(parts[0].embeddings[0], run.embed_videos([alone], num_workers=0)[0], atol=1e-6)
     for other in parts[1:]:
         np.testing.assert_allclose(other.embeddings, parts[0].embeddings, atol=1e-6)
+
+
+def test_a_list_of_videos_gives_what_each_alone_gives_and_why_the_bad_ones_are_bad(reader, long_video, tiny_run):
+    run = load_run(method="zero_shot", clip=path_of(tiny_run, "--pretrained_clip_name"), max_frames=4, max_words=12)
+    paths = [long_video, long_video.with_name("none.mp4"), write_video(long_video.with_name("short.mp4"), frames=30)]
+    seen = []
+    listed = embed_videos(run, paths, CUTTING, DecodingSettings(), 3, lambda *share: seen.append(share))
+    results = list(listed)
+    assert results[1] == "no such file" and len(results) == 3
+    for path, result in zip(paths[::2], results[::2], strict=True):
+        alone = embed_video(run, reader, path, CUTTING, 3)
+        assert (result.seconds, result.bounds, result.pictures) == (alone.seconds, alone.bounds, alone.pictures)
+        np.testing.assert_array_equal(result.embeddings, alone.embeddings)  # to the bit
+    assert seen == sorted(seen) and [share for share in seen if share[1] == 1.0] == [(0, 1.0), (2, 1.0)]
