@@ -19,7 +19,7 @@ from scripts import choose_epsilon, gradient_precision, measure_reading, show_de
 from scripts.ablation import ablate
 from scripts.benchmark import long_videos
 from scripts.benchmark import tables as benchmark_tables
-from scripts.moments import measure, speed
+from scripts.moments import measure, scale, speed
 from scripts.studies import choices, comparison, merging
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -42,6 +42,8 @@ TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "search": ("search_toy.json", measure.table),
     "search_curve": ("search_toy.json", measure.curve_table),
     "search_speed": ("search_speed.json", speed.table),
+    "search_scale": ("search_scale.json", scale.table),
+    "search_recall": ("search_scale.json", scale.recall_table),
     "compare": ("compare_toy.json", comparison.tables),
 }
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(\n<!-- end of (?P=name) -->)", re.DOTALL)

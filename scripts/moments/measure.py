@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.errors import UserError
 from modules.program.loading import Run
+from scripts.moments.record import write_record
 from scripts.moments.shots import GENERIC_FILE, SHOTS_FILE
 from search.models import check_fingerprint, open_run
 from search.queries import Query, Searcher
@@ -108,16 +109,17 @@ def measure(index_dir: Path, shots: Sequence[dict[str, Any]], generic: Path) -> 
     }
 
 
-def table(results: dict[str, Any]) -> str:
+def table(record: dict[str, Any]) -> str:
     """How often the first moment is the right one."""
     lines = ["| index | queries | first moment right |", "|---|---:|---:|"]
-    for name, found in results.items():
+    for name, found in record["measured"].items():
         lines.append(f"| {name} | {found['queries']:,} | {found['right']:.1f} % |")
     return "\n".join(lines)
 
 
-def curve_table(results: dict[str, Any]) -> str:
+def curve_table(record: dict[str, Any]) -> str:
     """Misses against false hits, by threshold, in percent."""
+    results = record["measured"]
     names = list(results)
     heads = ["missed", *(f"false, {name}" for name in ABSENT)]
     titles = [f"{name}: {head}" for name in names for head in heads]
@@ -151,8 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, found in results.items():
         print(f"{name:<{width}}   {found['right']:.1f} % of {found['queries']} queries")
     if arguments.record is not None:
-        arguments.record.parent.mkdir(parents=True, exist_ok=True)
-        arguments.record.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_record(arguments.record, results)
     return 0
 
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.memory import anonymous_mb
 from common.seeds import derive_seed
-from modules.runtime.run_folder import describe_machine, git_commit
+from scripts.moments.record import write_record
 from search.quantised import Quantised, quantise, read_quantised
 from search.queries import Query, Searcher
 from search.scoring import similarities
@@ -194,9 +194,9 @@ def same_answers(exact: Searcher, by_faiss: Searcher) -> float:
     return round(100 * float(np.mean(shares)), 1)
 
 
-def table(results: dict[str, Any]) -> str:
+def table(record: dict[str, Any]) -> str:
     """Milliseconds and memory by the number of windows."""
-    rows = list(results["sizes"].values())
+    rows = list(record["measured"]["sizes"].values())
     kinds = list(rows[0]["exact_ms"])
     titles = [f"{row['windows']:,}" for row in rows]
     lines = ["| windows | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(rows)]
@@ -214,11 +214,11 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def recall_table(results: dict[str, Any]) -> str:
+def recall_table(record: dict[str, Any]) -> str:
     """What faiss' candidates hold of the best windows."""
     heads = [f"{count:,} candidates" for count in CANDIDATES]
     lines = ["| windows | queries | " + " | ".join(heads) + " |", "|---:|---|" + "---:|" * len(heads)]
-    for row in results["sizes"].values():
+    for row in record["measured"]["sizes"].values():
         for name, shares in row["recall"].items():
             cells = [f"{shares[str(count)]:.1f}" for count in CANDIDATES]
             lines.append(f"| {row['windows']:,} | {name} | {' | '.join(cells)} |")
@@ -248,13 +248,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             command += ["--similarities", str(arguments.similarities.resolve())] if arguments.similarities else []
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             sizes[str(size)] = json.loads(done.stdout.splitlines()[-1])
-    results = {"sizes": sizes, "machine": describe_machine(), "threads": torch.get_num_threads()}
-    results["git_commit"] = git_commit()
-    print(table(results))
+    results = {"sizes": sizes, "threads": torch.get_num_threads()}
+    print(table({"measured": results}))
     if arguments.similarities:
-        print(f"\n{recall_table(results)}")
+        print(f"\n{recall_table({'measured': results})}")
     if arguments.record is not None:
-        arguments.record.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_record(arguments.record, results)
     return 0
 
 

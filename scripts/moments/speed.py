@@ -8,7 +8,6 @@ process decodes; both are counted as CPU seconds. A folder of originals and one 
 """
 
 import argparse
-import json
 import resource
 import sys
 import tempfile
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from modules.clip.loader import LoadedCLIP
 from modules.program.loading import Run, load_run
+from scripts.moments.record import write_record
 from search import indexing
 from search.settings import IndexSettings, ModelSettings
 
@@ -62,10 +62,10 @@ def measure(folder: Path) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, Any]) -> str:
+def table(record: dict[str, Any]) -> str:
     """A row a folder."""
     lines = ["| videos | minutes of video | CPU seconds | hours of video an hour and core |", "|---|---:|---:|---:|"]
-    for name, found in results.items():
+    for name, found in record["measured"].items():
         minutes, speed = found["video_seconds"] / 60, found["hours_an_hour_and_core"]
         lines.append(f"| {name} | {minutes:.1f} | {found['cpu_seconds']:.0f} | {speed:.1f} |")
     return "\n".join(lines)
@@ -79,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     results = {name: measure(Path(folder)) for name, folder in (text.split("=", 1) for text in arguments.folders)}
-    print(table(results))
+    print(table({"measured": results}))
     if arguments.record is not None:
-        arguments.record.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_record(arguments.record, results)
     return 0
 
 

@@ -88,7 +88,7 @@ def test_the_demo_finds_moments_where_the_model_reads_time(checkout):
         timeout=600,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    found = json.loads((checkout / "runs" / "demo_search" / "search_toy.json").read_text())
+    found = json.loads((checkout / "runs" / "demo_search" / "search_toy.json").read_text())["measured"]
     right = {name: result["right"] for name, result in found.items()}
     assert right["STOP"] > 40 and right["zero-shot, mean pooling"] < 20
     for value in right.values():

@@ -83,13 +83,13 @@ def test_the_measure_of_an_index(joined, tiny_run, tmp_path, capsys):
     record = tmp_path / "record.json"
     words = ["--videos", str(joined / "videos"), "--record", str(record), f"random={tmp_path / 'index'}"]
     assert measure.main(words) == 0
-    found = json.loads(record.read_text())["random"]
+    found = json.loads(record.read_text())["measured"]["random"]
     assert found["queries"] == 12 and found["windows"] == 4 * 5 and 0 <= found["right"] <= 100
     assert f"{found['right']:.1f} % of 12 queries" in capsys.readouterr().out
     # where its own shot is left out, the best that is left is no better
     for point in found["curve"]:
         assert point["its shot left out"] <= 100 - point["misses"] + 1e-6
-    assert "| random | 12 |" in measure.table({"random": found})
+    assert "| random | 12 |" in measure.table({"measured": {"random": found}})
 
 
 def test_the_right_moment_is_that_of_the_shots_video_and_time():

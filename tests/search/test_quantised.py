@@ -141,6 +141,6 @@ def test_the_scale_is_measured_with_texts_as_queries(faiss, tmp_path):
     flags = ["--quick", "--similarities", str(tmp_path / "matrix.npy"), "--record", str(record)]
     assert scale.main(flags) == 0
     results = json.loads(record.read_text())
-    row = results["sizes"]["3000"]
+    row = results["measured"]["sizes"]["3000"]
     assert row["recall"]["texts"]["2000"] == 100 and row["same_answers"] == 100 and row["exact_mb"] > 0
     assert "| 3,000 | texts |" in scale.recall_table(results) and "exact: text, ms" in scale.table(results)
