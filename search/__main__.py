@@ -4,6 +4,7 @@
   bash scripts/search.sh search "a dog jumps into the water" --not "a pool"
   bash scripts/search.sh search --like holiday.mp4@83.5            moments like this one
   bash scripts/search.sh serve                                     the page, for a browser on this machine
+  bash scripts/search.sh index /data --ray auto --index faiss      on a Ray cluster, for millions of windows
   bash scripts/search.sh info                                      what the index holds
   bash scripts/search.sh verify                                    whether its files are whole
 
