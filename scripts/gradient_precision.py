@@ -6,6 +6,7 @@
 For each seed: a random CLIP of the toy CLIP's size, STOP around it with prompters that have an effect, random videos of
 which some are padded, and the contrastive loss of a batch. Of the trained parameters' gradients the cosine is taken to
 fp32's: with the choices (regions, numbers of tokens) that fp32 made, and with those that the precision makes itself.
+Under bf16 that is done again with one part of the model at a time kept in fp32, which says where it is lost.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -40,10 +42,46 @@ SCOPES = ("joint", "frame")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LOSS_SCALE = 2.0**10  # as fp16 is trained
 NUM_FRAMES, NUM_VIDEOS, MAX_WORDS = 5, 6, 12
-NUM_LEAST = 5  # parameters whose gradients are named as the least alike
 STOP = {"prompt_dropout": 0.0, "spatial_width": 32, "spatial_hidden": 64, "temporal_width": 32}
 
 Choose = Callable[..., object]
+Part = tuple[torch.nn.Module, str]  # a module and the name of its method
+
+
+def parts_of(model: VideoTextModel) -> dict[str, list[Part]]:
+    """The parts of a model that are kept in fp32, by name."""
+    prompting, tower = model.video_encoder.prompting, model.video_encoder.tower
+    intra, inter = (prompting.intra_frame, "forward"), (prompting.inter_frame, "forward")
+    blocks = [(block, "forward") for block in tower.blocks]
+    return {
+        "nothing": [],
+        "intra-frame prompting": [intra],
+        "inter-frame prompting": [inter],
+        "both": [intra, inter],
+        "last block": blocks[-1:],
+        "all blocks": blocks,
+        "projection": [(tower, "project")],
+    }
+
+
+@contextlib.contextmanager
+def in_fp32(parts: Sequence[Part]) -> Iterator[None]:
+    """Within this, parts of a model compute in fp32, of what comes to them in lower precision, too."""
+
+    def exact(method: Callable) -> Callable:
+        def call(*args, **kwargs):
+            with torch.autocast("cpu", enabled=False):
+                args, kwargs = tree_map_only(
+                    Tensor, lambda x: x.float() if x.is_floating_point() else x, (args, kwargs)
+                )
+                return method(*args, **kwargs)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for module, name in parts:
+            stack.enter_context(mock.patch.object(module, name, exact(getattr(module, name))))
+        yield
 
 
 class Choices:
@@ -124,21 +162,24 @@ class Cosines(NamedTuple):
 
     Attributes:
         fixed, free: of the whole gradient, with fp32's choices and with the precision's own.
-        parts: of each parameter's, by name, with fp32's choices.
+        kept: of the whole gradient, with fp32's choices, by the part that is kept in fp32.
     """
 
     fixed: list[float]
     free: list[float]
-    parts: dict[str, list[float]]
+    kept: dict[str, list[float]]
 
 
-def cosines(make: Callable[[int], VideoTextModel], dtype: torch.dtype, seeds: Sequence[int]) -> Cosines:
+def cosines(
+    make: Callable[[int], VideoTextModel], dtype: torch.dtype, seeds: Sequence[int], by_part: bool = False
+) -> Cosines:
     """Compare a precision's gradients with fp32's.
 
     Args:
         make: a model for a seed.
         dtype: of the precision.
         seeds: of models and batches.
+        by_part: also with one part at a time in fp32.
     """
     found = Cosines([], [], {})
     for seed in seeds:
@@ -146,11 +187,12 @@ def cosines(make: Callable[[int], VideoTextModel], dtype: torch.dtype, seeds: Se
         with choices.recorded():
             exact = gradients(model, seed, None)
         with choices.repeated():
-            fixed = gradients(model, seed, dtype)
-        found.fixed.append(cosine(exact.values(), fixed.values()))
+            found.fixed.append(cosine(exact.values(), gradients(model, seed, dtype).values()))
         found.free.append(cosine(exact.values(), gradients(model, seed, dtype).values()))
-        for name, gradient in exact.items():
-            found.parts.setdefault(name, []).append(cosine([gradient], [fixed[name]]))
+        for name, parts in parts_of(model).items() if by_part else ():
+            with in_fp32(parts), choices.repeated():
+                values = gradients(model, seed, dtype).values()
+            found.kept.setdefault(name, []).append(cosine(exact.values(), values))
     return found
 
 
@@ -162,27 +204,28 @@ def cosine(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 def measure(seeds: Sequence[int] = SEEDS) -> dict:
     """What the record holds."""
-    rows, lost = [], {}
+    rows, kept = [], {}
     for scope in SCOPES:
 
         def make(seed: int, scope: str = scope) -> VideoTextModel:
             return make_model(toy_sized_clip(seed), scope, seed, **STOP)
 
         for name, dtype in DTYPES.items():
-            found = cosines(make, dtype, seeds)
+            found = cosines(make, dtype, seeds, by_part=name == "bf16")
             for choices in ("fixed", "free"):
                 values = getattr(found, choices)
                 row = {"scope": scope, "precision": name, "choices": choices}
                 rows.append(row | {"median": round(median(values), 5), "smallest": round(min(values), 5)})
                 print(rows[-1], flush=True)
             if name == "bf16":
-                medians = {part: round(median(values), 5) for part, values in found.parts.items()}
-                least = sorted(medians, key=medians.get)[:NUM_LEAST]
-                lost[scope] = {part.removeprefix("video_encoder.prompting."): medians[part] for part in least}
+                kept[scope] = {
+                    part: {"median": round(median(values), 5), "smallest": round(min(values), 5)}
+                    for part, values in found.kept.items()
+                }
     settings = {"seeds": list(seeds), "num_frames": NUM_FRAMES, "num_videos": NUM_VIDEOS, **STOP}
     return {
         "rows": rows,
-        "least_in_bf16": lost,
+        "kept_in_fp32": kept,
         "settings": settings,
         "git_commit": git_commit(),
         "machine": describe_machine(),
@@ -197,9 +240,12 @@ def table(content: Mapping) -> str:
         text = f"{row['median']:.4f} (least {row['smallest']:.4f})"
         cells.setdefault((row["precision"], row["scope"]), {})[row["choices"]] = text
     lines += [f"| {name}, {scope} | {cell['fixed']} | {cell['free']} |" for (name, scope), cell in cells.items()]
-    least = {part: value for found in content["least_in_bf16"].values() for part, value in found.items()}
-    named = ", ".join(f"`{part}` {least[part]:.3f}" for part in sorted(least, key=least.get)[:NUM_LEAST])
-    return "\n".join([*lines, "", f"Least alike under bf16, parameter by parameter, with fp32's choices: {named}."])
+    kept = content["kept_in_fp32"]
+    lines += ["", f"| bf16, choices of fp32, kept in fp32 | {' | '.join(kept)} |", "|---" * (1 + len(kept)) + "|"]
+    for part in next(iter(kept.values())):
+        cells_of = [f"{of[part]['median']:.4f} (least {of[part]['smallest']:.4f})" for of in kept.values()]
+        lines.append(f"| {part} | {' | '.join(cells_of)} |")
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -116,9 +116,9 @@ class Searcher:
         self._lock = threading.RLock()  # of the store, the model and what is remembered
         self._loaded: _Loaded | None = None
         self._load_again_at = 0.0
-        if index == "faiss" and self.load().quantised is None and len(self.load().rows.rows) >= LEAST:
+        loaded = self.load()
+        if index == "faiss" and loaded.quantised is None and len(loaded.rows.rows) >= LEAST:
             raise UserError(f"{index_dir} has not been quantised: give --index faiss to the command index, too")
-        self.load()
 
     def load(self) -> _Loaded:
         """The index as it is; one that grows is read again now and then."""

@@ -333,14 +333,22 @@ def make_folder(path: Path, flag: str) -> None:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with "-dirty" if files differ from it; None outside a git checkout."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    """The commit of this code, with "-dirty" if files differ from it; None outside a git checkout.
+
+    What was measured, docs/results/, is no code: studies write it while they go on.
+    """
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str:
+        command = ["git", "--no-optional-locks", *words]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
     try:
-        root = Path(__file__).resolve().parent
-        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=30)
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)docs/results")
     except (OSError, subprocess.SubprocessError):
         return None
-    return result.stdout.strip()
+    return commit + ("-dirty" if changed else "")
 
 
 def cpu_name() -> str:

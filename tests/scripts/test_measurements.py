@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from dataloaders.datasets import RECOGNITION, RETRIEVAL
 from helpers.paths import ROOT
@@ -18,12 +19,25 @@ def test_the_precision_is_measured_for_both_scopes_and_choices(tmp_path, monkeyp
         (scope, choices) for scope in ("joint", "frame") for choices in ("fixed", "free")
     }
     assert all(0.9 < row["smallest"] <= row["median"] <= 1 for row in content["rows"])
-    assert all(len(least) == 5 and max(least.values()) <= 1 for least in content["least_in_bf16"].values())
+    for scope, kept in content["kept_in_fp32"].items():
+        fixed = next(row for row in content["rows"] if (row["scope"], row["choices"]) == (scope, "fixed"))
+        assert kept["nothing"]["median"] == fixed["median"]  # the same again
+        assert all(0.9 < of["smallest"] <= 1 for of in kept.values())
+        assert kept["both"]["median"] != kept["nothing"]["median"]
     record = tmp_path / "precision.json"
     record.write_text(json.dumps(content))
     gradient_precision.main(["--table", "--record", str(record)])
     cell = f"{content['rows'][0]['median']:.4f} (least {content['rows'][0]['smallest']:.4f})"
     assert f"| bf16, joint | {cell} |" in capsys.readouterr().out
+
+
+def test_what_is_kept_in_fp32_computes_in_it_whatever_comes_to_it():
+    layer, values = torch.nn.Linear(4, 4), torch.randn(2, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with gradient_precision.in_fp32([(layer, "forward")]):
+            kept = layer(values.bfloat16())
+        assert kept.dtype == torch.float32 and layer(values).dtype == torch.bfloat16
+    torch.testing.assert_close(kept, layer(values.bfloat16().float()))
 
 
 def test_the_decay_table_has_steps_from_the_first_to_the_last(tmp_path, capsys):

@@ -3,8 +3,10 @@
 import json
 import time
 from dataclasses import replace
+from math import sqrt
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.files import lock_folder
@@ -12,7 +14,7 @@ from dataloaders.datasets import RETRIEVAL
 from helpers.flags import PROGRAMS
 from modules.program.arguments import parse_arguments
 from scripts.studies import runner
-from scripts.studies.choices import CHOICES, CURVE, SEEDS, all_runs, tables
+from scripts.studies.choices import CHOICES, CURVE, CURVES, SEEDS, Level, all_runs, tables
 from scripts.studies.runner import FRAMES, LEVELS, made_of, quick_places, read_record, study
 
 PLACES = quick_places(Path("nowhere"), Path("nowhere") / "record.json")
@@ -42,7 +44,9 @@ def test_flags_are_the_programs_own_and_a_choice_differs_from_the_defaults():
             flags += ["--train_csv", "a", "--val_csv", "b", "--data_path", "c"]
             arguments = parse_arguments(flags, "", RETRIEVAL, PROGRAMS["retrieval"][1])
             parsed[run.name] = (arguments.method_settings, arguments.train.precision)
-    assert len({repr(settings) for settings in parsed.values()}) == len(parsed) == len(CHOICES) + 1
+    assert (
+        len({repr(settings) for settings in parsed.values()}) == len(parsed) == len({*CHOICES, *CURVES} - {"zero-shot"})
+    )
 
 
 @pytest.fixture
@@ -114,10 +118,31 @@ def test_one_study_at_a_time_writes_to_a_folder(studied):
 def test_tables_have_mean_and_standard_deviation_over_seeds():
     runs = [run for run in all_runs() if run.name in ("defaults", "sum") and run.level == "events"]
     text = tables({run.key: a_result(run) for run in runs})
-    assert "| defaults | 3 | 52.0 ± 1.0 | 50.0 ± 0.0 | 0.50 | 3.50 → 2.00 | 1,234 |" in text
+    assert "| defaults | 3 | 52.0 ± 1.0 |  | 50.0 ± 0.0 | 0.50 | 3.50 → 2.00 | 1,234 |" in text
     assert "| STOP |" + " 52.0 ± 1.0 (50.0 ± 0.0) |" * len(CURVE) in text
     one = {run.key: a_result(run) for run in runs if run.seed == 1}
-    assert "| sum | 1 | 51.0 | 50.0 |" in tables(one)
+    assert "| sum | 1 | 51.0 |  | 50.0 |" in tables(one)
+
+
+def test_a_difference_to_the_defaults_has_the_error_of_all_choices_and_is_marked_where_it_is_shown():
+    seeds, noise = np.array([1.0, 5.0, -3.0]), np.array([[1.0, -1, 0], [-1, 0, 1], [0, 1, -1]])
+    found = {}
+    for (name, shift), off in zip({"defaults": 50, "sum": 52, "frame scope": 60}.items(), noise, strict=True):
+        for run in all_runs():
+            if (run.name, run.level, run.frames) == (name, "events", 8):
+                result = a_result(run)
+                result["metrics"]["t2v_R1"] = shift + seeds[run.seed - 1] + off[run.seed - 1]
+                found[run.key] = result
+    level = Level.of(found, "events")
+    # the residuals are the noise: its squares are 6, of 4 degrees of freedom
+    error = sqrt(2 * (6 / 4) / 3)
+    assert level.against_defaults("defaults") == ""
+    assert level.against_defaults("sum") == f"+2.0 ± {error:.1f}"
+    assert level.against_defaults("frame scope") == f"**+10.0 ± {error:.1f}**"
+    for run in all_runs():  # a seed that one choice lacks is left out of all
+        if run.name == "sum" and run.seed == 3:
+            found.pop(run.key, None)
+    assert Level.of(found, "events").values.shape == (3, 2)
 
 
 @pytest.mark.slow
