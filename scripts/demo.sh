@@ -53,6 +53,7 @@ esac
 if [ "$task" = search ]; then
   out=runs/demo_search
   $python scripts/moments/shots.py --dataset runs/toy/dataset --output_dir $out/videos
+  rm -rf $out/zero_shot $out/stop  # an index belongs to one model
   cut=(--window 3 --stride 1.5)
   $python -m search index $out/videos --index_dir $out/zero_shot --method zero_shot \
     --pretrained_clip_name runs/toy/clip --max_frames 8 --max_words 20 "${cut[@]}"
@@ -80,3 +81,4 @@ $python scripts/demo_table.py "$task" --record "$runs/table.json" "zero-shot, me
 # curves, settings and pictures of some test videos, in one file for a browser
 report=$($python scripts/report.py "$runs/stop" "$runs/zero_shot")
 echo "report: $report"
+echo "$((SECONDS / 60)) min $((SECONDS % 60)) s"

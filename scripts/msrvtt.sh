@@ -29,9 +29,11 @@
 #   stpn                 none with CLIP
 #
 # Three rungs lead from the paper's equations to what its public release trains; this script is the second:
-#   bash scripts/msrvtt.sh --text_prompts 0         1. the equations alone, which say nothing of text; the flag's default
+#   OUTPUT=runs/msrvtt_equations bash scripts/msrvtt.sh --text_prompts 0
+#                                                   1. the equations alone, which say nothing of text; the flag's default
 #   bash scripts/msrvtt.sh                          2. with 8 learned prompts in each layer of the text tower
-#   bash scripts/msrvtt.sh --side_adapters 32       3. with adapters beside the MLPs of both towers, as in the release
+#   OUTPUT=runs/msrvtt_release bash scripts/msrvtt.sh --side_adapters 32
+#                                                   3. with adapters beside the MLPs of both towers, as in the release
 #
 # Aims at the paper's Table 2 (published, not measured with this code):
 #   text→video R@1 47.7, R@5 71.4, R@10 81.1, mean rank 15.2; video→text R@1 46.1, R@5 71.6, R@10 81.0, mean rank 12.2

@@ -76,6 +76,7 @@ def search(arguments: argparse.Namespace) -> int:
         math.inf if settings.max_seconds is None else settings.max_seconds,
         settings.top,
         settings.all,
+        by_path=True,
     )
     answer = searcher.answer(query)
     print(json.dumps(answer, indent=2, ensure_ascii=False) if settings.json else table(answer))
@@ -114,9 +115,11 @@ def info(arguments: argparse.Namespace) -> int:
     growing = ", growing" if store.is_growing() else ""
     rows, picture_bytes = store.ends()
     print(f"index {store.folder}{growing}")
+    clip = settings["pretrained_clip_name"]
     made_with = f"run {settings['run']}" if settings["run"] else f"method {settings['method']}"
+    made_with += f" with CLIP {clip}" if clip else ""
     print(f"made with: {made_with}, {settings['max_frames']} frames a window")
-    print(f"windows: {float(settings['window']):g} s every {float(settings['stride']):g} s")
+    print(f"cut into: {float(settings['window']):g} s every {float(settings['stride']):g} s")
     print(f"folders: {', '.join(store.folders())}")
     print(f"videos: {len(good):,}, {duration(sum(video.seconds for video in good))}")
     print(
@@ -131,6 +134,7 @@ def info(arguments: argparse.Namespace) -> int:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Check an index's files; 1 where something is wrong."""
+    from search.quantised import read_quantised
     from search.queries import state_of
     from search.store import read_store
 
@@ -141,6 +145,11 @@ def verify(arguments: argparse.Namespace) -> int:
     if from_arguments(VerifySettings, arguments).videos:
         states = [(video, state_of(video)) for video in store.videos() if video.problem is None]
         problems += [f"{video.path} is {state}: index again" for video, state in states if state != "there"]
+    if store.file("quantised").exists():
+        try:
+            read_quantised(store, None)
+        except UserError as error:
+            problems.append(str(error))
     print("\n".join(problems) if problems else f"{store.folder} is whole: {len(store.rows().rows):,} windows")
     return 1 if problems else 0
 
@@ -180,7 +189,9 @@ def check(*settings: Any) -> None:
 def table(answer: dict[str, Any]) -> str:
     """An answer for people."""
     lines = []
-    if not answer["stands_out"]:
+    if answer["windows"] and not answer["considered"]:
+        lines.append("no video fits the folder and the lengths that were asked for")
+    elif not answer["stands_out"]:
         judged = "" if answer["excess"] is None else f" ({answer['excess']:+.2f} above generic texts)"
         hint = "" if answer["moments"] else "; --all shows the nearest moments" if answer["excess"] is not None else ""
         lines.append(f"nothing stands out{judged}{hint}" if answer["windows"] else "the index holds no windows")

@@ -71,6 +71,8 @@ def find_videos(folder: Path, forget_empty: bool) -> tuple[dict[str, Found], lis
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
+    if os.fsencode(os.path.abspath(folder)).decode("utf-8", "backslashreplace") != os.path.abspath(folder):
+        raise UserError(f"the folder's name is not UTF-8: {os.fsencode(folder)!r}; rename it")
     listing = list_videos(folder)
     if "" in listing.unread:
         raise UserError(f"{folder} cannot be read: {listing.unread[''].strerror}")
@@ -116,7 +118,7 @@ def read_bad(path: Path) -> dict[str, str]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         return {os.path.abspath(row["video"]): row["reason"] for row in rows}
-    except (OSError, UnicodeError, KeyError, csv.Error) as error:
+    except (OSError, UnicodeError, KeyError, TypeError, csv.Error) as error:  # TypeError: of a row that ends early
         reason = getattr(error, "strerror", None) or "it has no columns video and reason"
         raise UserError(f"--bad_videos {path} is no list of preprocess/check_videos.py: {reason}") from error
 
@@ -257,15 +259,15 @@ def _is_same(video: Found, known: Video | None, retry_bad: bool) -> bool:
 def _forget(store: Store, roots: list[str], found: dict[str, Found], unread: list[str]) -> Outcome:
     """Remove what is gone: from the folders given, and of others what is no longer there while the folder is."""
     gone = []
+    # a disk that is not mounted has not lost its videos
+    mounted = [folder for folder in store.folders() if os.path.isdir(folder) and os.listdir(folder)]
     for video in store.videos():
         if video.path in found or _is_in(video.path, unread):
             continue
         if _is_in(video.path, roots):
             gone.append(video.path)
             continue
-        folder = next((folder for folder in store.folders() if _is_in(video.path, [folder])), None)
-        # a disk that is not mounted has not lost its videos
-        if folder is not None and os.path.isdir(folder) and os.listdir(folder) and not os.path.lexists(video.path):
+        if _is_in(video.path, mounted) and not os.path.lexists(video.path):
             gone.append(video.path)
     store.remove(gone)
     return Outcome(gone=len(gone))

@@ -8,6 +8,7 @@ are written in C, and a file may make them crash or hang.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import resource
@@ -19,7 +20,6 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     import av
@@ -45,10 +45,11 @@ class Clips:
     def __init__(self, folder: Path, limit: int):
         """limit: bytes of the folder; the clips that were longest unused go first."""
         self.folder, self.limit = folder, limit
-        self._making: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._making: dict[str, threading.Lock] = {}  # by the name of a clip
+        self._room = threading.Lock()  # of what is there and who makes what
 
-    def get(self, video: Path, mtime_ns: int, window: int, start: float, seconds: float) -> Path:
-        """The clip of a video from a time on, made if it is not there.
+    def open(self, video: Path, mtime_ns: int, window: int, start: float, seconds: float) -> int:
+        """A descriptor of the clip of a video from a time on, which is made if it is not there.
 
         Args:
             video: the file. mtime_ns: its time of change.
@@ -59,14 +60,18 @@ class Clips:
             ClipError: if it cannot be made.
         """
         path = self.folder / f"{window}-{mtime_ns}.mp4"
-        with self._making.setdefault(path.name, threading.Lock()):  # who comes second finds it made
-            if path.is_file():
-                os.utime(path)  # used now
-            else:
-                self.folder.mkdir(exist_ok=True)
-                self._make(video, start, min(seconds, CLIP_SECONDS), path)
-                self._make_room(path)
-        return path
+        with self._room:
+            making = self._making.setdefault(path.name, threading.Lock())
+        with making:  # who comes second finds it made
+            while True:
+                if not path.is_file():
+                    self.folder.mkdir(exist_ok=True)
+                    self._make(video, start, min(seconds, CLIP_SECONDS), path)
+                with self._room, contextlib.suppress(FileNotFoundError):  # it may just have made room for another
+                    file = os.open(path, os.O_RDONLY)
+                    os.utime(path)  # used now
+                    self._make_room(path)
+                    return file
 
     def _make(self, video: Path, start: float, seconds: float, path: Path) -> None:
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -88,8 +93,9 @@ class Clips:
 
     def _make_room(self, newest: Path) -> None:
         for path in self.folder.glob(".*.partial"):  # of a server that was killed
-            if path.stat().st_mtime < time.time() - STALE:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - STALE:
+                    path.unlink()
         clips = {path: path.stat() for path in self.folder.glob("*.mp4")}
         used = sum(status.st_size for status in clips.values())
         for path in sorted(clips, key=lambda path: clips[path].st_mtime_ns):

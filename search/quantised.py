@@ -7,6 +7,7 @@ is used: texts lie apart from videos in CLIP's space, and the cells near a text 
 docs/search.md has what is lost. faiss is an optional requirement (requirements-scale.txt).
 """
 
+import contextlib
 import os
 from dataclasses import dataclass
 from math import gcd
@@ -55,20 +56,21 @@ class Quantised:
     stamp: Stamp
     index: Any
 
-    def candidates(self, queries: np.ndarray, count: int, rows: Rows) -> np.ndarray:
+    def candidates(self, queries: np.ndarray, count: int, rows: Rows, neighbours: int = NEIGHBOURS) -> np.ndarray:
         """Places among the rows that are worth an exact look, increasing.
 
         Args:
             queries: (Q, E) float32, of any length: what is high for one of them is wanted.
             count: candidates for each query.
             rows: of the index, of which those that the file does not hold are all candidates.
+            neighbours: to either side of each that are looked at with it.
         """
         _, found = self.index.search(queries, min(count, self.index.ntotal))  # (Q, count), -1 where there are fewer
         found = np.unique(found)
         places = np.searchsorted(rows.rows, found)
         there = places < len(rows.rows)
         there[there] = rows.rows[places[there]] == found[there]  # not those of videos that are gone
-        near = places[there][:, None] + np.arange(-NEIGHBOURS, NEIGHBOURS + 1)
+        near = places[there][:, None] + np.arange(-neighbours, neighbours + 1)
         newer = np.arange(np.searchsorted(rows.rows, self.index.ntotal), len(rows.rows))
         return np.unique(np.concatenate([np.clip(near, 0, len(rows.rows) - 1).ravel(), newer]))
 
@@ -89,8 +91,9 @@ def _quantise(store: Store, faiss: ModuleType) -> str:
     if len(windows) < LEAST:
         return f"{len(windows):,} windows are compared exactly also with --index faiss, which begins with {LEAST:,}"
     path = store.file("quantised")
-    if path.exists() and faiss.read_index(str(path)).ntotal >= (1 - TAIL) * len(embeddings):
-        return f"{path} holds all but the newest windows"
+    with contextlib.suppress(UserError):  # a file that is damaged is made anew
+        if (there := read_quantised(store, None)) and there.index.ntotal >= (1 - TAIL) * len(embeddings):
+            return f"{path} holds all but the newest windows"
     width = embeddings.shape[1]
     codes = width // gcd(width, NUMBERS)
     index = faiss.index_factory(width, f"RR{width},PQ{codes}x4fs", faiss.METRIC_INNER_PRODUCT)
@@ -126,4 +129,4 @@ def read_quantised(store: Store, before: Quantised | None) -> Quantised | None:
     except FileNotFoundError:
         return None
     except RuntimeError as error:
-        raise UserError(f"{path} cannot be read by faiss; delete it and index again with --index faiss") from error
+        raise UserError(f"{path} cannot be read by faiss: index again with --index faiss") from error

@@ -22,9 +22,14 @@ GENERIC = Path(__file__).with_name("generic.txt")
 KEPT_TEXTS = 256  # embeddings of texts that are remembered
 RELOAD_SHARE = 0.05  # of the time, at most, goes into reading an index anew that grows
 SAMPLE = 32_768  # windows by which it is judged what is usual, where not all are compared
+GENERIC_CANDIDATES = 500  # windows looked at for the best one of each generic text
 FEW = 131_072  # windows that are allowed, up to which all of them are compared exactly
 
 EmbedTexts = Callable[[Sequence[str]], np.ndarray]
+
+
+class QueryError(UserError):
+    """A query that cannot be answered, whatever the index."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Query:
         folder: the start of the names or paths of videos; "" for all.
         min_seconds, max_seconds: how long the videos are.
         top: moments at most. all: also where nothing stands out.
+        by_path: `folder` may also be the start of paths.
     """
 
     text: str = ""
@@ -47,6 +53,7 @@ class Query:
     max_seconds: float = math.inf
     top: int = 10
     all: bool = False
+    by_path: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,9 @@ class Searcher:
         with self._lock:
             began = time.monotonic()
             loaded = self._loaded
-            if loaded is not None and (loaded.change == self.store.change or began < self._load_again_at):
+            if loaded is not None and loaded.change == self.store.change:
+                return loaded
+            if loaded is not None and began < self._load_again_at and self.store.is_growing():
                 return loaded
             with self.store.reading():
                 change = self.store.change
@@ -136,7 +145,7 @@ class Searcher:
                     quantised = read_quantised(self.store, loaded and loaded.quantised)
             judge, judging, sample = None, rows.rows, None
             if quantised is not None:
-                judging = rows.rows[quantised.candidates(self._generic, MIN_CANDIDATES, rows)]
+                judging = rows.rows[quantised.candidates(self._generic, GENERIC_CANDIDATES, rows, neighbours=0)]
                 sample = _sample(embeddings, rows.rows)
             if len(judging):
                 judge = Judge.of(embeddings, judging, self._generic, self._settings.threshold)
@@ -175,16 +184,19 @@ class Searcher:
                 raise UserError(f"--like {place}: the index has {found} of that name; see info for those it has")
             if videos[0].problem is not None:
                 raise UserError(f"--like {place}: the video is a bad one: {videos[0].problem}")
+            if not 0 <= time_wanted <= videos[0].seconds:
+                raise UserError(f"--like {place}: the video has {videos[0].seconds:g} seconds")
             return self.store.window_at(videos[0].id, time_wanted).id
 
     def answer(self, query: Query) -> dict[str, Any]:
         """The moments for a query, as JSON has them; docs/search.md describes it.
 
         Raises:
-            UserError: if the query asks for nothing, or to be like a window that is not there.
+            QueryError: if the query asks for nothing, or to be like a window that is not there.
+            UserError: if the index is not whole.
         """
         if not query.text and query.like is None:
-            raise UserError("give a text, or a moment to be like")
+            raise QueryError("give a text, or a moment to be like")
         loaded = self.load()
         asked = {"text": query.text, "not": query.unlike, "like": query.like, "folder": query.folder}
         growing, (done, total) = self.growth()
@@ -196,7 +208,7 @@ class Searcher:
         wanted = len(vectors)
         vectors += [self.text(query.unlike)] if query.unlike else []
         if not len(loaded.rows.rows):
-            return {**answer, "stands_out": False, "excess": None, "moments": []}
+            return {**answer, "considered": 0, "stands_out": False, "excess": None, "moments": []}
         queries, allowed, rows, scale = np.stack(vectors), self._allowed(query, loaded), loaded.rows, None
         if loaded.quantised is not None:
             scale = Scale.of(loaded.sample @ queries.T)
@@ -206,6 +218,7 @@ class Searcher:
         scores = combine(found, wanted, scale or Scale.of(found))
         if query.like is not None:
             allowed = _without(allowed, rows, loaded.rows, query.like)
+        answer["considered"] = len(scores) if allowed is None else int(allowed.sum())
         moments = find_moments(scores, rows, allowed, query.top)
         excess = None
         if query.text and moments:
@@ -250,7 +263,7 @@ class Searcher:
     def _window_vector(self, number: int, loaded: _Loaded) -> np.ndarray:
         places = np.flatnonzero(loaded.rows.windows == number)
         if not len(places):
-            raise UserError(f"the index has no window {number} any more")
+            raise QueryError(f"the index has no window {number} any more")
         return np.asarray(loaded.embeddings[loaded.rows.rows[places[0]]], np.float32)
 
     def _place_of(self, number: int, loaded: _Loaded) -> tuple[str, float]:
@@ -266,7 +279,7 @@ class Searcher:
             for video in loaded.videos.values()
             if video.problem is None
             and query.min_seconds <= video.seconds <= query.max_seconds
-            and (not query.folder or _is_below(video, query.folder))
+            and (not query.folder or _is_below(video, query))
         ]
         return np.isin(loaded.rows.videos, chosen)
 
@@ -292,10 +305,11 @@ def _ends_with(video: Video, name: str) -> bool:
     return video.path == wanted or f"/{video.name}".endswith(f"/{name}")
 
 
-def _is_below(video: Video, folder: str) -> bool:
-    """Whether a video lies in a folder, which is named from the indexed folder on or by its path."""
-    start = folder.rstrip("/") + "/"
-    return video.name.startswith(start) or video.path.startswith(os.path.abspath(folder) + "/")
+def _is_below(video: Video, query: Query) -> bool:
+    """Whether a video lies in the folder of a query, which is named from the indexed folder on or by its path."""
+    if video.name.startswith(query.folder.rstrip("/") + "/"):
+        return True
+    return query.by_path and video.path.startswith(os.path.abspath(query.folder) + "/")
 
 
 def _sample(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -314,14 +328,18 @@ def _candidates(loaded: _Loaded, queries: np.ndarray, wanted: int, allowed: np.n
     """
     share = 1.0
     if allowed is not None:
-        places = np.flatnonzero(allowed)
-        if len(places) <= FEW:
-            return places
-        share = len(places) / len(allowed)
+        all_allowed = np.flatnonzero(allowed)
+        if len(all_allowed) <= FEW:
+            return all_allowed
+        share = len(all_allowed) / len(allowed)
     # a score is high where what is wanted is; and, where that is less so, what is not wanted is low
     both = np.stack([queries[:wanted].sum(axis=0), queries[:wanted].sum(axis=0) - queries[wanted:].sum(axis=0)])
-    count = int(max(CANDIDATES * top, MIN_CANDIDATES) / share)
-    return loaded.quantised.candidates(both[: 1 + (len(queries) > wanted)], count, loaded.rows)
+    count = max(CANDIDATES * top, MIN_CANDIDATES)
+    places = loaded.quantised.candidates(both[: 1 + (len(queries) > wanted)], int(count / share), loaded.rows)
+    if allowed is None:
+        return places
+    places = places[allowed[places]]
+    return places if len(places) >= count else all_allowed  # what is allowed is unlike the query
 
 
 def _without(allowed: np.ndarray | None, rows: Rows, all_rows: Rows, number: int) -> np.ndarray:

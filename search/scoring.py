@@ -10,6 +10,7 @@ texts, things that are said of any video, reaches in the same index: how many of
 mean it lies.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,14 +121,22 @@ def find_moments(scores: np.ndarray, rows: Rows, allowed: np.ndarray | None, top
         video, start, end = int(rows.videos[place]), rows.starts[place], rows.ends[place]
         if any(start < other_end and end > other_start for other_start, other_end in taken.get(video, ())):
             continue
-        first, last = _extend(place, -1, scores, rows), _extend(place, 1, scores, rows)
-        taken.setdefault(video, []).append((rows.starts[first], rows.ends[last]))
+        spans = taken.setdefault(video, [])
+        first, last = (_extend(place, step, scores, rows, allowed, spans) for step in (-1, 1))
+        spans.append((rows.starts[first], rows.ends[last]))
         moments.append(Moment(first, last, place, float(scores[place])))
     return moments
 
 
-def _extend(place: int, step: int, scores: np.ndarray, rows: Rows) -> int:
-    """The last window in one direction that belongs to the moment of a window."""
+def _extend(
+    place: int,
+    step: int,
+    scores: np.ndarray,
+    rows: Rows,
+    allowed: np.ndarray | None,
+    taken: Sequence[tuple[float, float]],
+) -> int:
+    """The last window in one direction that belongs to the moment of a window, and to none whose span is taken."""
     bar = MERGE * scores[place]
     if scores[place] <= 0:  # nothing is near to what is below the mean
         return place
@@ -137,6 +146,8 @@ def _extend(place: int, step: int, scores: np.ndarray, rows: Rows) -> int:
         and rows.videos[here + step] == rows.videos[place]
         and rows.starts[max(here, here + step)] <= rows.ends[min(here, here + step)]  # of candidates there are gaps
         and bar <= scores[here + step] <= scores[place]
+        and (allowed is None or allowed[here + step])
+        and not any(rows.starts[here + step] < end and rows.ends[here + step] > start for start, end in taken)
     ):
         here += step
     return here

@@ -5,6 +5,7 @@ file, and none writes to the index or beside it; clips are made under names that
 """
 
 import asyncio
+import errno
 import functools
 import hmac
 import ipaddress
@@ -35,7 +36,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.errors import UserError
 from search.playing import ClipError, Clips
-from search.queries import Query, Searcher
+from search.queries import Query, QueryError, Searcher
 from search.store import Stamp, Video
 
 logger = logging.getLogger("stop")
@@ -309,7 +310,7 @@ class Pages:
         async with self._queries.take():
             try:
                 answer = await anyio.to_thread.run_sync(self.searcher.answer, query)
-            except UserError as error:
+            except QueryError as error:
                 raise Refused(400, str(error)) from error
         for moment in answer["moments"]:
             path = moment.pop("path")
@@ -365,7 +366,7 @@ class Pages:
             raise Refused(404, "no such window")
         os.close(await anyio.to_thread.run_sync(open_video, video))  # refuses what is not what was indexed
         make = functools.partial(
-            self.clips.get,
+            self.clips.open,
             Path(video.path),
             video.stamp.mtime_ns,
             window.id,
@@ -374,11 +375,11 @@ class Pages:
         )
         try:
             async with self._clips.take():
-                path = await anyio.to_thread.run_sync(make)
-            file = os.open(path, os.O_RDONLY)
+                file = await anyio.to_thread.run_sync(make)
         except (ClipError, OSError) as error:
-            raise Refused(422, f"no clip can be made of this video: {error}") from error
-        return await self._send(request, file, "video/mp4", f'"{path.stem}"')
+            reason = getattr(error, "strerror", None) or str(error)  # an OSError names a path
+            raise Refused(422, f"no clip can be made of this video: {reason}") from error
+        return await self._send(request, file, "video/mp4", f'"{window.id}-{video.stamp.mtime_ns}"')
 
     async def _send(self, request: Request, file: int, kind: str, tag: str) -> Response:
         """A file or a range of it; closes it."""
@@ -504,9 +505,17 @@ def make_app(searcher: Searcher, clips: Clips, access: Access, max_queries: int)
         return answer_json({"error": HTTPStatus(status).phrase.lower()}, status)
 
     async def unread(request: Request, error: Any) -> Response:
-        return refusal(Refused(503, f"the index cannot be read: {error}"))
+        logger.error("the index cannot be read: %s", error)  # with its place, which is nobody's business
+        return refusal(Refused(503, "the index cannot be read: whoever runs this server has been told why"))
 
-    handlers: dict[Any, Callable] = {Refused: refused, sqlite3.Error: unread, 404: other, 405: other, 500: other}
+    handlers: dict[Any, Callable] = {
+        Refused: refused,
+        sqlite3.Error: unread,
+        UserError: unread,
+        404: other,
+        405: other,
+        500: other,
+    }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return Guard(app, access)
@@ -525,7 +534,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
         listener.listen(128)
     except OSError as error:
-        raise UserError(f"--host {host} --port {port}: {error.strerror}; give another --port") from error
+        other = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
+        raise UserError(f"--host {host} --port {port}: {error.strerror}; give another {other}") from error
     return listener
 
 

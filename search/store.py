@@ -461,6 +461,8 @@ def open_for_writing(folder: Path, settings: Mapping[str, Any]) -> Iterator[Stor
             store = Store(folder, connection)
             try:
                 if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    for path in folder.glob("quantised-*"):  # of an index whose database is gone
+                        path.unlink()
                     _create(connection, settings)
                 _check_version(store)
                 _cut_off(store)

@@ -84,6 +84,7 @@ async function show() {
   $("moments").replaceChildren(...answer.moments.map(card));
   const few = answer.growing ? " The index is still growing; it may come." : "";
   if (!answer.windows) say(`The index holds no videos yet.${few}`);
+  else if (!answer.considered) say("No video fits the folder and the lengths.");
   else if (!answer.stands_out && !answer.moments.length) {
     const judged = answer.excess !== null;
     say((judged ? "Nothing stands out: no moment fits this better than it fits anything." : "Nothing was found.") + few);

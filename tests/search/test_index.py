@@ -140,9 +140,10 @@ def test_videos_known_to_be_bad_are_not_read_and_are_read_again_where_asked(fold
     again = IndexSettings(window=2.0, stride=1.0, retry_bad=True)
     outcome = update([folder], tmp_path / "index", again, model, set())
     assert counts(outcome) == (0, 2, 0, 2) and list(outcome.bad) == [str(folder / "broken.mp4")]
-    listed.write_text("no,list\n1,2\n")
-    with pytest.raises(UserError, match="is no list of preprocess"):
-        update([folder], tmp_path / "index", settings, model, set())
+    for text in ("no,list\n1,2\n", ",".join(SKIPPED_COLUMNS) + "\n,,\n"):  # another file, and half a list
+        listed.write_text(text)
+        with pytest.raises(UserError, match="is no list of preprocess"):
+            update([folder], tmp_path / "index", settings, model, set())
 
 
 def test_a_file_is_indexed_once_whatever_links_there_are_and_odd_names_are_bad(folder, model, tmp_path):
@@ -150,6 +151,9 @@ def test_a_file_is_indexed_once_whatever_links_there_are_and_odd_names_are_bad(f
     odd = os.fsencode(folder) + b"/\xff.mp4"
     with open(odd, "wb") as file:
         file.write((folder / "b.mkv").read_bytes())
+    os.mkdir(os.fsencode(tmp_path) + b"/\xfe")
+    with pytest.raises(UserError, match="folder's name is not UTF-8"):
+        update([tmp_path / os.fsdecode(b"\xfe")], tmp_path / "index", CUT, model, set())
     outcome = update([folder], tmp_path / "index", CUT, model, set())
     assert outcome.added == 5 and sum("UTF-8" in reason for reason in outcome.bad.values()) == 1
     assert set(contents(tmp_path / "index")) == {str(folder / name) for name in ("a.mp4", "b.mkv", "link.mp4")}
@@ -336,8 +340,15 @@ def test_the_commands_find_a_moment_and_say_when_nothing_stands_out(folder, mode
     assert "nothing stands out" in capsys.readouterr().out
     assert main(["search", "--like", "c.mp4@1.9", *flags, "--json", "--folder", "videos/more"]) == 1
     assert '"moments": []' in capsys.readouterr().out  # but itself there is nothing
-    for place, reason in (("c.mp4", "give a video and a time"), ("e.mp4@1", "no video"), ("broken.mp4@1", "a bad one")):
+    for place, reason in (
+        ("c.mp4", "give a video and a time"),
+        ("e.mp4@1", "no video"),
+        ("broken.mp4@1", "a bad one"),
+        ("c.mp4@9", "has 2.6 s"),
+    ):
         assert main(["search", "--like", place, *flags]) == 2 and reason in capsys.readouterr().err
+    assert main(["search", "a", *flags, "--folder", "elsewhere"]) == 1
+    assert "no video fits the folder" in capsys.readouterr().out
     assert main(["search", *flags]) == 2 and "give a text" in capsys.readouterr().err
     assert main(["index", str(folder), *flags, "--window", "1", "--stride", "2"]) == 2
     assert "--stride 2 leaves gaps" in capsys.readouterr().err
@@ -366,7 +377,8 @@ def test_a_list_of_bad_videos_that_names_others_says_so(folder, model, tmp_path,
 def test_a_run_that_has_changed_is_refused_also_where_nothing_is_to_be_done(tiny_run, folder, tmp_path):
     run = tmp_path / "run"
     flags = ["--do_train", "--method", "vpt", "--epochs", "1", "--batch_size", "6", "--lr", "0.01"]
-    assert train(tiny_run, run, *flags) == 0
+    assert train(tiny_run, tmp_path / "trained", *flags) == 0
+    shutil.copytree(tmp_path / "trained", run)
     index_dir, model = tmp_path / "index", ModelSettings(run=run)
     update([folder / "more"], index_dir, CUT, model, set())
     checkpoint = torch.load(find_checkpoint(run), weights_only=True)

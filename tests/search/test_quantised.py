@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from common.errors import UserError
 from helpers.search.index import JPEG, SETTINGS, WIDTH, embed_texts, vector
 from scripts.moments import scale
 from search import quantised, queries, scoring
+from search.__main__ import main
 from search.quantised import quantise
 from search.queries import Query, Searcher
 from search.settings import JudgeSettings
-from search.store import Part, Stamp, open_for_writing
+from search.store import DATABASE, Part, Stamp, open_for_writing
 
 WINDOWS = 600  # of a video
 
@@ -78,6 +80,21 @@ def test_a_query_looks_at_few_windows_exactly(faiss, index_dir, monkeypatch):
     assert looked[-1] <= 60 * (2 * quantised.NEIGHBOURS + 1)
 
 
+def test_a_folder_that_is_unlike_the_query_is_not_empty(faiss, tmp_path):
+    """None of the candidates is in it."""
+    index_dir = tmp_path / "index"
+    with open_for_writing(index_dir, SETTINGS) as store:
+        for name in ("a", "b"):
+            part = made(name)
+            side = vector(name) if name == "a" else -vector("a")
+            near = side + 0.5 * part.embeddings
+            part = replace(part, embeddings=near / np.linalg.norm(near, axis=1, keepdims=True))
+            store.add(f"/videos/{name}/x.mp4", f"videos/{name}/x.mp4", Stamp(1, 1), part)
+    quantise(index_dir)
+    exact, by_faiss = (answers(index_dir, index, text="a", folder="videos/b") for index in ("exact", "faiss"))
+    assert by_faiss == exact and len(exact[1]) == 3
+
+
 def test_what_came_is_found_and_what_went_is_not(faiss, index_dir):
     quantise(index_dir)
     with open_for_writing(index_dir, SETTINGS) as store:
@@ -102,7 +119,6 @@ def test_it_is_made_again_where_much_has_come_and_files_of_former_numbers_go(fai
         store.remove(["/videos/a/x.mp4", "/videos/b/x.mp4"])
         store.tidy()
     assert not first.exists()
-    searcher._load_again_at = 0.0
     assert searcher.answer(Query("d 7", top=1))["moments"][0]["from"] == 7.0  # exactly, while there is none
     with pytest.raises(UserError, match="has not been quantised"):
         Searcher(index_dir, embed_texts, JudgeSettings(), "faiss")
@@ -116,11 +132,22 @@ def test_few_windows_are_compared_exactly(faiss, tmp_path):
     assert answers(tmp_path / "index", "faiss", text="a 3")[1][0]["from"] == 3.0
 
 
-def test_a_file_that_faiss_cannot_read_is_named(faiss, index_dir):
+def test_a_file_that_faiss_cannot_read_is_named_and_made_anew(faiss, index_dir, capsys):
     quantise(index_dir)
     (index_dir / "quantised-0.faiss").write_bytes(b"not that")
     with pytest.raises(UserError, match=r"quantised-0\.faiss cannot be read"):
         Searcher(index_dir, embed_texts, JudgeSettings(), "faiss")
+    assert main(["verify", "--index_dir", str(index_dir)]) == 1
+    assert "quantised-0.faiss cannot be read" in capsys.readouterr().out
+    assert "1,800 windows are quantised" in quantise(index_dir)
+    assert main(["verify", "--index_dir", str(index_dir)]) == 0
+
+
+def test_a_file_of_an_index_whose_database_is_gone_is_not_taken_for_the_new_ones(faiss, index_dir):
+    quantise(index_dir)
+    (index_dir / DATABASE).unlink()
+    with open_for_writing(index_dir, SETTINGS):
+        assert not list(index_dir.glob("quantised-*"))
 
 
 def test_without_faiss_it_is_said_how_to_get_it(index_dir, monkeypatch):

@@ -46,10 +46,16 @@ def test_no_two_moments_overlap_and_the_best_come_first():
     assert len(found) == 20 and found[0].best == int(np.argmax(scores))
     assert [m.score for m in found] == sorted((m.score for m in found), reverse=True)
     spans = [(rows.videos[m.best], rows.starts[m.first], rows.ends[m.last]) for m in found]
-    for place, (video, start, end) in enumerate(spans[1:], 1):
-        best_start, best_end = rows.starts[found[place].best], rows.ends[found[place].best]
-        assert start <= best_start < best_end <= end
-        assert not any(v == video and best_start < e and best_end > s for v, s, e in spans[:place])
+    for place, (video, start, end) in enumerate(spans):
+        assert start <= rows.starts[found[place].best] < rows.ends[found[place].best] <= end
+        assert not any(v == video and start < e and end > s for v, s, e in spans[:place])
+
+
+def test_a_moment_does_not_reach_into_another_or_into_what_may_not_be_found():
+    scores = np.array([10.0, 7.9, 8, 8, 7.5])
+    assert find_moments(scores, rows_of(5), None, 2) == [Moment(0, 0, 0, 10.0), Moment(2, 4, 2, 8.0)]
+    allowed = np.array([True, True, True, False, True])
+    assert find_moments(scores, rows_of(5), allowed, 2)[1] == Moment(2, 2, 2, 8.0)
 
 
 def test_only_what_is_allowed_is_found():

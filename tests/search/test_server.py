@@ -308,6 +308,23 @@ def test_a_video_that_no_browser_plays_is_sent_as_a_clip_which_is_kept(server):
     assert kept[0].read_bytes() == body and changed <= kept[0].stat().st_ctime_ns
 
 
+def test_what_is_wrong_with_the_index_is_said_without_its_place(tmp_path, serve, indexed):
+    index_dir = shutil.copytree(indexed[0], tmp_path / "index", ignore=shutil.ignore_patterns("clips"))
+    with serve(index_dir, indexed[1]) as served:
+        moment = json.loads(ask(served, "/api/search?q=c%203")[2])["moments"][0]
+        for folder in (indexed[1], indexed[1].name):  # by its name, and never by its path
+            answer = json.loads(ask(served, f"/api/search?q=c%203&folder={quote(str(folder))}")[2])
+            assert (answer["considered"] > 0) == (folder == indexed[1].name)
+        (index_dir / "clips").touch()
+        answers = [ask(served, f"/clip/{moment['first_window']}")]
+        with open_for_writing(index_dir, SETTINGS) as store:
+            store.remove([str(indexed[1] / "a.mp4")])
+        (index_dir / "embeddings-0.f16").write_bytes(b"")
+        answers += [ask(served, path) for path in ("/api/search?q=a", "/api/info")]
+        assert [answer[0] for answer in answers] == [422, 503, 503]
+        assert not any(str(tmp_path) in answer[2].decode() for answer in answers)
+
+
 def test_a_clip_that_two_ask_for_is_made_once_and_what_a_killed_server_left_goes(tmp_path, indexed, monkeypatch):
     made = []
     make = playing.subprocess.run
@@ -319,17 +336,17 @@ def test_a_clip_that_two_ask_for_is_made_once_and_what_a_killed_server_left_goes
         path.touch()
     os.utime(stale, (0, 0))
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        found = set(pool.map(lambda _: clips.get(indexed[1] / "c.avi", 1, 15, 0.0, 1.0), range(3)))
-    assert len(found) == len(made) == 1 and not stale.exists() and fresh.exists()
+        found = list(pool.map(lambda _: clips.open(indexed[1] / "c.avi", 1, 15, 0.0, 1.0), range(3)))
+    assert len({os.fstat(file).st_ino for file in found}) == len(made) == 1 and not stale.exists() and fresh.exists()
 
 
 def test_a_playlist_with_the_name_of_a_video_shows_no_other_file(tmp_path, indexed):
     shutil.copy(indexed[1] / "a.mp4", tmp_path / "other.mp4")
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
     clips = Clips(tmp_path / "clips", 2**20)
-    assert clips.get(tmp_path / "other.mp4", 1, 1, 0.0, 1.0).is_file()
+    os.close(clips.open(tmp_path / "other.mp4", 1, 1, 0.0, 1.0))
     with pytest.raises(ClipError, match="Invalid argument"):
-        clips.get(tmp_path / "list.mp4", 1, 2, 0.0, 1.0)
+        clips.open(tmp_path / "list.mp4", 1, 2, 0.0, 1.0)
 
 
 def test_the_clips_that_were_longest_unused_make_room(tmp_path, serve, indexed):
