@@ -5,6 +5,7 @@ file, and none writes to the index or beside it; clips are made under names that
 """
 
 import asyncio
+import contextlib
 import errno
 import functools
 import hmac
@@ -26,6 +27,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, QueryParams
@@ -55,6 +57,7 @@ WAITING_QUERIES = 32  # that may wait for their turn
 CLIPS, WAITING_CLIPS = 2, 16  # that are made at a time, and that may wait for that
 STREAMS = 64  # videos and clips that are sent at a time
 CHUNK = 2**18  # bytes of a video at a time
+STALLED = 60.0  # seconds in which a chunk has to go out; a browser that has paused asks for the rest again
 COOKIE = "search_token"
 HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:\[\]/@]+))(?::\d{1,5})?")  # of the header: address or name, port
 SECURITY = {
@@ -415,8 +418,14 @@ class FileAnswer(StreamingResponse):
             if scope["method"] == "HEAD":
                 await Response(None, self.status_code, self.headers)(scope, receive, send)
                 return
+
+            async def send_in_time(message: Message) -> None:
+                with anyio.fail_after(STALLED):
+                    await send(message)
+
             async with self._turns.take():
-                await super().__call__(scope, receive, send)
+                with contextlib.suppress(TimeoutError):  # others want their turn
+                    await super().__call__(scope, receive, send_in_time)
         finally:
             os.close(self._file)
 
