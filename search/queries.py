@@ -210,6 +210,7 @@ class Searcher:
         if not len(loaded.rows.rows):
             return {**answer, "considered": 0, "stands_out": False, "excess": None, "moments": []}
         queries, allowed, rows, scale = np.stack(vectors), self._allowed(query, loaded), loaded.rows, None
+        answer["considered"] = answer["windows"] if allowed is None else int(allowed.sum())
         if loaded.quantised is not None:
             scale = Scale.of(loaded.sample @ queries.T)
             places = _candidates(loaded, queries * scale.weights[:, None], wanted, allowed, query.top)
@@ -218,7 +219,6 @@ class Searcher:
         scores = combine(found, wanted, scale or Scale.of(found))
         if query.like is not None:
             allowed = _without(allowed, rows, loaded.rows, query.like)
-        answer["considered"] = len(scores) if allowed is None else int(allowed.sum())
         moments = find_moments(scores, rows, allowed, query.top)
         excess = None
         if query.text and moments:

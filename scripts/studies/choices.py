@@ -23,7 +23,7 @@ from scripts.studies.runner import BUDGET, FRAMES, LEVELS, RESULTS, STOP, Run, r
 RECORD = RESULTS / "study_toy.json"
 SEEDS = (1, 2, 3)
 CURVE = (3, 4, 6, 8, 12)  # frames
-SHOWN = 3  # standard errors: with nine choices on two levels two would be exceeded by chance
+SHOWN = 3  # standard errors: of eighteen differences one would be more than two of them by chance
 CURVES = {  # over frames: the names of runs, and of rows
     "zero-shot": "zero-shot",
     "meanP": "clip4clip meanP",

@@ -53,7 +53,7 @@ def answers(index_dir, index, **query):
     searcher = Searcher(index_dir, embed_texts, JudgeSettings(threshold=-100), index)
     answer = searcher.answer(Query(top=3, all=True, **query))
     searcher.store.close()
-    return answer["excess"], answer["moments"]
+    return answer["excess"], answer["moments"], answer["considered"]
 
 
 QUERIES = {
