@@ -6,8 +6,8 @@
 #   bash scripts/patches_toy.sh --only seed1     trainings whose name holds a word
 #   bash scripts/patches_toy.sh --quick          all of it with a step of some of them on a few videos, elsewhere
 # Continues where it stopped: a training that docs/results/patches.json holds is done, one that was interrupted goes on
-# from its checkpoint. What is measured is measured on the trainings under runs/study/, where those of study_toy.sh with
-# the same settings are taken as they are.
+# from its checkpoint. What is measured is measured on the trainings under runs/study/, where those of study_toy.sh and
+# `ablate.sh toy` with the same settings are taken as they are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh

@@ -64,7 +64,8 @@ def draw_sweep(
             **{"color": ACCURACY, "markersize": 5, "linewidth": 1.2, "capsize": 2.5},
             label=f"accuracy{of_level}",
         )
-        timed = [(place, fmean(seconds(runs))) for place, runs in zip(at, found.values(), strict=True) if seconds(runs)]
+        taken = zip(at, map(seconds, found.values()), strict=True)
+        timed = [(place, least) for place, least in taken if least is not None]
         style = {"linestyle": ":", "marker": marker, "markerfacecolor": "white", "markersize": 4, "linewidth": 1.2}
         if timed:
             beside.plot(*zip(*timed, strict=True), color=SECONDS, label=f"seconds a step{of_level}", **style)

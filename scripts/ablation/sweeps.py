@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from common.settings import all_settings
@@ -94,9 +93,9 @@ def accuracy_key(runs: Sequence[Mapping[str, Any]]) -> str:
     return next(key for key in ACCURACIES if key in runs[0]["metrics"])
 
 
-def seconds(runs: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Of a training step, of those runs that trained."""
-    return [run["seconds_per_step"] for run in runs if "seconds_per_step" in run]
+def seconds(runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """Of a training step: the least over those runs that trained, whatever else the machine did in others."""
+    return min((run["seconds_per_step"] for run in runs if "seconds_per_step" in run), default=None)
 
 
 def table(record: Mapping[str, Any], levels: Sequence[str], points: Sequence[Point]) -> str:
@@ -113,7 +112,7 @@ def _level_table(record: Mapping[str, Any], level: str, points: Sequence[Point])
         taken = seconds(runs)
         cells = [
             *(SWEEPS[point.sweep][0], point.value, str(len(runs)), spread(accuracies(runs))),
-            f"{fmean(taken):.2f}" if taken else "",
+            "" if taken is None else f"{taken:.2f}",
         ]
         rows.append(f"| {' | '.join(cells)} |")
     if not rows:

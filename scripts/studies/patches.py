@@ -59,8 +59,9 @@ BACKGROUND = "background"
 THINGS = (MOVING, RESTING, DRIFTING, STILL, BACKGROUND)
 TIMES = ("before", "after")
 BATCH = 36
-# what each adds to STOP at its defaults, which is the first: a training of `scripts.studies.choices` that lies there is
-# taken as it is, but its record alone would not do, since what is measured is the model
+# what each adds to STOP at its defaults, which is the first: a training of `scripts.studies.choices` or
+# `scripts.ablation.ablate` that lies there is taken as it is, but its record alone would not do, since what is measured
+# is the model
 CHOICES = {
     "defaults": (),
     "alpha 0": ("--alpha", "0"),
@@ -68,9 +69,9 @@ CHOICES = {
     "alpha 0.75": ("--alpha", "0.75"),
     "alpha 1": ("--alpha", "1"),
     "M as it is": ("--dynamics_norm", "none"),
-    "regions 2": ("--num_regions", "2"),
-    "regions 3": ("--num_regions", "3"),
-    "regions 12": ("--num_regions", "12"),
+    "num_regions 2": ("--num_regions", "2"),
+    "num_regions 3": ("--num_regions", "3"),
+    "num_regions 12": ("--num_regions", "12"),
 }
 
 Cover = Mapping[str, np.ndarray]  # how much of each patch a thing covers, (…, P) in [0, 1], by its name

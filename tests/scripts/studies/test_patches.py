@@ -10,6 +10,7 @@ import pytest
 from preprocess.make_toy_dataset import DatasetSettings, render_split
 from preprocess.toy import shapes as toy
 from preprocess.toy.events import LEVELS
+from scripts.ablation import ablate
 from scripts.studies import choices, patches
 from scripts.studies.patches import (
     BACKGROUND,
@@ -95,15 +96,19 @@ def test_what_a_model_chooses_is_counted_in_each_layer(monkeypatch):
     assert [layer["moving"] for layer in measure_model(None, dataset, cover)] == [(1, 0.25), (0, 0.25)]
 
 
-def test_every_choice_is_trained_on_both_levels_with_every_seed_and_the_defaults_are_shared():
+def test_every_choice_is_trained_on_both_levels_with_every_seed_and_what_is_trained_elsewhere_is_named_alike():
     runs = all_runs()
     assert len({run.key for run in runs}) == len(runs) == len(CHOICES) * 2 * len(SEEDS)
     settings = [made_of(run, PLACES) for run in runs if run.seed == 1 and run.level == "events"]
     assert len({json.dumps(one, sort_keys=True) for one in settings}) == len(CHOICES)
-    shared = {run.key: made_of(run, PLACES) for run in choices.all_runs() if run.name == "defaults"}
-    for run in runs:
-        if run.name == "defaults":
-            assert shared[run.key] == made_of(run, PLACES)
+    elsewhere = {said(run): run.key for run in (*choices.all_runs(), *ablate.toy_runs())}
+    shared = {run: elsewhere[said(run)] for run in runs if said(run) in elsewhere}
+    assert all(run.key == key for run, key in shared.items())
+    assert {run.name for run in runs if run not in shared} == {"M as it is", "num_regions 3"}
+
+
+def said(run):
+    return run.level, json.dumps(made_of(run, PLACES), sort_keys=True)
 
 
 def test_tables_say_how_often_things_are_chosen_before_and_after():
