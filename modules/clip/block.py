@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
+from modules.kernels.frozen import FrozenCopies
+
 QUICK_GELU_FACTOR = 1.702
 
 
@@ -35,6 +37,7 @@ class Block(nn.Module):
         self.beside_projection: nn.Module | None = None
         self.between: nn.Module | None = None
         self.beside_mlp: nn.Module | None = None
+        self._frozen = FrozenCopies()
 
     def weights(self) -> Iterator[tuple[nn.Module, str]]:
         """The four weight matrices, each as a module and the name that it has there; for parametrizations."""
@@ -116,7 +119,7 @@ class Block(nn.Module):
             (G, heads, num_queries or N, D / heads), (G, heads, N + K, D / heads) and the same again.
         """
         attn, width = self.layer.attn, self.width
-        weight, bias = attn.in_proj_weight, attn.in_proj_bias
+        weight, bias = self._frozen.of(attn.in_proj_weight), self._frozen.of(attn.in_proj_bias)
         if num_queries is None:
             query, key, value = F.linear(read, weight, bias).chunk(3, dim=-1)
         else:
@@ -139,7 +142,8 @@ class Block(nn.Module):
         if mask is not None and mask.is_floating_point():
             mask = mask.to(query.dtype)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (G, heads, Q, D / heads)
-        return self.layer.ls_1(self.layer.attn.out_proj(out.transpose(1, 2).flatten(2)))
+        to_out, of = self.layer.attn.out_proj, self._frozen.of
+        return self.layer.ls_1(F.linear(out.transpose(1, 2).flatten(2), of(to_out.weight), of(to_out.bias)))
 
     @torch.no_grad()
     def attention(
@@ -184,10 +188,10 @@ class Block(nn.Module):
             return layer.ls_2(mlp(layer.ln_2(tokens)))
         # x·σ(1.702·x) is silu(1.702·x) / 1.702: one operation that keeps one tensor for its gradient in place of three
         # that keep two; the factors stand where the tokens are narrow
-        factor, c_fc, c_proj = QUICK_GELU_FACTOR, mlp.c_fc, mlp.c_proj
+        factor, c_fc, c_proj, of = QUICK_GELU_FACTOR, mlp.c_fc, mlp.c_proj, self._frozen.of
         read = layer.ln_2(tokens)
-        hidden = torch.addmm(c_fc.bias * factor, read.flatten(0, -2), c_fc.weight.t(), alpha=factor)
-        added = F.linear(F.silu(hidden), c_proj.weight, c_proj.bias * factor).mul_(1 / factor)
+        hidden = torch.addmm(of(c_fc.bias, factor), read.flatten(0, -2), of(c_fc.weight).t(), alpha=factor)
+        added = F.linear(F.silu(hidden), of(c_proj.weight), of(c_proj.bias, factor)).mul_(1 / factor)
         return layer.ls_2(added.view(tokens.shape))
 
     @torch.no_grad()

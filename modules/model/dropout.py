@@ -131,13 +131,32 @@ class SampleDropout(nn.Module):
         Raises:
             ValueError: in training without seeds.
         """
+        return self.keep(x, self.kept(seeds, x.shape[-1]) if self.drops and seeds is not None else None)
+
+    def kept(self, seeds: Tensor, count: int) -> Tensor:
+        """Which elements stay: (…) int32 of `row_seeds` → (…, count) bool."""
+        return uniform_bits(seeds, count) >= self._num_dropped - 2**15
+
+    def keep(self, x: Tensor, kept: Tensor | None) -> Tensor:
+        """The same where it is known what stays.
+
+        Args:
+            x: (…).
+            kept: of its shape, from `kept`; needed in training only.
+
+        Raises:
+            ValueError: in training without it.
+        """
         if not self.drops:
             return x
-        if seeds is None:
+        if kept is None:
             raise ValueError("dropout in training needs one key a sample: pass sample_keys, or keys to a head")
-        dropped = min(round(self.p * 2**16), 2**16 - 1)  # of the 2¹⁶ values
-        kept = uniform_bits(seeds, x.shape[-1]) >= dropped - 2**15
-        return x * kept * (2**16 / (2**16 - dropped))
+        return x * kept * (2**16 / (2**16 - self._num_dropped))
+
+    @property
+    def _num_dropped(self) -> int:
+        """Of the 2¹⁶ values of a draw."""
+        return min(round(self.p * 2**16), 2**16 - 1)
 
     @property
     def drops(self) -> bool:

@@ -48,7 +48,7 @@ class VideoTokens:
     known: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def once(self, name: object, make: Callable[[], Any]) -> Any:
-        """Something that follows from `real`, `sizes` and the shapes alone, made for the first layer that asks.
+        """Something that follows from `real`, `sizes`, shapes and weights alone, made for the first layer that asks.
 
         Args:
             name: what it is called, among all who ask.
@@ -61,14 +61,17 @@ class VideoTokens:
     @property
     def frame_sizes(self) -> Tensor:
         """(B, T), how many frames each one stands for: 1, or 0 for padding, where none were merged."""
-        return self.real.to(self.patches.dtype) if self.sizes is None else self.sizes
+        if self.sizes is not None:
+            return self.sizes
+        return self.once(("frame sizes", self.patches.dtype), lambda: self.real.to(self.patches.dtype))
 
     def parts_of(self, joined: Tensor) -> tuple[Tensor, Tensor]:
         """Class tokens and patches of what stands as `joined` does: (G, N, W) → (B, C, W), (B, T, P, W)."""
         batch, frames, patches = self.patches.shape[:3]
-        sequences, length, width = joined.shape
+        sequences, _, width = joined.shape
         classes, here = self.cls.shape[1] * batch // sequences, frames * batch // sequences * patches
-        cls, own, _ = joined.split([classes, here, length - classes - here], dim=1)
+        # slices and no split, which would make zeros for the gradient of what nobody reads
+        cls, own = joined[:, :classes], joined[:, classes : classes + here]
         return cls.reshape(batch, -1, width), own.reshape(batch, frames, patches, width)
 
     def change_joined(self, joined: Tensor) -> "VideoTokens":

@@ -37,15 +37,21 @@ def merge_sizes(sizes: Tensor) -> Tensor:
     return F.pad(sizes, (0, sizes.shape[1] % 2)).unflatten(1, (-1, 2)).sum(2)
 
 
-def extended_frames(real: Tensor) -> tuple[Tensor, Tensor]:
-    """Which frames stand where in videos that are extended in time, as indices of (B, T): (B, 1) and (B, T + 2)."""
+def extended_frames(real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which frames stand where in videos that are extended in time.
+
+    Returns:
+        Indices of (B, T), as (B, 1) and (B, T + 2); and (B, T + 1), 1 where a frame behind the first shows the last
+        real one beyond it, else 0, of the default type.
+    """
     batch, length = real.shape
     frames = torch.arange(-1, length + 1, device=real.device).clamp_min(0)
     videos = torch.arange(batch, device=real.device)[:, None]
-    return videos, torch.minimum(frames, real.sum(1, keepdim=True) - 1)
+    beyond = F.pad(~real, (0, 1), value=True).to(torch.get_default_dtype())
+    return videos, torch.minimum(frames, real.sum(1, keepdim=True) - 1), beyond
 
 
-def extend_in_time(tokens: Tensor, real: Tensor, frames: tuple[Tensor, Tensor] | None = None) -> Tensor:
+def extend_in_time(tokens: Tensor, real: Tensor, frames: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
     """Repeat the first and the last real frame beyond the ends, over any padding.
 
     Args:
@@ -63,20 +69,19 @@ class _ExtendInTime(torch.autograd.Function):
     """A gradient of slices and one small product, where indexing would sort or add up frame by frame."""
 
     @staticmethod
-    def forward(ctx, tokens: Tensor, real: Tensor, videos: Tensor, frames: Tensor) -> Tensor:
-        ctx.save_for_backward(real, videos, frames)
+    def forward(ctx, tokens: Tensor, real: Tensor, videos: Tensor, frames: Tensor, beyond: Tensor) -> Tensor:
+        ctx.save_for_backward(real, videos, frames, beyond)
         return tokens[videos, frames]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        real, videos, frames = ctx.saved_tensors
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        real, videos, frames, beyond = ctx.saved_tensors
         found = grad[:, 1:-1] * real[:, :, None, None]
-        found[:, 0] += grad[:, 0]
-        beyond = F.pad(~real, (0, 1), value=True).to(grad.dtype)  # (B, T + 1), frames that show the last real one
-        sums = torch.bmm(beyond[:, None], grad[:, 1:].flatten(2)).view(found[:, 0].shape)
+        found[:, 0].add_(grad[:, 0])
+        sums = torch.bmm(beyond.to(grad.dtype)[:, None], grad[:, 1:].flatten(2)).view(found[:, 0].shape)
         found[videos[:, 0], frames[:, -1]] += sums
-        return found, None, None, None
+        return found, None, None, None, None
 
 
 def frame_differences(tokens: Tensor, real: Tensor) -> Tensor:
@@ -101,8 +106,7 @@ class _FrameDifferences(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (real,) = ctx.saved_tensors
-        zeros = torch.zeros_like(grad[:, :1])
-        between_zeros = torch.cat([zeros, grad * real[:, 1:, None, None], zeros], dim=1)  # (B, T + 1, P, C)
+        between_zeros = F.pad(grad * real[:, 1:, None, None], (0, 0, 0, 0, 1, 1))  # (B, T + 1, P, C)
         return between_zeros[:, :-1] - between_zeros[:, 1:], None
 
 

@@ -92,10 +92,10 @@ SLOW = pytest.mark.slow  # one row tells whether something has come to a step; t
     ("name", "most"),
     [
         pytest.param(FLOOR, 615, marks=SLOW),
-        pytest.param(ONCE, 1_090, marks=SLOW),
-        (PER_LAYER, 4_450),
-        pytest.param(ONCE_MERGED, 1_190, marks=SLOW),
-        pytest.param(PER_LAYER_MERGED, 4_630, marks=SLOW),
+        pytest.param(ONCE, 965, marks=SLOW),
+        (PER_LAYER, 3_960),
+        pytest.param(ONCE_MERGED, 1_065, marks=SLOW),
+        pytest.param(PER_LAYER_MERGED, 4_160, marks=SLOW),
     ],
 )
 def test_a_step_asks_for_no_more_calls_than_it_did(deep, name, most):

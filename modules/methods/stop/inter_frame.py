@@ -98,14 +98,18 @@ class TemporalPrompter(nn.Module):
         self.variation_weight = nn.Parameter(torch.randn(num_tokens, width) * 0.02)  # u
         self.dropout = SampleDropout(dropout)
 
-    def forward(self, differences: Tensor, variation: Tensor, real_gaps: Tensor, seeds: Tensor | None) -> Tensor:
+    def kept(self, seeds: Tensor) -> Tensor:
+        """What dropout leaves of the tokens of some layers at once: (…) int32, a token each → (…, D) bool."""
+        return self.dropout.kept(seeds, self.expand.out_features)
+
+    def forward(self, differences: Tensor, variation: Tensor, real_gaps: Tensor, kept: Tensor | None) -> Tensor:
         """Make the tokens of every slot.
 
         Args:
             differences: Δh^s, (B, T − 1, P, D), zero outside the video.
             variation: W^t, (B, T − 1).
             real_gaps: (B, T − 1) bool.
-            seeds: (B, T − 1, N_max) int32 for dropout, of `row_seeds`; in training only.
+            kept: (B, T − 1, N_max, D) bool, what dropout leaves; in training only.
 
         Returns:
             (B, T − 1, N_max, D).
@@ -117,7 +121,7 @@ class TemporalPrompter(nn.Module):
         x = grid_conv3d(self.conv_in, x, self.grid).relu()
         x = grid_conv3d(self.conv_out, x, self.grid)  # (B, T − 1, P, bottleneck)
         tokens = self.expand(self.to_tokens(x.transpose(2, 3)).transpose(2, 3))  # (B, T − 1, N_max, D)
-        return self.dropout.drop(tokens + variation[:, :, None, None] * self.variation_weight, seeds)
+        return self.dropout.keep(tokens + variation[:, :, None, None] * self.variation_weight, kept)
 
 
 class InterFramePrompting(nn.Module):
@@ -206,25 +210,25 @@ class InterFramePrompting(nn.Module):
                 power = mean_square(read.to(dtype)).mean(-1)  # (B, T)
                 power = (power * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
                 kernel = self.dynamics.weight
-                floor = self.epsilon * power * kernel[0].numel() * kernel.square().mean()  # (B, 1)
+                floor = power * (self.epsilon * kernel[0].numel() * kernel.square().mean())  # (B, 1)
             scale = torch.maximum(weighted.amax(1, keepdim=True), floor)
             return (weighted / scale).masked_fill(weighted < floor, 0)
 
-    def forward(self, read: Tensor, regions: Tensor, real: Tensor, seeds: Tensor | None) -> InterFrameOutput:
+    def forward(self, read: Tensor, regions: Tensor, real: Tensor, kept: Tensor | None) -> InterFrameOutput:
         """Prompt one layer's input.
 
         Args:
             read: h^s as the layer reads it, (B, T, P, D), T ≥ 2.
             regions: r, (B, T, P), with its straight-through gradient if it has one.
             real: (B, T) bool.
-            seeds: (B, at least (T − 1)·N_max) int32 for dropout, of `row_seeds`; in training only.
+            kept: (B, at least (T − 1)·N_max, D) bool, what dropout leaves of the tokens; in training only.
         """
         real_gaps = real[:, 1:]
         differences = frame_differences(read, real)
         variation = self.frame_variation(read, differences, regions, real)
         counts = real_gaps.long() * self.num_slots if self.constant else count_tokens(variation, self.eta)
         slots = torch.arange(self.num_slots, device=read.device)
-        if seeds is not None:
-            seeds = seeds[:, : counts.shape[1] * self.num_slots].unflatten(1, (-1, self.num_slots))
-        tokens = self.prompter(differences, variation.to(differences.dtype), real_gaps, seeds)
+        if kept is not None:
+            kept = kept[:, : counts.shape[1] * self.num_slots].unflatten(1, (-1, self.num_slots))
+        tokens = self.prompter(differences, variation.to(differences.dtype), real_gaps, kept)
         return InterFrameOutput(tokens, slots < counts[..., None], variation, counts)

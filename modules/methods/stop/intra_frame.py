@@ -4,6 +4,7 @@ Symbols: A attention_map, M temporal_dynamics, W^s region_scores, r discriminati
 N^s dynamics, P^s prompter. All of it belongs to one video at a time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -101,20 +102,28 @@ class SpatialPrompter(nn.Module):
         return self.dropout.drop(self.linear_out(self.linear_in(features).relu()), seeds)
 
     @torch.no_grad()
-    def project(self, vectors: Tensor, features: Tensor) -> Tensor:
+    def linears(self, dtype: torch.dtype) -> list[Tensor]:
+        """Weight and bias of both Linears, in a precision, without gradient."""
+        return [x.detach().to(dtype) for linear in (self.linear_in, self.linear_out) for x in linear.parameters()]
+
+    @staticmethod
+    @torch.no_grad()
+    def project(vectors: Tensor, features: Tensor, linears: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """⟨v, p⟩ of a vector and a prompt without dropout, for which no prompt needs to be made.
 
         Args:
             vectors: (…, D).
             features: (…, bottleneck), what the prompts are made of.
+            linears: of `linears`, in the features' precision.
+            dtype: of the sums.
 
         Returns:
             (…).
         """
-        into, out = ([x.to(features.dtype) for x in (f.weight, f.bias)] for f in (self.linear_in, self.linear_out))
-        hidden = F.linear(features, *into).relu()
+        weight_in, bias_in, weight_out, bias_out = linears
+        hidden = F.linear(features, weight_in, bias_in).relu()
         vectors = vectors.to(features.dtype).contiguous()
-        return ((vectors @ out[0]) * hidden).sum(-1, dtype=self.linear_out.weight.dtype) + vectors @ out[1]
+        return ((vectors @ weight_out) * hidden).sum(-1, dtype=dtype) + vectors @ bias_out
 
 
 class IntraFramePrompting(nn.Module):
@@ -242,16 +251,17 @@ class _SelectedByScores(torch.autograd.Function):
         tokens: VideoTokens,
         prompter: SpatialPrompter,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(tokens.real, features, chosen, prompts)
-        ctx.parts_of, ctx.prompter, ctx.dtype = tokens.parts_of, prompter, scores.dtype
+        linears = tokens.once((prompter, features.dtype), lambda: prompter.linears(features.dtype))
+        ctx.save_for_backward(tokens.real, features, chosen, prompts, *linears)
+        ctx.parts_of, ctx.dtype = tokens.parts_of, scores.dtype
         return joined.view_as(joined), regions.view_as(regions)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor, grad_regions: Tensor) -> tuple[Tensor | None, ...]:
-        real, features, chosen, prompts = ctx.saved_tensors
+        real, features, chosen, prompts, *linears = ctx.saved_tensors
         _, of_patches = ctx.parts_of(grad)
         at_chosen = of_patches.gather(2, chosen[..., None].expand_as(prompts))
-        found = ctx.prompter.project(of_patches, features).to(ctx.dtype)
+        found = SpatialPrompter.project(of_patches, features, linears, ctx.dtype)
         found = found.scatter_(2, chosen, (at_chosen * prompts).sum(-1, dtype=ctx.dtype)).add_(grad_regions)
         return found.mul_(real[..., None]), grad, None, None, None, None, None, None

@@ -22,7 +22,7 @@ from modules.methods.base import EncoderSettings, Method, Properties, parse_laye
 from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter, num_heads
 from modules.methods.stop.intra_frame import IntraFramePrompting, SpatialPrompter
 from modules.model.deep_prompts import DeepTextPrompts
-from modules.model.dropout import SampleDropout, fold_in, fold_in_each, row_seeds
+from modules.model.dropout import fold_in, fold_in_each, row_seeds
 from modules.model.heads import CosineHead
 from modules.model.measures import Measures, add_up, total
 from modules.model.prompting import Extra, Prompted, VideoPrompting, VideoTokens
@@ -242,25 +242,23 @@ class StopPrompting(VideoPrompting):
         return tokens.add_to_frames(self.time_embedding.frames)
 
     def draws(self, keys: Tensor, tokens: VideoTokens) -> Sequence[tuple[Tensor | None, Tensor | None, Tensor | None]]:
-        """`row_seeds` for P^s, P^t and a choice at random in each layer, all of them made at once."""
+        """`row_seeds` for P^s, what dropout leaves of P^t's tokens, and `row_seeds` for a choice at random.
+
+        Of all layers that are prompted at once: a GPU is asked once for what would else be asked for in each.
+        """
         num_frames, num_patches = tokens.patches.shape[1:3]
-        uses = fold_in_each(keys, 3)  # (L, 3, B)
-
-        def seeds(prompters: nn.Module | None, use: int, rows: int) -> Sequence[Tensor | None]:
-            drops = prompters is not None and any(isinstance(m, SampleDropout) and m.drops for m in prompters.modules())
-            return row_seeds(uses[:, use], rows).unbind() if drops else [None] * len(keys)
-
-        gaps = (num_frames - 1) * (
-            0 if self.inter_frame is None else self._of_layer(self.inter_frame, self.layers[0]).num_slots
-        )
-        return list(
-            zip(
-                seeds(self.intra_frame, INTRA, num_frames * num_patches),
-                seeds(self.inter_frame, INTER, gaps),
-                row_seeds(uses[:, CHOICE], num_frames).unbind() if self.chooses_at_random else [None] * len(keys),
-                strict=True,
-            )
-        )
+        uses = fold_in_each(torch.stack([keys[layer] for layer in self.layers]), 3)  # (prompted layers, 3, B)
+        intra, inter = (self._of_layer(prompters, self.layers[0]) for prompters in (self.intra_frame, self.inter_frame))
+        drawn: list[Sequence[Tensor | None]] = [[None] * len(self.layers)] * 3
+        if intra is not None and intra.prompter.dropout.drops:
+            drawn[INTRA] = row_seeds(uses[:, INTRA], num_frames * num_patches).unbind()
+        if inter is not None and inter.prompter.dropout.drops:
+            seeds = row_seeds(uses[:, INTER], (num_frames - 1) * inter.num_slots)
+            drawn[INTER] = inter.prompter.kept(seeds).unbind()
+        if self.chooses_at_random:
+            drawn[CHOICE] = row_seeds(uses[:, CHOICE], num_frames).unbind()
+        of_layers = dict(zip(self.layers, zip(*drawn, strict=True), strict=True))
+        return [of_layers.get(layer, (None, None, None)) for layer in range(len(keys))]
 
     def before(
         self,
@@ -273,9 +271,8 @@ class StopPrompting(VideoPrompting):
         if layer not in self.layers:
             return Prompted(tokens)
         block = tower.blocks[layer]
-        intra_seeds, inter_seeds, choice_seeds = draws or (None, None, None)
+        intra_seeds, kept, choice_seeds = draws or (None, None, None)
         intra_frame, inter_frame = self._of_layer(self.intra_frame, layer), self._of_layer(self.inter_frame, layer)
-        regions = torch.zeros(tokens.patches.shape[:3], dtype=tokens.patches.dtype, device=tokens.patches.device)
         details = {"frame_sizes": tokens.frame_sizes}
         read = block.read(tokens.joined)
         if intra_frame is not None:
@@ -296,9 +293,11 @@ class StopPrompting(VideoPrompting):
             tokens, regions = intra.tokens, intra.region_weights
             read = block.read(tokens.joined)
             details["discriminative_regions"] = regions
+        else:
+            regions = torch.zeros(tokens.patches.shape[:3], dtype=tokens.patches.dtype, device=tokens.patches.device)
         if inter_frame is None or tokens.patches.shape[1] < 2:
             return Prompted(tokens, read=read, details=details)
-        inter = inter_frame(tokens.parts_of(read)[1], regions, tokens.real, inter_seeds)
+        inter = inter_frame(tokens.parts_of(read)[1], regions, tokens.real, kept)
         temporal = inter.tokens
         if self.time_embedding is not None:
             temporal = temporal + self.time_embedding.gaps[:, None]
