@@ -55,6 +55,13 @@ BARS: dict[str, tuple[float, float | None]] = {
     "peak_memory_ratio.per_layer_merged": (0.62, None),
     TEXT_OVER_PER_LAYER: (1.06, 1.06),
 }
+# and calls of a training step at most
+COUNT_BARS = {
+    "count.operations.once": 1_007,
+    "count.operations.per_layer": 3_057,
+    "count.gigabytes.once": 261,
+    "count.gigabytes.per_layer": 487,
+}
 WITH_BARS = (FLOOR, ONCE, PER_LAYER, ONCE_MERGED, PER_LAYER_MERGED)  # of memory
 NAMES = {
     FLOOR: "frozen CLIP (the floor)",
@@ -65,6 +72,7 @@ NAMES = {
     ONCE_MERGED: "STOP, --prompting once, --merge_frames 4,8",
     PER_LAYER_MERGED: "STOP, --prompting per_layer, --merge_frames 4,8",
 }
+COUNT_COLUMNS = ("operations", "wanted", "GB read and written", "wanted", "TFLOP without attention")
 # Dense bf16 FLOP/s by their maker's data sheets, of GPUs whose name begins so; the first that fits counts
 GPU_PEAKS = {
     "NVIDIA H100 PCIe": 756e12,
@@ -232,6 +240,15 @@ def wanted(ratio: str, on_gpu: bool) -> str:
     return "" if bar is None else f"≤ {bar:.2f}"
 
 
+def count_cells(results: Mapping[str, float], name: str) -> list[str]:
+    """The cells of `COUNT_COLUMNS` of a subject."""
+    cells = []
+    for what, form in (("operations", ",d"), ("gigabytes", ",.0f")):
+        bar = COUNT_BARS.get(f"count.{what}.{name}")
+        cells += [format(results[f"count.{what}.{name}"], form), "" if bar is None else f"≤ {bar:,}"]
+    return [*cells, f"{results[f'count.teraflops.{name}']:.1f}"]
+
+
 def benchmark_methods(plan: Plan) -> dict[str, float]:
     """Measure and print speed and memory of the methods asked for; of one that trains nothing, encoding alone."""
     say(f"encoding and training of {', '.join(plan.methods)}, {plan.rounds} rounds in turns with the frozen CLIP")
@@ -277,16 +294,7 @@ def benchmark_counts() -> dict[str, float]:
     say("operations, bytes and FLOPs of a training step, by fake tensors")
     results = measure_counts(COUNTED)
     print(f"## Calls of a training step, {COUNTED.batch_size} videos of {COUNTED.num_frames} frames, bf16\n")
-    rows = [
-        [
-            NAMES[name],
-            f"{results[f'count.operations.{name}']:,}",
-            f"{results[f'count.gigabytes.{name}']:.0f}",
-            f"{results[f'count.teraflops.{name}']:.1f}",
-        ]
-        for name in SUBJECTS
-    ]
-    print_table(["", "operations", "GB read and written", "TFLOP without attention"], rows)
+    print_table(["", *COUNT_COLUMNS], [[NAMES[name], *count_cells(results, name)] for name in SUBJECTS])
     return results
 
 

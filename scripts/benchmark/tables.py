@@ -88,13 +88,10 @@ def flops_ratio(content: Content, ratio: str) -> str:
 
 def counts(content: Content) -> str:
     """What a training step asks of a GPU, a row a subject."""
-    lines = [
-        "| a step of 128 videos of 12 frames, bf16 | operations | GB read and written | TFLOP without attention |",
-        "|---|---|---|---|",
-    ]
+    columns = ["a step of 128 videos of 12 frames, bf16", *benchmark.COUNT_COLUMNS]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name in (name for name in SUBJECTS if f"count.operations.{name}" in content):
-        operations, gigabytes = content[f"count.operations.{name}"], content[f"count.gigabytes.{name}"]
-        lines.append(f"| {NAMES[name]} | {operations:,} | {gigabytes:.0f} | {content[f'count.teraflops.{name}']:.1f} |")
+        lines.append(f"| {' | '.join([NAMES[name], *benchmark.count_cells(content, name)])} |")
     return "\n".join(lines)
 
 
