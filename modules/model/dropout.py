@@ -118,27 +118,16 @@ class SampleDropout(nn.Module):
             ValueError: in training without keys.
         """
         if not self.drops or keys is None:
-            return self.drop(x, None)
-        return self.drop(x, row_seeds(keys, x[0, ..., 0].numel()).view(x.shape[:-1]))
-
-    def drop(self, x: Tensor, seeds: Tensor | None) -> Tensor:
-        """The same where `row_seeds` were made before.
-
-        Args:
-            x: (…, C).
-            seeds: (…) int32, one for each vector of C; needed in training only.
-
-        Raises:
-            ValueError: in training without seeds.
-        """
-        return self.keep(x, self.kept(seeds, x.shape[-1]) if self.drops and seeds is not None else None)
+            return self.keep(x, None)
+        seeds = row_seeds(keys, x[0, ..., 0].numel()).view(x.shape[:-1])
+        return self.keep(x, self.kept(seeds, x.shape[-1]))
 
     def kept(self, seeds: Tensor, count: int) -> Tensor:
-        """Which elements stay: (…) int32 of `row_seeds` → (…, count) bool."""
+        """Which elements of vectors stay: (…) int32 of `row_seeds`, one for each vector → (…, count) bool."""
         return uniform_bits(seeds, count) >= self._num_dropped - 2**15
 
     def keep(self, x: Tensor, kept: Tensor | None) -> Tensor:
-        """The same where it is known what stays.
+        """Drop elements where it is known which ones stay.
 
         Args:
             x: (…).

@@ -79,19 +79,22 @@ def differences_as_written(tokens, real):
     return (tokens[:, 1:] - tokens[:, :-1]) * real[:, 1:, None, None]
 
 
-def as_written(intra, tokens, read, attention_map, seeds):
+def as_written(intra, tokens, read, attention_map, kept):
     """Intra-frame prompting with P^s at every patch, h + (r + (W^s − sg(W^s)))·p, in place of at the chosen ones."""
     real = tokens.real
     extended = extend_as_written(read, real)
     dynamics = intra.temporal_dynamics(extended)
     scores = intra.alpha * attention_map + (1 - intra.alpha) * dynamics
-    _, regions = select_regions(scores.detach(), intra.num_regions, real)
+    chosen, regions = select_regions(scores.detach(), intra.num_regions, real)
     features = intra.prompter.features(extended)
-    prompts = intra.prompter.prompts(features, None if seeds is None else seeds.view(*real.shape, -1))
     # where a patch is not chosen, dropout has no part in the gradient of the selection
-    with_mean = torch.where(
-        regions[..., None] > 0, prompts, intra.prompter.linear_out(intra.prompter.linear_in(features).relu())
-    )
+    prompts = intra.prompter.linear_out(intra.prompter.linear_in(features).relu())
+    factors = torch.ones_like(prompts)
+    if kept is not None:
+        of_chosen = intra.prompter.dropout.keep(torch.ones_like(kept, dtype=factors.dtype), kept)
+        of_chosen = of_chosen.unflatten(1, (real.shape[1], -1))
+        factors = factors.scatter(2, chosen[..., None].expand_as(of_chosen), of_chosen)
+    with_mean = prompts * factors
     regions = regions + (scores - scores.detach()) * real[..., None]
     changed = tokens.change(patches=tokens.patches + regions[..., None] * with_mean)
     return IntraFrameOutput(JointScope().join(changed), regions, dynamics, scores)
@@ -223,13 +226,13 @@ def test_straight_through_is_what_gives_the_selection_a_gradient():
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_gradients_are_those_of_prompts_made_at_every_patch(dropout):
     h, attention = tokens().requires_grad_(), torch.rand(B, T, P, dtype=torch.float64)
-    real, seeds = real_frames(torch.tensor([5, 3, 1]), T), row_seeds(torch.arange(B) + 10, T * P) if dropout else None
-    intra = make_intra().train()
+    real, intra = real_frames(torch.tensor([5, 3, 1]), T), make_intra().train()
     intra.prompter.dropout.p = dropout
+    kept = intra.prompter.kept(row_seeds(torch.arange(B) + 10, T * intra.num_regions)) if dropout else None
 
     inputs = [h, *intra.parameters()]
     weights = tokens(seed=9)
-    out, plain = (prompt(as_tokens(h, real), h, attention, seeds) for prompt in (intra, partial(as_written, intra)))
+    out, plain = (prompt(as_tokens(h, real), h, attention, kept) for prompt in (intra, partial(as_written, intra)))
     torch.testing.assert_close(out.tokens.patches, plain.tokens.patches)
     found, expected = (
         torch.autograd.grad((one.tokens.patches * weights).sum() + one.region_weights.pow(2).sum(), inputs)
@@ -391,8 +394,8 @@ def test_masked_slots_change_nothing(tiny_clip, scope, prompting):
     plain = model.encode_video(videos, num_frames)["embedding"]
     make_tokens = inter.prompter.forward
 
-    def filled(differences, variation, real_gaps, seeds):
-        made = make_tokens(differences, variation, real_gaps, seeds)
+    def filled(differences, variation, real_gaps, kept):
+        made = make_tokens(differences, variation, real_gaps, kept)
         counts = torch.ceil(inter.eta * variation)
         exists = torch.arange(made.shape[2]) < counts[..., None]
         assert not exists.all()

@@ -49,7 +49,7 @@ def test_some_rows_are_dropped_as_they_are_among_all():
     x, keys = torch.ones(3, 4, 6, 50), torch.tensor([derive_seed(2, i) for i in range(3)])
     everywhere = dropout(x, keys).flatten(1, 2)  # (3, 24, 50)
     rows = torch.tensor([[5, 0, 23], [7, 7, 8], [1, 2, 3]])
-    some = dropout.drop(x[:, 0, :3], row_seeds(keys, 24).gather(1, rows))
+    some = dropout.keep(x[:, 0, :3], dropout.kept(row_seeds(keys, 24).gather(1, rows), x.shape[-1]))
     assert torch.equal(some, everywhere[torch.arange(3)[:, None], rows])
     assert not torch.equal(everywhere[0, 0], everywhere[0, 1])
 

@@ -93,9 +93,9 @@ SLOW = pytest.mark.slow  # one row tells whether something has come to a step; t
     [
         pytest.param(FLOOR, 615, marks=SLOW),
         pytest.param(ONCE, 965, marks=SLOW),
-        (PER_LAYER, 3_960),
+        (PER_LAYER, 3_785),
         pytest.param(ONCE_MERGED, 1_065, marks=SLOW),
-        pytest.param(PER_LAYER_MERGED, 4_160, marks=SLOW),
+        pytest.param(PER_LAYER_MERGED, 3_985, marks=SLOW),
     ],
 )
 def test_a_step_asks_for_no_more_calls_than_it_did(deep, name, most):

@@ -89,17 +89,21 @@ class SpatialPrompter(nn.Module):
         x = grid_conv3d(self.conv_in, self.reduce(extended), self.grid).relu()
         return grid_conv3d(self.conv_out, x, self.grid)
 
-    def prompts(self, features: Tensor, seeds: Tensor | None) -> Tensor:
+    def kept(self, seeds: Tensor) -> Tensor:
+        """What dropout leaves of the prompts of some layers at once: (…) int32, a prompt each → (…, D) bool."""
+        return self.dropout.kept(seeds, self.linear_out.out_features)
+
+    def prompts(self, features: Tensor, kept: Tensor | None) -> Tensor:
         """What follows the convolutions and looks at one patch at a time.
 
         Args:
             features: (…, bottleneck).
-            seeds: (…) int32 for dropout, of `row_seeds`, a patch a row; in training only.
+            kept: (…, D) bool, what dropout leaves; in training only.
 
         Returns:
             (…, D).
         """
-        return self.dropout.drop(self.linear_out(self.linear_in(features).relu()), seeds)
+        return self.dropout.keep(self.linear_out(self.linear_in(features).relu()), kept)
 
     @torch.no_grad()
     def linears(self, dtype: torch.dtype) -> list[Tensor]:
@@ -190,7 +194,7 @@ class IntraFramePrompting(nn.Module):
         tokens: VideoTokens,
         read: Tensor,
         attention_map: Tensor | None,
-        seeds: Tensor | None,
+        kept: Tensor | None,
         choice_seeds: Tensor | None = None,
     ) -> IntraFrameOutput:
         """Prompt one layer's input.
@@ -199,7 +203,8 @@ class IntraFramePrompting(nn.Module):
             tokens: with h, the patch tokens that the prompts are added to.
             read: (B, T, P, D), these as the layer reads them.
             attention_map: A, (B, T, P); not read where regions are chosen at random.
-            seeds: (B, at least T·P) int32 for dropout, of `row_seeds`; in training only.
+            kept: (B, at least T·N_s, D) bool, what dropout leaves of the prompts, of a frame's best patch first; in
+                training only.
             choice_seeds: (B, at least T) int32 of the same for a choice at random.
         """
         real = tokens.real
@@ -214,7 +219,7 @@ class IntraFramePrompting(nn.Module):
             order = scores.detach()
         chosen, regions = select_regions(order, self.num_regions, real)
         features = self.prompter.features(extended)
-        prompts = self._prompts_at(features, chosen, seeds) * real[:, :, None, None]
+        prompts = self._prompts_at(features, chosen, kept) * real[:, :, None, None]
         prompted = tokens.add_to_patches(chosen, prompts)
         if self.training and self.straight_through and scores is not None:
             prompted, regions = _SelectedByScores.apply(
@@ -222,13 +227,13 @@ class IntraFramePrompting(nn.Module):
             )
         return IntraFrameOutput(tokens.change_joined(prompted), regions, dynamics, scores)
 
-    def _prompts_at(self, features: Tensor, chosen: Tensor, seeds: Tensor | None) -> Tensor:
+    def _prompts_at(self, features: Tensor, chosen: Tensor, kept: Tensor | None) -> Tensor:
         """p at the chosen patches: what follows the convolutions sees one patch at a time. (B, T, N_s, D)."""
         index = chosen[..., None]  # (B, T, N_s, 1)
         at_chosen = features.gather(2, index.expand(-1, -1, -1, features.shape[-1]))  # (B, T, N_s, bottleneck)
-        if seeds is not None:
-            seeds = seeds[:, : features.shape[1] * features.shape[2]].view(features.shape[:3]).gather(2, chosen)
-        return self.prompter.prompts(at_chosen, seeds)
+        if kept is not None:
+            kept = kept[:, : features.shape[1] * self.num_regions].unflatten(1, (-1, self.num_regions))
+        return self.prompter.prompts(at_chosen, kept)
 
 
 class _SelectedByScores(torch.autograd.Function):

@@ -242,16 +242,17 @@ class StopPrompting(VideoPrompting):
         return tokens.add_to_frames(self.time_embedding.frames)
 
     def draws(self, keys: Tensor, tokens: VideoTokens) -> Sequence[tuple[Tensor | None, Tensor | None, Tensor | None]]:
-        """`row_seeds` for P^s, what dropout leaves of P^t's tokens, and `row_seeds` for a choice at random.
+        """What dropout leaves of P^s's prompts and of P^t's tokens, and `row_seeds` for a choice at random.
 
         Of all layers that are prompted at once: a GPU is asked once for what would else be asked for in each.
         """
-        num_frames, num_patches = tokens.patches.shape[1:3]
+        num_frames = tokens.patches.shape[1]
         uses = fold_in_each(torch.stack([keys[layer] for layer in self.layers]), 3)  # (prompted layers, 3, B)
         intra, inter = (self._of_layer(prompters, self.layers[0]) for prompters in (self.intra_frame, self.inter_frame))
         drawn: list[Sequence[Tensor | None]] = [[None] * len(self.layers)] * 3
         if intra is not None and intra.prompter.dropout.drops:
-            drawn[INTRA] = row_seeds(uses[:, INTRA], num_frames * num_patches).unbind()
+            seeds = row_seeds(uses[:, INTRA], num_frames * intra.num_regions)
+            drawn[INTRA] = intra.prompter.kept(seeds).unbind()
         if inter is not None and inter.prompter.dropout.drops:
             seeds = row_seeds(uses[:, INTER], (num_frames - 1) * inter.num_slots)
             drawn[INTER] = inter.prompter.kept(seeds).unbind()
@@ -271,7 +272,7 @@ class StopPrompting(VideoPrompting):
         if layer not in self.layers:
             return Prompted(tokens)
         block = tower.blocks[layer]
-        intra_seeds, kept, choice_seeds = draws or (None, None, None)
+        of_prompts, of_tokens, choice_seeds = draws or (None, None, None)
         intra_frame, inter_frame = self._of_layer(self.intra_frame, layer), self._of_layer(self.inter_frame, layer)
         details = {"frame_sizes": tokens.frame_sizes}
         read = block.read(tokens.joined)
@@ -281,10 +282,10 @@ class StopPrompting(VideoPrompting):
                 if choice_seeds is None:  # in evaluation each frame and layer has its patches, the same in every video
                     of_layer = fold_in(torch.zeros_like(tokens.real[:, 0], dtype=torch.int64), layer)
                     choice_seeds = row_seeds(fold_in(of_layer, CHOICE), tokens.real.shape[1])
-                intra = intra_frame(tokens, patches, None, intra_seeds, choice_seeds)
+                intra = intra_frame(tokens, patches, None, of_prompts, choice_seeds)
             else:
                 attention_map = block.class_attention(cls, patches)
-                intra = intra_frame(tokens, patches, attention_map, intra_seeds)
+                intra = intra_frame(tokens, patches, attention_map, of_prompts)
                 details.update(
                     attention_map=attention_map,
                     temporal_dynamics=intra.temporal_dynamics,
@@ -297,7 +298,7 @@ class StopPrompting(VideoPrompting):
             regions = torch.zeros(tokens.patches.shape[:3], dtype=tokens.patches.dtype, device=tokens.patches.device)
         if inter_frame is None or tokens.patches.shape[1] < 2:
             return Prompted(tokens, read=read, details=details)
-        inter = inter_frame(tokens.parts_of(read)[1], regions, tokens.real, kept)
+        inter = inter_frame(tokens.parts_of(read)[1], regions, tokens.real, of_tokens)
         temporal = inter.tokens
         if self.time_embedding is not None:
             temporal = temporal + self.time_embedding.gaps[:, None]
