@@ -22,15 +22,12 @@ class FrozenCopies:
                 to autocast.
             factor: always the same for one weight.
         """
-        kind = weight.device.type
-        known = torch.amp.is_autocast_available(kind)
-        cast = known and torch.is_autocast_enabled(kind) and weight.dtype == torch.float32
-        dtype = torch.get_autocast_dtype(kind) if cast else weight.dtype
+        compiling = torch.compiler.is_compiling()
+        if compiling or not isinstance(weight, nn.Parameter) or weight.requires_grad or weight.is_inference():
+            return weight if factor == 1.0 else weight * factor
+        dtype = _cast_to(weight)
         if factor == 1.0 and dtype == weight.dtype:
             return weight
-        frozen = isinstance(weight, nn.Parameter) and not weight.requires_grad and not weight.is_inference()
-        if not frozen or torch.compiler.is_compiling():
-            return weight if factor == 1.0 else weight * factor
         state = weight._version, weight.device, dtype, factor
         source, made_of, copy = self._kept.get(id(weight), (None, (), weight))
         if source is not weight or made_of != state:
@@ -38,3 +35,11 @@ class FrozenCopies:
                 copy = (weight if factor == 1.0 else weight * factor).to(dtype)
             self._kept[id(weight)] = weight, state, copy
         return copy
+
+
+def _cast_to(weight: Tensor) -> torch.dtype:
+    """What autocast would cast a weight to."""
+    kind = weight.device.type
+    if weight.dtype != torch.float32 or not torch.amp.is_autocast_available(kind):
+        return weight.dtype
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

@@ -85,3 +85,11 @@ def test_a_block_gives_and_takes_the_same_bits_with_and_without_copies(dtype, mo
     monkeypatch.setattr(FrozenCopies, "of", lambda self, weight, factor=1.0: weight if factor == 1 else weight * factor)
     for one, other in zip(found, run(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_block_compiles_as_one_graph():
+    block = make_tiny_clip().vision_tower().blocks[0]
+    tokens = torch.randn(2, 7, block.width)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        expected = block(tokens)
+        assert torch.equal(torch.compile(block, fullgraph=True, backend="eager")(tokens), expected)
