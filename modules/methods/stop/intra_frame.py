@@ -222,8 +222,10 @@ class IntraFramePrompting(nn.Module):
         prompts = self._prompts_at(features, chosen, kept) * real[:, :, None, None]
         prompted = tokens.add_to_patches(chosen, prompts)
         if self.training and self.straight_through and scores is not None:
+            kind = self.prompter, features.dtype
+            linears = tokens.once(kind, lambda: self.prompter.linears(features.dtype))
             prompted, regions = _SelectedByScores.apply(
-                scores, prompted, regions, features, chosen, prompts, tokens, self.prompter
+                scores, prompted, regions, features, chosen, prompts, tokens, *linears
             )
         return IntraFrameOutput(tokens.change_joined(prompted), regions, dynamics, scores)
 
@@ -254,9 +256,8 @@ class _SelectedByScores(torch.autograd.Function):
         chosen: Tensor,
         prompts: Tensor,
         tokens: VideoTokens,
-        prompter: SpatialPrompter,
+        *linears: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        linears = tokens.once((prompter, features.dtype), lambda: prompter.linears(features.dtype))
         ctx.save_for_backward(tokens.real, features, chosen, prompts, *linears)
         ctx.parts_of, ctx.dtype = tokens.parts_of, scores.dtype
         return joined.view_as(joined), regions.view_as(regions)
@@ -269,4 +270,4 @@ class _SelectedByScores(torch.autograd.Function):
         at_chosen = of_patches.gather(2, chosen[..., None].expand_as(prompts))
         found = SpatialPrompter.project(of_patches, features, linears, ctx.dtype)
         found = found.scatter_(2, chosen, (at_chosen * prompts).sum(-1, dtype=ctx.dtype)).add_(grad_regions)
-        return found.mul_(real[..., None]), grad, None, None, None, None, None, None
+        return found.mul_(real[..., None]), grad, *[None] * (5 + len(linears))
