@@ -77,7 +77,7 @@ def draw_sweep(
     axes.set_xlim(-0.4, len(values) - 0.6)
     beside.set_ylabel("s a step", fontsize=8, color=SECONDS)
     for each in (axes, beside):
-        each.set_ylim(bottom=0)
+        each.set_ylim(0, 1.1 * max(each.dataLim.y1, 1e-3))  # what is highest is not cut
         each.tick_params(labelsize=8)
     axes.grid(color="0.92", linewidth=0.6)
     axes.set_zorder(beside.get_zorder() + 1)  # accuracy before seconds
