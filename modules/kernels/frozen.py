@@ -7,8 +7,9 @@ from torch import Tensor, nn
 class FrozenCopies:
     """Copies of frozen weights: what autocast makes anew wherever such a weight is used.
 
-    Autocast keeps the casts of trained weights for the length of its context, and none of frozen ones. A copy takes
-    half of a weight's memory; it is made again where the weight has been written to, or lies on another device.
+    Autocast keeps the casts of trained weights for the length of its context, and none of frozen ones. The copies stay,
+    in half of the memory of the weights: 0.17 GB beside a ViT-B/32. One is made again where its weight has been written
+    to or lies on another device; what is written past PyTorch's knowledge, through `Tensor.data`, is not seen.
     """
 
     def __init__(self):

@@ -70,7 +70,7 @@ class VideoTokens:
         batch, frames, patches = self.patches.shape[:3]
         sequences, _, width = joined.shape
         classes, here = self.cls.shape[1] * batch // sequences, frames * batch // sequences * patches
-        # slices and no split, which would make zeros for the gradient of what nobody reads
+        # slices: a split's gradient is put together of all parts, those that nobody reads as zeros
         cls, own = joined[:, :classes], joined[:, classes : classes + here]
         return cls.reshape(batch, -1, width), own.reshape(batch, frames, patches, width)
 
@@ -189,7 +189,7 @@ class VideoPrompting(nn.Module):
         return tokens
 
     def draws(self, keys: Tensor, tokens: VideoTokens) -> Sequence[Any]:
-        """Prepare what dropout is drawn from, in training, before the first block.
+        """Prepare what is drawn, or what it is drawn from, in training, before the first block.
 
         Args:
             keys: (L, B) int64, a key for each layer and sample.

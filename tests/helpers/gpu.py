@@ -207,7 +207,7 @@ def pretend_gpu() -> Iterator[Record]:
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
-        patch.setattr(torch, "is_autocast_enabled", lambda *args: False)
+        patch.setattr(torch, "is_autocast_enabled", lambda *args: False)  # nothing is cast, and so no copy may be
         patch.setattr(torch.cuda, "Stream", Stream)
         patch.setattr(torch.cuda, "stream", stream)
         patch.setattr(torch.cuda, "current_stream", lambda device=None: machine.streams[-1])

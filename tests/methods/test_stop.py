@@ -23,7 +23,7 @@ from modules.methods.stop import inter_frame, intra_frame
 from modules.methods.stop.inter_frame import InterFramePrompting, TemporalPrompter
 from modules.methods.stop.intra_frame import IntraFrameOutput, IntraFramePrompting, SpatialPrompter, select_regions
 from modules.methods.stop.stop import StopSettings, build, build_prompting
-from modules.model.dropout import row_seeds
+from modules.model.dropout import fold_in_each, row_seeds
 from modules.model.measures import add_up, means, numbers
 from modules.model.prompting import Extra, Prompted, VideoTokens
 from modules.model.scopes import FrameScope, JointScope
@@ -58,9 +58,9 @@ def make_stop(clip, live=True, **settings):
     torch.manual_seed(3)
     settings = dict(num_regions=3, spatial_width=8, spatial_hidden=12, temporal_width=8) | settings
     model = build(clip, StopSettings(**settings), num_frames=T, max_words=12)
-    if live and model.video_encoder.prompting.intra_frame is not None:
-        # P^s starts without effect; here it has one
-        torch.nn.init.normal_(model.video_encoder.prompting.intra_frame.prompter.linear_out.weight, std=0.3)
+    for module in model.modules() if live else ():
+        if isinstance(module, SpatialPrompter):  # P^s starts without effect; here it has one
+            torch.nn.init.normal_(module.linear_out.weight, std=0.3)
     return model.eval()
 
 
@@ -221,6 +221,41 @@ def test_straight_through_is_what_gives_the_selection_a_gradient():
         intra = make_intra(straight_through=straight_through).train()
         intra(as_tokens(h, torch.ones(B, T, dtype=torch.bool)), h, attention, None).tokens.patches.sum().backward()
         assert (intra.dynamics.weight.grad is not None) == straight_through
+
+
+@pytest.mark.parametrize("prompters", ["shared", "own"])
+def test_what_dropout_leaves_differs_by_layer_and_sample_and_not_by_the_length(tiny_clip, prompters):
+    model = make_stop(tiny_clip, prompters=prompters, prompt_dropout=0.3).train()
+    encoder = model.video_encoder
+    keys = fold_in_each(torch.tensor([5, 6]), encoder.tower.num_layers)
+
+    def drawn(length):
+        patches = torch.zeros(2, length, P, encoder.tower.width)
+        return encoder.prompting.draws(keys, as_tokens(patches, torch.ones(2, length, dtype=torch.bool)))
+
+    of_long, of_short = drawn(T), drawn(2)
+    assert len(of_long) == encoder.tower.num_layers
+    for long, short in zip(of_long, of_short, strict=True):
+        assert long[2] is None
+        for kept, of_few in zip(long[:2], short[:2], strict=True):
+            assert 0.6 < kept.double().mean() < 0.8
+            assert torch.equal(kept[:, : of_few.shape[1]], of_few)  # of padded or merged frames nothing is read
+            assert not torch.equal(kept[0], kept[1])
+    for use in (0, 1):
+        assert not torch.equal(of_long[0][use], of_long[1][use])
+    assert drawn(1)[0][1].shape == (2, 0, encoder.tower.width)
+
+
+@pytest.mark.parametrize("settings", [{}, {"merge_frames": "1"}, {"prompters": "own", "prompt_layers": "1"}])
+def test_in_training_too_a_video_does_not_depend_on_padding_or_neighbours(settings):
+    model = make_stop(make_tiny_clip(), prompt_dropout=0.3, **settings).double().train()
+    videos, lengths, keys = random_videos(3, T), torch.tensor([3, 1, T]), torch.tensor([8, 9, 10])
+    with torch.no_grad():
+        together = model.encode_video(videos, lengths, keys)["embedding"]
+        for at, length in enumerate(lengths.tolist()):
+            alone = model.encode_video(videos[at : at + 1, :length], lengths[at : at + 1], keys[at : at + 1])
+            torch.testing.assert_close(alone["embedding"][0], together[at])
+        assert not torch.allclose(model.encode_video(videos, lengths, keys + 1)["embedding"], together)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -248,6 +248,7 @@ class StopPrompting(VideoPrompting):
         """
         num_frames = tokens.patches.shape[1]
         uses = fold_in_each(torch.stack([keys[layer] for layer in self.layers]), 3)  # (prompted layers, 3, B)
+        # of several prompters all are built alike
         intra, inter = (self._of_layer(prompters, self.layers[0]) for prompters in (self.intra_frame, self.inter_frame))
         drawn: list[Sequence[Tensor | None]] = [[None] * len(self.layers)] * 3
         if intra is not None and intra.prompter.dropout.drops:
@@ -272,7 +273,7 @@ class StopPrompting(VideoPrompting):
         if layer not in self.layers:
             return Prompted(tokens)
         block = tower.blocks[layer]
-        of_prompts, of_tokens, choice_seeds = draws or (None, None, None)
+        kept_prompts, kept_tokens, choice_seeds = draws or (None, None, None)
         intra_frame, inter_frame = self._of_layer(self.intra_frame, layer), self._of_layer(self.inter_frame, layer)
         details = {"frame_sizes": tokens.frame_sizes}
         read = block.read(tokens.joined)
@@ -282,10 +283,10 @@ class StopPrompting(VideoPrompting):
                 if choice_seeds is None:  # in evaluation each frame and layer has its patches, the same in every video
                     of_layer = fold_in(torch.zeros_like(tokens.real[:, 0], dtype=torch.int64), layer)
                     choice_seeds = row_seeds(fold_in(of_layer, CHOICE), tokens.real.shape[1])
-                intra = intra_frame(tokens, patches, None, of_prompts, choice_seeds)
+                intra = intra_frame(tokens, patches, None, kept_prompts, choice_seeds)
             else:
                 attention_map = block.class_attention(cls, patches)
-                intra = intra_frame(tokens, patches, attention_map, of_prompts)
+                intra = intra_frame(tokens, patches, attention_map, kept_prompts)
                 details.update(
                     attention_map=attention_map,
                     temporal_dynamics=intra.temporal_dynamics,
@@ -298,7 +299,7 @@ class StopPrompting(VideoPrompting):
             regions = torch.zeros(tokens.patches.shape[:3], dtype=tokens.patches.dtype, device=tokens.patches.device)
         if inter_frame is None or tokens.patches.shape[1] < 2:
             return Prompted(tokens, read=read, details=details)
-        inter = inter_frame(tokens.parts_of(read)[1], regions, tokens.real, of_tokens)
+        inter = inter_frame(tokens.parts_of(read)[1], regions, tokens.real, kept_tokens)
         temporal = inter.tokens
         if self.time_embedding is not None:
             temporal = temporal + self.time_embedding.gaps[:, None]
