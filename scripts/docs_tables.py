@@ -31,7 +31,7 @@ TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "precision": ("precision.json", gradient_precision.table),
     "speed": ("benchmark.json", benchmark_tables.speed),
     "bars": (("benchmark.json", "gpu_check.json"), benchmark_tables.bars),
-    "counts": ("benchmark.json", benchmark_tables.counts),
+    "counts": ("counts.json", benchmark_tables.counts),
     "growth": ("benchmark.json", benchmark_tables.growth),
     "long_videos": (("long_videos.json", "benchmark.json"), long_videos.table),
     "loader": ("benchmark.json", benchmark_tables.loader),

@@ -394,7 +394,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     plan = make_plan(arguments)
     start = time.perf_counter()
-    results = machine(plan.setup)
+    results = machine(COUNTED if arguments.count else plan.setup)
     print("# Benchmark\n\n" + ", ".join(f"{name} {value}" for name, value in results.items()) + "\n", flush=True)
     status = 0
     try:
