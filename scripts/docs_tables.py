@@ -37,7 +37,7 @@ TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "loader": ("benchmark.json", benchmark_tables.loader),
     "study": ("study_toy.json", choices.tables),
     "merging": (("study_toy.json", "study_merging.json"), merging.tables_of),
-    "ablation": (("ablation_toy.json", "study_toy.json", "study_merging.json"), ablate.toy_tables_of),
+    "ablation": (("ablation_toy.json", *(record.name for record in ablate.OTHERS)), ablate.toy_tables_of),
     "reading": ("reading.json", measure_reading.make_table),
     "search": ("search_toy.json", measure.table),
     "search_curve": ("search_toy.json", measure.curve_table),

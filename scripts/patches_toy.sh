@@ -5,15 +5,11 @@
 #   bash scripts/patches_toy.sh                  everything: some hours on two cores, two trainings at a time
 #   bash scripts/patches_toy.sh --only seed1     trainings whose name holds a word
 #   bash scripts/patches_toy.sh --quick          all of it with a step of some of them on a few videos, elsewhere
-# Continues where it stopped: a training that docs/results/patches.json holds is done, one that was interrupted goes on
-# from its checkpoint. What is measured is measured on the trainings under runs/study/, where those of study_toy.sh and
-# `ablate.sh toy` with the same settings are taken as they are.
+# Continues where it stopped: a training that docs/results/patches.json holds is done and measured, one that was
+# interrupted goes on from its checkpoint, and a training of study_toy.sh or `ablate.sh toy` with the same settings that
+# lies under runs/study/ is measured as it is. scripts/docs_tables.py puts the tables into docs/figures.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE CUDA_VISIBLE_DEVICES=
-study=(.venv/bin/python scripts/studies/patches.py)
-"${study[@]}" "$@"
-case " $* " in *" --quick "* | *" --table "* | *" --measure "* | *" --help "*) exit ;; esac
-"${study[@]}" --measure
-exec "${study[@]}" --table
+exec .venv/bin/python scripts/studies/patches.py "$@"

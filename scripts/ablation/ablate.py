@@ -39,7 +39,7 @@ from scripts.ablation.sweeps import (
     table,
 )
 from scripts.demo_table import read_results
-from scripts.studies import choices, merging
+from scripts.studies import choices, merging, patches
 from scripts.studies.runner import (
     BUDGET,
     FRAMES,
@@ -58,6 +58,7 @@ from scripts.studies.runner import (
 )
 
 RECORD = RESULTS / "ablation_toy.json"
+OTHERS = (choices.RECORD, merging.RECORD, patches.RECORD)  # studies that it shares runs with
 PICTURE = ROOT / "docs" / "pictures" / "ablation_toy.png"
 SEEDS = (1, 2, 3)
 MEASURED = (*ACCURACIES, "t2v_R5", "v2t_R1", "top5")
@@ -260,8 +261,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         names = {"zero-shot", DEFAULTS, "intra alone", "merged 2"}
         quick = [run for run in runs if (run.level, run.seed) == (LEVELS[0], SEEDS[0]) and run.name in names]
         picture = {"picture": Action("draw the picture of what is done, and stop", draw_toy)}
-        others = [choices.RECORD, merging.RECORD]
-        run_study(argv[1:], __doc__, RECORD, runs, quick, toy_tables, others, picture)
+        run_study(argv[1:], __doc__, RECORD, runs, quick, toy_tables, OTHERS, picture)
         return
     ablation = parse(argv)
     try:

@@ -1,6 +1,6 @@
 """Do the patches that STOP chooses follow motion? Where they lie on the toy videos, and what may help.
 
-  bash scripts/patches_toy.sh                      # trains, measures, prints; continues where it stopped
+  bash scripts/patches_toy.sh                      # trains and measures, prints; continues where it stopped
   python scripts/studies/patches.py --table        # prints what is done
 
 Of every test video it is known which pixels show the object that moves, one that stands still and, on the level
@@ -41,27 +41,23 @@ from scripts.studies.runner import (
     LEVELS,
     RESULTS,
     STOP,
-    Action,
     Places,
     Run,
-    made_of,
-    read_record,
     run_study,
     runs_of,
     with_error,
-    write_record,
 )
 
 RECORD = RESULTS / "patches.json"
 SEEDS = (1, 2, 3)
-SHARES = "patches"  # what a record has them under, beside the runs
+SHARES = "patches"  # what a run has them under, beside its metrics
 BACKGROUND = "background"
 THINGS = (MOVING, RESTING, DRIFTING, STILL, BACKGROUND)
 TIMES = ("before", "after")
 BATCH = 36
 # what each adds to STOP at its defaults, which is the first: a training of `scripts.studies.choices` or
-# `scripts.ablation.ablate` that lies there is taken as it is, but its record alone would not do, since what is measured
-# is the model
+# `scripts.ablation.ablate` whose files are there is taken as it is, but its record alone would not do, since what is
+# measured is the model
 CHOICES = {
     "defaults": (),
     "alpha 0": ("--alpha", "0"),
@@ -151,10 +147,11 @@ def measure_model(model: VideoTextModel, dataset: EvaluationDataset, cover: Mapp
     return [shares_of(of_layer, together) for of_layer in chosen]
 
 
-def measure_run(run: Run, places: Places, cover: Mapping[str, Cover]) -> dict[str, Shares]:
+def measure_run(run: Run, places: Places) -> dict[str, Shares]:
     """The shares before and after the training of a run."""
     toy = places.of(run.level)
     clip = load_clip(str(places.clip(run.level, run.clip)))
+    cover = read_cover(toy / "dataset", clip.vision_tower().grid)
     settings = RETRIEVAL["msrvtt"].settings(packed=toy / "frames", val_csv=toy / "dataset" / "test.csv")
     samples = RETRIEVAL["msrvtt"].read_eval(settings).samples
     pack = PackIndex.open(toy / "frames")
@@ -165,29 +162,15 @@ def measure_run(run: Run, places: Places, cover: Mapping[str, Cover]) -> dict[st
     return {time: measure_model(model, dataset, cover) for time, model in models}
 
 
-def measure(places: Places, others: Sequence[Path], quick: bool) -> None:
-    """Measure the trainings that are there and not measured yet, into the record."""
-    record = read_record(places.record)
-    found = record.setdefault(SHARES, {})
-    covers: dict[str, dict[str, dict[str, np.ndarray]]] = {}
-    for run in all_runs():
-        if not (places.runs / run.key / "training" / LAST).is_file():
-            continue
-        settings = made_of(run, places)
-        if found.get(run.key, {}).get("made_of") == settings:
-            continue
-        if run.level not in covers:
-            grid = load_clip(str(places.clip(run.level, 0))).vision_tower().grid
-            covers[run.level] = read_cover(places.of(run.level) / "dataset", grid)
-        found[run.key] = {"made_of": settings, **measure_run(run, places, covers[run.level])}
-        write_record(places.record, record)
-        print(f"{run.key}: measured", flush=True)
+def measured_of(record: Mapping[str, Any], level: str, name: str) -> list[dict[str, Shares]]:
+    """What `measure_run` found, of each seed."""
+    runs = runs_of(dict(record), level, name, FRAMES)
+    return [run[SHARES] for run in runs if run["seed"] in SEEDS and SHARES in run]
 
 
 def ratios(record: Mapping[str, Any], level: str, name: str, thing: str, time: str) -> list[list[float]]:
     """How many times as often as chance a thing is chosen: of each seed that is measured, in each layer."""
-    keys = [Run(level, name, FRAMES, seed, ()).key for seed in SEEDS]
-    measured = [record.get(SHARES, {})[key] for key in keys if key in record.get(SHARES, {})]
+    measured = measured_of(record, level, name)
     of_layers = [[layer[thing] for layer in one[time]] for one in measured if thing in one[time][0]]
     return [[share / chance for share, chance in layers] for layers in of_layers]
 
@@ -199,7 +182,7 @@ def layers_table(record: Mapping[str, Any], level: str) -> str:
         before, after = (ratios(record, level, "defaults", thing, time) for time in TIMES)
         if not before:
             continue
-        first = next(one for key, one in record[SHARES].items() if key.startswith(f"{level}/defaults/"))
+        first = measured_of(record, level, "defaults")[0]
         cells = [
             f"{with_error(list(one), 2)} → {with_error(list(other), 2)}"
             for one, other in zip(zip(*before, strict=True), zip(*after, strict=True), strict=True)
@@ -234,15 +217,12 @@ def tables(record: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-ACTIONS = {"measure": Action("measure where the chosen patches of each training that is there lie, and stop", measure)}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Study, then print the tables."""
     runs = all_runs()
     few = list(CHOICES)[:2]
     quick = [run for run in runs if run.seed == SEEDS[0] and run.name in few]
-    run_study(argv, __doc__, RECORD, runs, quick, tables, actions=ACTIONS)
+    run_study(argv, __doc__, RECORD, runs, quick, tables, more={SHARES: measure_run})
 
 
 if __name__ == "__main__":

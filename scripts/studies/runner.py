@@ -200,9 +200,9 @@ def arguments_of(run: Run, places: Places) -> Arguments:
     return parse_arguments(flags, "", RETRIEVAL, main_task_retrieval.RetrievalSettings)
 
 
-def is_done(run: Run, places: Places, done: Mapping[str, Any]) -> bool:
-    """Whether a record holds all that a run is evaluated on, with these settings."""
-    return is_alike(run, places, done) and all(name in done[run.key] for name in run.evaluated)
+def is_done(run: Run, places: Places, done: Mapping[str, Any], more: Iterable[str] = ()) -> bool:
+    """Whether a record holds all that a run is evaluated on, and more by name, with these settings."""
+    return is_alike(run, places, done) and all(name in done[run.key] for name in (*run.evaluated, *more))
 
 
 def is_alike(run: Run, places: Places, done: Mapping[str, Any]) -> bool:
@@ -333,7 +333,13 @@ def read_records(paths: Iterable[Path]) -> dict[str, Any]:
     return {key: run for path in paths for key, run in read_record(path).items()}
 
 
-def study(places: Places, runs: Iterable[Run], jobs: int, others: Sequence[Path] = ()) -> bool:
+def study(
+    places: Places,
+    runs: Iterable[Run],
+    jobs: int,
+    others: Sequence[Path] = (),
+    more: Mapping[str, Callable[[Run, Places], Any]] | None = None,
+) -> bool:
     """Do those of the runs that no record holds, or only with other settings, some at a time.
 
     Args:
@@ -341,6 +347,7 @@ def study(places: Places, runs: Iterable[Run], jobs: int, others: Sequence[Path]
         runs: of the study.
         jobs: how many at a time; 0 for one after the other in this very process.
         others: records that are read and not written.
+        more: what else is measured of each run while its files are there, by the name that it has in the record.
 
     Returns:
         Whether all of them could be done.
@@ -349,11 +356,13 @@ def study(places: Places, runs: Iterable[Run], jobs: int, others: Sequence[Path]
         BlockingIOError: another study writes to the same folder.
     """
     places.runs.mkdir(parents=True, exist_ok=True)
-    runs = list(runs)
+    runs, more = list(runs), more or {}
     with lock_folder(places.runs):
         done = read_record(places.record)
         elsewhere = read_records(others)
-        missing = [run for run in runs if not is_done(run, places, done) and not is_done(run, places, elsewhere)]
+        missing = [
+            run for run in runs if not is_done(run, places, done, more) and not is_done(run, places, elsewhere, more)
+        ]
         print(plan_of(runs, missing, places, jobs), flush=True)
         for level in dict.fromkeys(run.level for run in missing):
             make_files(level, places)
@@ -363,7 +372,7 @@ def study(places: Places, runs: Iterable[Run], jobs: int, others: Sequence[Path]
         with closing(results_of(missing, places, jobs)) as results:  # whatever ends this, nothing more is begun
             for run, result in results:
                 try:
-                    found = result()
+                    found = result() | {name: measured(run, places) for name, measured in more.items()}
                 except Exception as error:
                     failed += 1
                     print(f"{run.key}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -470,6 +479,7 @@ def run_study(
     tables: Callable[[dict[str, Any]], str],
     others: Sequence[Path] = (),
     actions: Mapping[str, Action] | None = None,
+    more: Mapping[str, Callable[[Run, Places], Any]] | None = None,
 ) -> None:
     """The command line of a study: do what is missing, then print its tables.
 
@@ -483,6 +493,7 @@ def run_study(
         others: records of other studies, whose runs count as done where they are the same.
         actions: by their flags, each done instead of the runs where it is asked for; ``--quick`` does all of them
             behind its runs.
+        more: what else is measured of each run (`study`).
     """
     actions = actions or {}
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -512,7 +523,7 @@ def run_study(
             action.do(places, others, args.quick)
         if asked:
             return
-        complete = study(places, [run for run in runs if args.only in run.key], args.jobs, others)
+        complete = study(places, [run for run in runs if args.only in run.key], args.jobs, others, more)
         for action in actions.values() if args.quick else ():
             action.do(places, others, True)
     except BlockingIOError:

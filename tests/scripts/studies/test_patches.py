@@ -112,15 +112,15 @@ def said(run):
 
 
 def test_tables_say_how_often_things_are_chosen_before_and_after():
-    record = {patches.SHARES: {}}
+    record = {}
     for run in all_runs():
         if run.seed > 2 or run.level == "motions":
             continue
         one = {"moving": (0.3 * run.seed, 0.1), "still": (0.05, 0.1), BACKGROUND: (0.4, 0.8)}
         two = one | {"moving": (0.6, 0.1)}
-        record[patches.SHARES][run.key] = {"before": [one, two], "after": [two, two]}
         named = {"level": run.level, "name": run.name, "frames": run.frames, "seed": run.seed, "made_of": {}}
-        record[run.key] = named | {"metrics": {"t2v_R1": 50.0 + run.seed}}
+        shares = {"before": [one, two], "after": [two, two]}
+        record[run.key] = named | {"metrics": {"t2v_R1": 50.0 + run.seed}, patches.SHARES: shares}
     assert np.allclose(ratios(record, "events", "alpha 1", "moving", "before"), [[3, 6], [6, 6]])
     text = tables(record)
     assert "| moving | 10.0% | 4.50 ± 1.50 → 6.00 ± 0.00 | 6.00 ± 0.00 → 6.00 ± 0.00 |" in text
@@ -129,19 +129,20 @@ def test_tables_say_how_often_things_are_chosen_before_and_after():
 
 
 @pytest.mark.slow
-def test_a_quick_study_trains_and_measures(tmp_path):
+def test_a_quick_study_trains_and_measures_what_is_not_measured(tmp_path):
     places = replace(quick_places(tmp_path, tmp_path / "record.json"), toy=tmp_path / "toy")
     runs = [
         run for run in all_runs() if run.seed == 1 and run.level == "events" and run.name in ("defaults", "alpha 1")
     ]
-    assert study(places, runs, jobs=2)
-    patches.measure(places, (), True)
+    more = {patches.SHARES: patches.measure_run}
+    assert study(places, runs[:1], jobs=2)  # trained, as by another study
+    assert study(places, runs, jobs=2, more=more)
     found = json.loads(places.record.read_text())
-    assert set(found[patches.SHARES]) == {run.key for run in runs}
-    for one in found[patches.SHARES].values():
-        for layers in (one["before"], one["after"]):
+    assert set(found) == {run.key for run in runs}
+    for run in found.values():
+        for layers in run[patches.SHARES].values():
             for layer in layers:
                 assert sum(share for share, _ in layer.values()) == pytest.approx(1, abs=1e-5)
     before = places.record.read_bytes()
-    patches.measure(places, (), True)
+    assert study(places, runs, jobs=2, more=more)
     assert places.record.read_bytes() == before and "| moving |" in tables(found)
