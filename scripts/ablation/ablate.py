@@ -1,6 +1,7 @@
 """STOP with and without its halves, and accuracy over N_s, α, β, η and merged frames: the paper's Table 4 and Figure 4.
 
   bash scripts/ablate.sh toy                                # on the toy testbed, both levels; see --help behind it
+  bash scripts/ablate.sh toy --time                         # measures the seconds of a step of each point, in turns
   bash scripts/ablate.sh toy --picture                      # draws docs/pictures/ablation_toy.png of what is done
   bash scripts/ablate.sh scripts/msrvtt.sh                  # on a dataset, with its script
   bash scripts/ablate.sh scripts/hmdb51.sh --seeds 1 2 --alpha 0 0.5 1 --eta --output_dir runs/ablated -- --split 1
@@ -32,6 +33,7 @@ from scripts.ablation.sweeps import (
     MERGE,
     NOTHING,
     PROMPTS,
+    STEP,
     SWEEPS,
     Point,
     distinct,
@@ -40,6 +42,7 @@ from scripts.ablation.sweeps import (
 )
 from scripts.demo_table import read_results
 from scripts.studies import choices, merging, patches
+from scripts.studies.merging_costs import measure_costs
 from scripts.studies.runner import (
     BUDGET,
     FRAMES,
@@ -61,6 +64,8 @@ RECORD = RESULTS / "ablation_toy.json"
 OTHERS = (choices.RECORD, merging.RECORD, patches.RECORD)  # studies that it shares runs with
 PICTURE = ROOT / "docs" / "pictures" / "ablation_toy.png"
 SEEDS = (1, 2, 3)
+QUICK = {"zero-shot", DEFAULTS, "intra alone", "merged 2"}
+SIZE, QUICK_SIZE = (36, 9), (2, 1)  # of the timing: videos of a step, and rounds
 MEASURED = (*ACCURACIES, "t2v_R5", "v2t_R1", "top5")
 FP32 = ("--precision", "fp32")
 # of the toy CLIP: 49 patches a frame, four layers
@@ -137,6 +142,21 @@ def toy_tables_of(own: dict[str, Any], *others: dict[str, Any] | None) -> str:
     """The same, of this study's record and those that it shares runs with; of runs in several its own count."""
     shared = {key: run for record in others for key, run in (record or {}).items()}
     return toy_tables(shared | own)
+
+
+def time_toy(places: Places, others: Sequence[Path], quick: bool) -> None:
+    """Measure what a training step of each point takes, and write it to the record.
+
+    Raises:
+        BlockingIOError: a study runs, which would slow this down and write to the same record.
+    """
+    runs = {run.name: run for run in toy_runs() if run.trains and (run.level, run.seed) == (LEVELS[0], SEEDS[0])}
+    runs, size = ({name: runs[name] for name in QUICK & runs.keys()}, QUICK_SIZE) if quick else (runs, SIZE)
+    places.runs.mkdir(parents=True, exist_ok=True)
+    with lock_folder(places.runs):
+        costs = measure_costs(runs, DEFAULTS, *size)
+        write_record(places.record, read_record(places.record) | {STEP: costs})
+    print("s a step: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in costs["seconds"].items()))
 
 
 def draw_toy(places: Places, others: Sequence[Path], quick: bool) -> None:
@@ -258,10 +278,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["toy"]:
         runs = toy_runs()
-        names = {"zero-shot", DEFAULTS, "intra alone", "merged 2"}
-        quick = [run for run in runs if (run.level, run.seed) == (LEVELS[0], SEEDS[0]) and run.name in names]
-        picture = {"picture": Action("draw the picture of what is done, and stop", draw_toy)}
-        run_study(argv[1:], __doc__, RECORD, runs, quick, toy_tables, OTHERS, picture)
+        quick = [run for run in runs if (run.level, run.seed) == (LEVELS[0], SEEDS[0]) and run.name in QUICK]
+        actions = {
+            "time": Action("measure the seconds of a step of each point, in turns, and stop", time_toy),
+            "picture": Action("draw the picture of what is done, and stop", draw_toy),
+        }
+        run_study(argv[1:], __doc__, RECORD, runs, quick, toy_tables, OTHERS, actions)
         return
     ablation = parse(argv)
     try:

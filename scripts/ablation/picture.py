@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common.errors import UserError
-from scripts.ablation.sweeps import ACCURACIES, PROMPTS, SWEEPS, Point, accuracies, accuracy_key, runs_at, seconds
+from scripts.ablation.sweeps import ACCURACIES, PROMPTS, STEP, SWEEPS, Point, accuracies, accuracy_key, runs_at, seconds
 
 ACCURACY, SECONDS = "#000000", "#D55E00"  # after Okabe and Ito
 PANEL, DPI = (3.4, 2.5), 110  # inches, pixels an inch
@@ -50,8 +50,10 @@ def draw_sweep(
 ) -> None:
     """A panel: accuracy on the left axis, seconds on the right one, values side by side at equal distances."""
     title, axis = SWEEPS[sweep]
-    values = [point.value for point in points if point.sweep == sweep]
+    at_value = {point.value: point for point in points if point.sweep == sweep}
+    values = list(at_value)
     beside = axes.twinx()
+    timed: dict[str, tuple[str, dict[int, float]]] = {}  # marker and seconds by place, by what they are called
     for marker, level in zip("osD^", levels, strict=False):
         found = _measured(record, level, sweep, points)
         at = [values.index(value) for value in found]
@@ -64,13 +66,16 @@ def draw_sweep(
             **{"color": ACCURACY, "markersize": 5, "linewidth": 1.2, "capsize": 2.5},
             label=f"accuracy{of_level}",
         )
-        taken = zip(at, map(seconds, found.values()), strict=True)
-        timed = [(place, least) for place, least in taken if least is not None]
-        style = {"linestyle": ":", "marker": marker, "markerfacecolor": "white", "markersize": 4, "linewidth": 1.2}
-        if timed:
-            beside.plot(*zip(*timed, strict=True), color=SECONDS, label=f"seconds a step{of_level}", **style)
+        taken = {values.index(value): seconds(record, at_value[value], runs) for value, runs in found.items()}
+        # what was measured apart from the trainings is the same on all levels
+        _, line = timed.setdefault(f"seconds a step{'' if STEP in record else of_level}", (marker, {}))
+        line |= {place: least for place, least in taken.items() if least is not None}
         if found:
             axes.set_ylabel(ACCURACIES[accuracy_key(next(iter(found.values())))], fontsize=8)
+    for label, (marker, line) in timed.items():
+        style = {"linestyle": ":", "marker": marker, "markerfacecolor": "white", "markersize": 4, "linewidth": 1.2}
+        if line:
+            beside.plot(*zip(*sorted(line.items()), strict=True), color=SECONDS, label=label, **style)
     axes.set_title(title, fontsize=9)
     axes.set_xlabel(axis, fontsize=8)
     axes.set_xticks(range(len(values)), values)

@@ -23,6 +23,7 @@ SWEEPS = {
 HALVES = {"intra": "inter", "inter": "intra", "both": "none"}
 ACCURACIES = {"t2v_R1": "text→video R@1, %", "top1": "top-1, %"}
 DEFAULTS = "defaults"
+STEP = "step"  # what a record has under it what a step of each point takes, measured in turns, beside the runs
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,14 @@ def accuracy_key(runs: Sequence[Mapping[str, Any]]) -> str:
     return next(key for key in ACCURACIES if key in runs[0]["metrics"])
 
 
-def seconds(runs: Sequence[Mapping[str, Any]]) -> float | None:
-    """Of a training step: the least over those runs that trained, whatever else the machine did in others."""
+def seconds(record: Mapping[str, Any], point: Point, runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """Of a training step of a point.
+
+    As measured in turns with the others' if the record has that, as trainings at different hours cannot be compared;
+    else the least over those of the point's runs that trained, whatever else the machine did in others.
+    """
+    if STEP in record:
+        return record[STEP]["seconds"].get(point.name)
     return min((run["seconds_per_step"] for run in runs if "seconds_per_step" in run), default=None)
 
 
@@ -109,7 +116,7 @@ def _level_table(record: Mapping[str, Any], level: str, points: Sequence[Point])
         if not (runs := runs_at(record, level, point)):
             continue
         title = ACCURACIES[accuracy_key(runs)]
-        taken = seconds(runs)
+        taken = seconds(record, point, runs)
         cells = [
             *(SWEEPS[point.sweep][0], point.value, str(len(runs)), spread(accuracies(runs))),
             "" if taken is None else f"{taken:.2f}",

@@ -16,7 +16,7 @@ from helpers.paths import ROOT
 from modules.program.arguments import parse_arguments
 from scripts.ablation import ablate
 from scripts.ablation.picture import draw, picture
-from scripts.ablation.sweeps import DEFAULTS, SWEEPS, distinct, make_points, table
+from scripts.ablation.sweeps import DEFAULTS, STEP, SWEEPS, distinct, make_points, table
 from scripts.studies import choices, merging_curve
 from scripts.studies.runner import LEVELS, made_of, quick_places
 
@@ -178,6 +178,17 @@ def test_the_seconds_are_the_least_over_the_seeds():
     lines = table(a_record(seeds=(1, 2)), LEVELS[:1], ablate.TOY).splitlines()
     frozen, *trained = [line.split(" | ")[-1] for line in lines[2:]]
     assert frozen == " |" and set(trained) == {"0.60 |"}
+
+
+def test_seconds_measured_in_turns_stand_for_those_of_trainings_and_are_drawn_once():
+    record = a_record() | {STEP: {"seconds": {DEFAULTS: 2.0, "eta 1": 1.5, "zero-shot": 0.1}}}
+    lines = table(record, LEVELS[:1], ablate.TOY).splitlines()
+    assert next(line for line in lines if line.startswith("| Temporal tokens | 1 |")).endswith("| 1.50 |")
+    assert next(line for line in lines if line.startswith("| Temporal tokens | 8 |")).endswith("|  |")
+    figure = draw(record, LEVELS, ablate.TOY)
+    lines = [line for axes in figure.axes for line in axes.get_lines() if line.get_label() == "seconds a step"]
+    drawn = [list(line.get_ydata()) for line in lines]  # a line a panel, whatever the levels
+    assert len(drawn) == len(SWEEPS) and [1.5, 2.0] in drawn and [2.0] in drawn
 
 
 def test_the_shell_script_says_the_same_trainings():
