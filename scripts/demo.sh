@@ -6,7 +6,7 @@
 # The last one needs runs/demo/stop and trains it where it is not there. SEARCH_DEMO_SERVE=no ends it without the page.
 # Makes .venv, a small video dataset, a pack of its frames and a tiny CLIP (all kept under runs/toy/), trains STOP on them
 # through the main program of the task, evaluates it against the frozen CLIP, prints a table and writes a report, whose
-# path it prints. At most 7 minutes on two quiet CPU cores after the installation, 4 on a second run.
+# path it prints. 6 to 12 minutes on two quiet CPU cores, by the processor, after the installation; 4 to 5 on a second run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 task=${1:-retrieval}

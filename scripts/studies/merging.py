@@ -12,7 +12,6 @@ What is varied is before which layers frames are merged and prompts are made, an
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -57,15 +56,13 @@ def accuracy_table(record: dict[str, Any], level: str) -> str:
     """A row a point that has a run."""
     lines = [
         f"| {level} | seeds | R@1 | beside 8 frames | beside as many frames as take its seconds "
-        "| seconds, FLOPs of 8 frames' | motion | s a step, training |",
-        "|---|---|---|---|---|---|---|---|",
+        "| seconds, FLOPs of 8 frames' | motion |",
+        "|---|---|---|---|---|---|---|",
     ]
     frozen = runs_of(record, level, "zero-shot", FRAMES)
     if frozen:
         metrics, costs = frozen[0]["metrics"], relative_costs(record, FLOOR)
-        lines.append(
-            f"| frozen CLIP |  | {metrics['t2v_R1']:.1f} |  |  | {costs} | {metrics['motion_accuracy']:.1f} |  |"
-        )
+        lines.append(f"| frozen CLIP |  | {metrics['t2v_R1']:.1f} |  |  | {costs} | {metrics['motion_accuracy']:.1f} |")
     for point in POINTS:
         runs = runs_of(record, level, point.name, point.frames)
         if not runs:
@@ -79,7 +76,6 @@ def accuracy_table(record: dict[str, Any], level: str) -> str:
             "" if unmerged else with_error(beside_fewer(record, level, point), sign="+"),
             relative_costs(record, point.cost_key),
             with_error([run["metrics"]["motion_accuracy"] for run in runs]),
-            f"{fmean(run['seconds_per_step'] for run in runs):.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
