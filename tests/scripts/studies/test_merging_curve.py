@@ -37,7 +37,7 @@ RATIOS = {FEWER[0]: 0.4, FEWER[1]: 0.7, UNMERGED: 1.0, MERGED: 0.55}
 def a_result(run, value):
     metrics = {"t2v_R1": value, "motion_accuracy": 90.0}
     named = {"level": run.level, "name": run.name, "frames": run.frames, "seed": run.seed}
-    return {**named, "made_of": {}, "metrics": metrics, "seconds_per_step": 1.5}
+    return {**named, "made_of": {}, "metrics": metrics}
 
 
 def record_of(values, ratios=RATIOS):
@@ -118,7 +118,7 @@ def test_a_difference_is_that_of_runs_of_one_seed():
     assert beside(record, "events", MERGED) == [2.0, 4.0]
     assert beside(record, "motions", MERGED) == []
     # mean 3, standard deviation √2, of two seeds
-    assert "| merge 1, 2 | 2 | 18.0 ± 6.0 | +3.0 ± 1.0 |  | 0.55, 0.55 | 90.0 ± 0.0 | 1.50 |" in merging.tables(record)
+    assert "| merge 1, 2 | 2 | 18.0 ± 6.0 | +3.0 ± 1.0 |  | 0.55, 0.55 | 90.0 ± 0.0 |" in merging.tables(record)
 
 
 def test_fewer_frames_are_read_off_at_the_points_seconds():
