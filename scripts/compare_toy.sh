@@ -4,6 +4,7 @@
 #   bash scripts/compare_toy.sh                           everything: says how many trainings and hours, two at a time
 #   bash scripts/compare_toy.sh --methods stop clip4clip  some of the rows
 #   bash scripts/compare_toy.sh --quick                   two steps of each on a few videos, elsewhere, in a minute
+#   bash scripts/compare_toy.sh --time                    seconds of a step of each, in turns: minutes, nothing beside it
 #   bash scripts/compare_toy.sh --picture                 draws docs/pictures/compare_toy.png of what is done
 # Continues where it stopped: a training that docs/results/compare_toy.json holds is done, and one that was interrupted
 # goes on from its checkpoint. CLIPs, videos and packs of frames are kept under runs/toy/, trainings under

@@ -33,7 +33,6 @@ from scripts.ablation.sweeps import (
     MERGE,
     NOTHING,
     PROMPTS,
-    STEP,
     SWEEPS,
     Point,
     distinct,
@@ -42,13 +41,14 @@ from scripts.ablation.sweeps import (
 )
 from scripts.demo_table import read_results
 from scripts.studies import choices, merging, patches
-from scripts.studies.merging_costs import measure_costs
+from scripts.studies.costs import measure_costs
 from scripts.studies.runner import (
     BUDGET,
     FRAMES,
     LEVELS,
     RESULTS,
     ROOT,
+    STEP,
     STOP,
     Action,
     Places,

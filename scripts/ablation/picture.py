@@ -10,7 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common.errors import UserError
-from scripts.ablation.sweeps import ACCURACIES, PROMPTS, STEP, SWEEPS, Point, accuracies, accuracy_key, runs_at, seconds
+from scripts.ablation.sweeps import ACCURACIES, PROMPTS, SWEEPS, Point, accuracies, accuracy_key, runs_at, seconds
+from scripts.studies.runner import STEP
 
 ACCURACY, SECONDS = "#000000", "#D55E00"  # after Okabe and Ito
 PANEL, DPI = (3.4, 2.5), 110  # inches, pixels an inch

@@ -6,7 +6,7 @@ from typing import Any
 
 from common.settings import all_settings
 from modules.methods.stop.stop import StopSettings
-from scripts.studies.runner import FRAMES, spread
+from scripts.studies.runner import FRAMES, STEP, spread, trainings_of
 
 PROMPTS, MERGE = "prompts", "merge_frames"
 NOTHING = "none"  # of a list of layers
@@ -23,7 +23,6 @@ SWEEPS = {
 HALVES = {"intra": "inter", "inter": "intra", "both": "none"}
 ACCURACIES = {"t2v_R1": "text→video R@1, %", "top1": "top-1, %"}
 DEFAULTS = "defaults"
-STEP = "step"  # what a record has under it what a step of each point takes, measured in turns, beside the runs
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def runs_at(record: Mapping[str, Any], level: str, point: Point) -> list[Mapping
 
     level: of the toy dataset, or what another dataset is called.
     """
-    runs = [run for run in record.values() if "made_of" in run]
+    runs = trainings_of(record)
     return [
         run for run in runs if (run["level"], run["name"], run.get("frames", FRAMES)) == (level, point.name, FRAMES)
     ]

@@ -3,6 +3,7 @@
   bash scripts/compare_toy.sh                              # everything; continues where it stopped
   bash scripts/compare_toy.sh --methods stop clip4clip     # some of the rows
   python scripts/studies/comparison.py --table             # prints what docs/method.md has of it
+  python scripts/studies/comparison.py --time              # measures the seconds of a step of each row, in turns
   python scripts/studies/comparison.py --picture           # draws docs/pictures/compare_toy.png
 
 All rows have the same steps and batches. Each has the best of the same three rates: on the easy level, with the first
@@ -11,6 +12,9 @@ and no row is trained on them. Reported is the last epoch, on four test sets. Se
 
 Three rows are controls of STOP: patches at random instead of the chosen ones, a constant number of tokens a gap, and as
 many parameters without any of its structure, which are prompts that know their frame and read nothing of the video.
+
+Trainings at different hours and on different machines cannot be compared by their seconds: those of a step are measured
+apart, in turns (`scripts.studies.costs`), beside the frozen CLIP's, forward and the gradient of its input.
 """
 
 import argparse
@@ -20,17 +24,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from common.files import lock_folder
+from scripts.benchmark.model import FLOOR
+from scripts.studies.costs import measure_costs
 from scripts.studies.runner import (
     BUDGET,
     FRAMES,
     LEVELS,
     RESULTS,
     ROOT,
+    STEP,
     Places,
     Run,
     is_done,
@@ -38,11 +46,14 @@ from scripts.studies.runner import (
     read_record,
     spread,
     study,
+    trainings_of,
+    write_record,
 )
 
 RECORD = RESULTS / "compare_toy.json"
 PICTURE = ROOT / "docs" / "pictures" / "compare_toy.png"
 HELD_OUT = 216  # of 1,296 training videos; two sets of one video a caption
+SIZE, QUICK_SIZE = (36, 9), (2, 1)  # of the timing: videos of a step, and rounds
 MINUTES = 3.2  # that a training and its evaluations take on one of two cores, where none of the row is done
 
 
@@ -213,7 +224,8 @@ def say_plan(plan: Plan, rows: Sequence[str], places: Places, jobs: int) -> str:
 def minutes_of(run: Run, record: Mapping[str, Any]) -> float:
     """What a run takes, by what those of its row took."""
     row = run.name.split(", ")[0]
-    taken = [done["minutes"] for done in record.values() if done["name"].split(", ")[0] == row and "minutes" in done]
+    done = [each for each in trainings_of(record) if each["name"].split(", ")[0] == row]
+    taken = [each["minutes"] for each in done if "minutes" in each]
     return fmean(taken) if taken else MINUTES
 
 
@@ -226,13 +238,13 @@ def runs_at(record: Mapping[str, Any], name: str, level: str, clip: int = 0, pla
     if ROWS[name].trains and name not in (rates := plan.chosen([name], record)):
         return []
     named = name_of(name, rates[name] if ROWS[name].trains else None)
-    runs = [run for run in record.values() if (run["name"], run["level"], run["clip"]) == (named, level, clip)]
+    runs = [run for run in trainings_of(record) if (run["name"], run["level"], run["clip"]) == (named, level, clip)]
     return sorted((run for run in runs if "metrics" in run), key=lambda run: run["seed"])
 
 
 def plan_of(record: Mapping[str, Any]) -> Plan:
     """The plan that a record is of: that of ``--quick`` has other frames."""
-    return QUICK if any(run["frames"] == QUICK.frames for run in record.values()) else Plan()
+    return QUICK if any(run["frames"] == QUICK.frames for run in trainings_of(record)) else Plan()
 
 
 COLUMNS = (
@@ -244,6 +256,7 @@ COLUMNS = (
     "shuffled: R@1",
     "shuffled: motion",
     "s a step",
+    "of zero-shot's",
     "FLOPs",
     "peak memory, MiB",
 )
@@ -259,18 +272,25 @@ def table_row(record: Mapping[str, Any], name: str, level: str, clip: int) -> st
         for order in ("metrics", "shuffled")
         for metric in ("t2v_R1", "motion_accuracy")
     ]
-    seconds = [run["seconds_per_step"] for run in runs if "seconds_per_step" in run]
     cells = [
         ROWS[name].title,
         f"{runs[0]['metrics']['trainable_parameters']:,}",
         plan_of(record).chosen([name], record).get(name, ""),
         str(len(runs)) if ROWS[name].trains else "",
         *accuracies,
-        f"{median(seconds):.2f}" if seconds else "",
+        *seconds_of_step(record, name),
         f"{runs[0]['video_gigaflops'] / frozen[0]['video_gigaflops']:.2f}" if frozen else "",
         f"{max(run['peak_memory_mb'] for run in runs):,.0f}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def seconds_of_step(record: Mapping[str, Any], name: str) -> tuple[str, str]:
+    """What a training step of a row takes, in seconds and over what the frozen CLIP does; nothing if not measured."""
+    key, measured = name if ROWS[name].trains else FLOOR, record.get(STEP, {})
+    if key not in measured.get("seconds", {}):
+        return "", ""
+    return f"{measured['seconds'][key]:.2f}", f"{measured['ratio'][key]:.2f}"
 
 
 def table(record: Mapping[str, Any]) -> str:
@@ -366,6 +386,20 @@ def compare(plan: Plan, rows: Sequence[str], places: Places, jobs: int) -> bool:
     return study(places, plan.runs(ready, rates), jobs) and complete
 
 
+def time_steps(plan: Plan, rows: Sequence[str], places: Places, batch_size: int, rounds: int) -> None:
+    """Measure what a training step of each row takes, and write it to the record.
+
+    Raises:
+        BlockingIOError: a study runs, which would slow this down and write to the same record.
+    """
+    runs = {name: plan.run(name, plan.rates[0], plan.levels[0], plan.seeds[0]) for name in rows if ROWS[name].trains}
+    places.runs.mkdir(parents=True, exist_ok=True)
+    with lock_folder(places.runs):
+        costs = measure_costs(runs, FLOOR, batch_size, rounds)
+        write_record(places.record, read_record(places.record) | {STEP: costs})
+    print("s a step: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in costs["seconds"].items()))
+
+
 def two_steps(folder: Path, record: Path) -> Places:
     """Where a training takes two steps of six videos, with a CLIP that knows nothing."""
     return replace(
@@ -382,6 +416,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=list(ROWS), default=list(ROWS), help="rows; all by default")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: 2)")
     parser.add_argument("--table", action="store_true", help="print the table of what is done, and stop")
+    parser.add_argument("--time", action="store_true", help="measure the seconds of a step of each, in turns, and stop")
     parser.add_argument("--picture", action="store_true", help="draw docs/pictures/compare_toy.png, and stop")
     parser.add_argument("--record", type=Path, metavar="FILE", help="what is done (default: docs/results/…)")
     parser.add_argument("--quick", action="store_true", help="every row, two steps of each on a few videos, elsewhere")
@@ -410,8 +445,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         plan, jobs = Plan(), args.jobs
         places = Places(runs / "toy", runs / "comparison", record, held_out=HELD_OUT)
     places.record.parent.mkdir(parents=True, exist_ok=True)
-    print(say_plan(plan, args.methods, places, jobs), flush=True)
+    if not args.time:
+        print(say_plan(plan, args.methods, places, jobs), flush=True)
     try:
+        if args.time:
+            time_steps(plan, args.methods, places, *(QUICK_SIZE if args.quick else SIZE))
+            return
         complete = compare(plan, args.methods, places, jobs)
     except BlockingIOError:
         sys.exit(f"another study writes to {places.runs}: wait for it, or end it")

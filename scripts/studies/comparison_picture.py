@@ -7,7 +7,7 @@ colour-blind reader tell them apart.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from common.errors import UserError
 from scripts.studies.comparison import ROWS, runs_at
 from scripts.studies.labels import place_labels
-from scripts.studies.runner import LEVELS
+from scripts.studies.runner import LEVELS, STEP
 
 # marker, size, colour and name of each, dark to light, after Okabe and Ito's colours
 FAMILIES = {
@@ -35,7 +35,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     """Draw the picture of a record into a PNG file.
 
     Raises:
-        UserError: if no training of it is done.
+        UserError: if no training of it is done whose step was timed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = make_figure(record)
@@ -62,7 +62,9 @@ def make_figure(record: Mapping[str, Any]) -> Figure:
     all_axes = figure.subplots(1, len(LEVELS))
     panels = [draw_level(axes, record, level) for axes, level in zip(all_axes, LEVELS, strict=True)]
     if not any(panel.points for panel in panels):
-        raise UserError("there is no training in the record yet: bash scripts/compare_toy.sh makes it")
+        raise UserError(
+            "no row has both a training and the seconds of a step yet: bash scripts/compare_toy.sh, then --time"
+        )
     for marker, size, colour, name in FAMILIES.values():
         style = {"marker": marker, "markersize": size, "color": colour, "markeredgecolor": "black"}
         all_axes[0].plot([], [], linestyle="", label=name, **style)
@@ -77,6 +79,7 @@ def make_figure(record: Mapping[str, Any]) -> Figure:
 def draw_level(axes: Axes, record: Mapping[str, Any], level: str) -> Panel:
     """Points and error bars of a level."""
     panel, highest, frozen = Panel(), 0.0, None
+    timed = record.get(STEP, {}).get("seconds", {})
     for name, row in ROWS.items():
         runs = runs_at(record, name, level)
         if not runs:
@@ -88,7 +91,9 @@ def draw_level(axes: Axes, record: Mapping[str, Any], level: str) -> Panel:
             frozen = accuracy
             continue
         marker, size, colour, _ = FAMILIES[row.family]
-        seconds = median(run["seconds_per_step"] for run in runs)
+        if name not in timed:
+            continue
+        seconds = timed[name]
         style = {"marker": marker, "markersize": size, "color": colour, "markeredgecolor": "black"}
         axes.errorbar(seconds, accuracy, yerr=error, ecolor="0.35", elinewidth=1, capsize=2.5, zorder=3, **style)
         panel.points[row.title] = (seconds, accuracy)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
@@ -12,6 +13,7 @@ DIRECTIONS, RINGS = 24, 60  # in which, and how far away, a place is looked for
 STEP = 4.0  # pixels between two rings
 MARGIN = 2.0  # pixels around a label
 NEAR = 14.0  # pixels, from where on a line leads to the point
+PIECE = 8.0  # pixels of a line that nothing may cover, which is slanted perhaps, that are taken as one box
 
 
 def place_labels(
@@ -22,14 +24,16 @@ def place_labels(
     lines: Sequence[tuple[tuple[float, float], tuple[float, float]]] = (),
     marker: float = 11.0,
 ) -> None:
-    """Write a text beside each point, those in a crowd first; a thin line leads to it where it stands further away.
+    """Write a text beside each point, those in a crowd first.
+
+    A thin line leads from a text to its point where that is further away, or where another point is nearer.
 
     Args:
         axes: whose limits are final.
         points: in the axes' data coordinates.
         texts: one a point.
         size: of the font.
-        lines: upright or level ones that no label is to cover, from one point to another, likewise.
+        lines: that no label is to cover, from one point to another, likewise.
         marker: how large a point is drawn, in points, as the font is.
 
     Raises:
@@ -42,8 +46,7 @@ def place_labels(
     half = (marker / 2) * figure.dpi / 72
     taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in marks]
     for ends in lines:
-        (x0, y0), (x1, y1) = axes.transData.transform(ends)
-        taken.append(Bbox.from_extents(min(x0, x1) - 1, min(y0, y1) - 1, max(x0, x1) + 1, max(y0, y1) + 1))
+        taken += along(*axes.transData.transform(ends))
     room = axes.get_window_extent(renderer)
     crowd = [sum(math.dist(mark, other) < 100 for other in marks) for mark in marks]
     for at in sorted(range(len(marks)), key=lambda i: -crowd[i]):
@@ -57,13 +60,30 @@ def place_labels(
         else:
             raise UserError(f"there is no room for the label {texts[at]!r}: make the picture larger")
         taken.append(box)
-        x, y = marks[at]
         now = text.get_window_extent(renderer)
         text.set_position((box.x0 + MARGIN - now.x0, box.y0 + MARGIN - now.y0))
-        nearest = min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
-        if math.dist(nearest, marks[at]) > NEAR:
+        nearest, away = nearest_in(box, marks[at])
+        if away > min([NEAR, *(nearest_in(box, other)[1] for other in marks[:at] + marks[at + 1 :])]):
             ends = [axes.transData.inverted().transform(end) for end in (marks[at], nearest)]
             axes.plot(*zip(*ends, strict=True), color="0.55", linewidth=0.5, zorder=1)
+
+
+def along(start: Sequence[float], end: Sequence[float]) -> list[Bbox]:
+    """A line as small boxes."""
+    (x0, y0), (x1, y1) = start, end
+    count = max(1, math.ceil(math.dist(start, end) / PIECE))
+    corners = [(x0 + (x1 - x0) * at / count, y0 + (y1 - y0) * at / count) for at in range(count + 1)]
+    return [
+        Bbox.from_extents(min(a, c) - 1, min(b, d) - 1, max(a, c) + 1, max(b, d) + 1)
+        for (a, b), (c, d) in pairwise(corners)
+    ]
+
+
+def nearest_in(box: Bbox, point: tuple[float, float]) -> tuple[tuple[float, float], float]:
+    """The place in a box that is nearest to a point, and how far away it is."""
+    x, y = point
+    nearest = min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
+    return nearest, math.dist(nearest, point)
 
 
 def places_around(x: float, y: float, width: float, height: float) -> Iterator[Bbox]:

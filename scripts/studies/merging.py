@@ -20,7 +20,7 @@ from common.errors import UserError
 from common.files import lock_folder, write_whole
 from scripts.benchmark.model import FLOOR
 from scripts.studies import choices
-from scripts.studies.merging_costs import measure_costs, vit_teraflops
+from scripts.studies.costs import measure_costs, vit_teraflops
 from scripts.studies.merging_curve import (
     COSTS,
     LAYERS,
@@ -145,7 +145,7 @@ def measure(places: Places, others: Sequence[Path], quick: bool) -> None:
     points, size = (POINTS[:FEW], QUICK_SIZE) if quick else (POINTS, SIZE)
     with lock_folder(places.runs):
         costs = measure_costs(
-            {point.cost_key: point.run(LEVELS[0], SEEDS[0]) for point in points}, UNMERGED.cost_key, *size
+            {point.cost_key: point.run(LEVELS[0], SEEDS[0]) for point in points}, UNMERGED.cost_key, *size, count=True
         )
         costs |= {} if quick else {"vit_b32_teraflops": vit_teraflops()}
         write_record(places.record, read_record(places.record) | {COSTS: costs})

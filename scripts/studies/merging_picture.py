@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any
 
@@ -78,8 +79,7 @@ def draw_panel(axes: Axes, level: str, points: Sequence[Plotted], seconds: tuple
     seconds: from where to where the panel reaches.
     """
     axes.set_title(f"level “{level}”", fontsize=10)
-    unmerged = sorted((p.seconds, p.accuracy) for p in points if p.family in ("unmerged", "fewer"))
-    if len(unmerged) > 1:
+    if len(unmerged := unmerged_line(points)) > 1:
         axes.plot(*zip(*unmerged, strict=True), color="0.6", linewidth=0.8, zorder=1)
     for point in points:
         marker, size, _ = FAMILIES[point.family]
@@ -98,14 +98,20 @@ def draw_panel(axes: Axes, level: str, points: Sequence[Plotted], seconds: tuple
     axes.set_xlim(*seconds)
 
 
+def unmerged_line(points: Sequence[Plotted]) -> list[tuple[float, float]]:
+    """Seconds and accuracy of what is not merged, at all numbers of frames."""
+    return sorted((point.seconds, point.accuracy) for point in points if point.family in ("unmerged", "fewer"))
+
+
 def label_panel(axes: Axes, points: Sequence[Plotted]) -> None:
-    """Label the points of a panel that has its place, beside their error bars."""
+    """Label the points of a panel that has its place, beside their error bars and the line of unmerged frames."""
     bars = [
         ((point.seconds, point.accuracy - point.error), (point.seconds, point.accuracy + point.error))
         for point in points
     ]
     places = [(point.seconds, point.accuracy) for point in points]
-    place_labels(axes, places, [point.label for point in points], FONT, bars, MARKER)
+    lines = [*bars, *pairwise(unmerged_line(points))]
+    place_labels(axes, places, [point.label for point in points], FONT, lines, MARKER)
 
 
 def draw(record: dict[str, Any]) -> Figure:

@@ -164,7 +164,7 @@ def measure_run(run: Run, places: Places) -> dict[str, Shares]:
 
 def measured_of(record: Mapping[str, Any], level: str, name: str) -> list[dict[str, Shares]]:
     """What `measure_run` found, of each seed."""
-    runs = runs_of(dict(record), level, name, FRAMES)
+    runs = runs_of(record, level, name, FRAMES)
     return [run[SHARES] for run in runs if run["seed"] in SEEDS and SHARES in run]
 
 
@@ -200,7 +200,7 @@ def choices_table(record: Mapping[str, Any], level: str) -> str:
     things = [thing for thing in THINGS if ratios(record, level, "defaults", thing, "after")]
     lines = [f"| {level} | seeds | R@1 | {' | '.join(things)} |", "|---" * (3 + len(things)) + "|"]
     for name in CHOICES:
-        runs = [run for run in runs_of(dict(record), level, name, FRAMES) if run["seed"] in SEEDS]
+        runs = [run for run in runs_of(record, level, name, FRAMES) if run["seed"] in SEEDS]
         if not runs:
             continue
         cells = [name, str(len(runs)), with_error([run["metrics"]["t2v_R1"] for run in runs])]

@@ -34,7 +34,7 @@ from modules.runtime.run_folder import RESULTS as RESULTS_FILE
 from modules.training.trainer import TrainSettings
 from preprocess import pack_frames
 from preprocess.make_toy_dataset import DatasetSettings, make_dataset
-from preprocess.pretrain_toy_clip import Bars, PretrainSettings, pretrain
+from preprocess.pretrain_toy_clip import WEIGHTS_NAME, Bars, PretrainSettings, pretrain
 from scripts.demo_table import add_motion_accuracy, read_results
 from scripts.studies.flops import video_gigaflops
 
@@ -45,6 +45,7 @@ FRAMES = 8  # that the toy CLIPs and the demo look at
 FEW = 6
 MINUTES = (2, 4)  # of one core that a training takes
 MAX_WORDS = 20  # where a run does not say
+STEP = "step"  # what a record has under it what steps take, measured in turns, beside the runs
 # what a checkpoint can be evaluated on, by the name that its metrics have in a record: a list, and flags
 EVALUATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "metrics": ("test.csv", ()),
@@ -268,11 +269,17 @@ def execute(run: Run, places: Places, here: bool = False) -> dict[str, Any]:
         **evaluated,
         "peak_memory_mb": read_results(program)["peak_memory_mb"],
         "video_gigaflops": video_gigaflops(arguments_of(run, places)),
+        "clip_weights": digest_of(places.clip(run.level, run.clip) / WEIGHTS_NAME),
         "git_commit": config["git_commit"],
         "machine": config["machine"],
         "minutes": round((time.monotonic() - start) / 60, 2),
     }
     return found | (of_training(training) if run.trains else {})
+
+
+def digest_of(file: Path) -> str:
+    """Of what a file holds: CLIPs that were trained alike on two machines differ in their last digits."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def write_lists(dataset: Path, folder: Path, held_out: int) -> None:
@@ -451,10 +458,14 @@ def with_error(values: Sequence[float], digits: int = 1, sign: str = "") -> str:
     return f"{mean} ± {stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else mean
 
 
-def runs_of(record: dict[str, Any], level: str, name: str, frames: int) -> list[dict[str, Any]]:
-    """The runs of one row, a seed each; what else a record holds is none."""
-    runs = [run for run in record.values() if "made_of" in run]
-    return [run for run in runs if (run["level"], run["name"], run["frames"]) == (level, name, frames)]
+def trainings_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All runs of a record, without what else it holds."""
+    return [run for run in record.values() if "level" in run]
+
+
+def runs_of(record: Mapping[str, Any], level: str, name: str, frames: int) -> list[dict[str, Any]]:
+    """The runs of one row, a seed each."""
+    return [run for run in trainings_of(record) if (run["level"], run["name"], run["frames"]) == (level, name, frames)]
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from helpers.paths import ROOT
 from modules.program.arguments import parse_arguments
 from scripts.ablation import ablate
 from scripts.ablation.picture import draw, picture
-from scripts.ablation.sweeps import DEFAULTS, STEP, SWEEPS, distinct, make_points, table
+from scripts.ablation.sweeps import DEFAULTS, SWEEPS, distinct, make_points, table
 from scripts.studies import choices, merging_curve
-from scripts.studies.runner import LEVELS, made_of, quick_places
+from scripts.studies.runner import LEVELS, STEP, made_of, quick_places
 
 FILES = ["--pretrained_clip_name", "x", "--packed", "y", "--output_dir", "z"]
 FILES += ["--train_csv", "a", "--val_csv", "b", "--data_path", "c"]

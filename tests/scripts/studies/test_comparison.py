@@ -22,11 +22,20 @@ from preprocess.make_toy_dataset import DatasetSettings, make_dataset
 from preprocess.pretrain_toy_clip import build_model as build_clip
 from preprocess.pretrain_toy_clip import build_tokenizer
 from preprocess.toy.events import LEVELS as TOY_LEVELS
-from scripts.studies import comparison, runner
+from scripts.studies import comparison, costs, runner
 from scripts.studies.comparison import CONTROLS, HELD_OUT, QUICK, ROWS, Plan, compare, say_plan, tables
 from scripts.studies.comparison_picture import FAMILIES, draw, make_figure
 from scripts.studies.flops import video_gigaflops
-from scripts.studies.runner import FRAMES, LEVELS, arguments_of, quick_places, read_record, write_lists
+from scripts.studies.runner import (
+    FRAMES,
+    LEVELS,
+    STEP,
+    arguments_of,
+    quick_places,
+    read_record,
+    trainings_of,
+    write_lists,
+)
 
 PLAN = Plan()
 TRAINED = [name for name, row in ROWS.items() if row.trains]
@@ -60,8 +69,7 @@ def a_result(run, r1=50.0):
     named = {"level": run.level, "name": run.name, "frames": run.frames, "seed": run.seed, "clip": run.clip}
     flops = 0.2 if row_of(run) == "zero_shot" else 0.6
     measured = {"peak_memory_mb": 1000.4 + run.seed, "video_gigaflops": flops, "minutes": 3.0}
-    steps = {"seconds_per_step": 0.5 + 0.01 * run.seed} if run.trains else {}
-    return named | {name: found[name] for name in run.evaluated} | measured | steps
+    return named | {name: found[name] for name in run.evaluated} | measured
 
 
 def a_record(accuracy=lambda row, run: 50.0 + run.seed):
@@ -69,7 +77,13 @@ def a_record(accuracy=lambda row, run: 50.0 + run.seed):
     record = {run.key: a_result(run, 60.0 if SECOND[row_of(run)] in run.name else 40.0) for run in PLAN.rate_runs(ROWS)}
     for run in PLAN.runs(list(ROWS), SECOND):
         record[run.key] = record.get(run.key, {}) | a_result(run, accuracy(row_of(run), run))
-    return record
+    seconds = dict.fromkeys(TRAINED, 0.52) | {"floor": 0.4}
+    return record | {STEP: {"seconds": seconds, "ratio": {name: each / 0.4 for name, each in seconds.items()}}}
+
+
+def of_trainings(record):
+    """The trainings of a record, by key."""
+    return [(key, run) for key, run in record.items() if key != STEP]
 
 
 # what is trained
@@ -243,8 +257,8 @@ def test_what_is_planned_is_said_before_and_what_is_left_after(compared):
 
 def test_the_table_has_mean_and_deviation_over_seeds_and_costs_beside_zero_shot():
     text = comparison.table(a_record())
-    zero_shot = "| zero-shot | 1,234 |  |  | 51.0 | 52.0 | 5.1 | 17.0 |  | 1.00 | 1,001 |"
-    stop = "| STOP | 1,234 | 3e-3 | 3 | 52.0 ± 1.0 | 53.0 ± 1.0 | 5.2 ± 0.1 | 17.0 ± 0.0 | 0.52 | 3.00 | 1,003 |"
+    zero_shot = "| zero-shot | 1,234 |  |  | 51.0 | 52.0 | 5.1 | 17.0 | 0.40 | 1.00 | 1.00 | 1,001 |"
+    stop = "| STOP | 1,234 | 3e-3 | 3 | 52.0 ± 1.0 | 53.0 ± 1.0 | 5.2 ± 0.1 | 17.0 ± 0.0 | 0.52 | 1.30 | 3.00 | 1,003 |"
     lines = text.splitlines()
     assert lines.count(stop) == lines.count(zero_shot) == 4  # both levels, both CLIPs
     titles = [line.split("**")[1] for line in lines if "**" in line]
@@ -258,7 +272,7 @@ def test_the_table_shows_what_is_done_at_the_chosen_rate_alone():
     rejected = PLAN.run("vpt", "1e-2", "events", 1)
     record[rejected.key] = a_result(rejected, 99.0)
     assert "99.0" not in comparison.table(record)
-    some = {key: run for key, run in record.items() if run["seed"] == 1 and run["level"] == "motions"}
+    some = {key: run for key, run in of_trainings(record) if run["seed"] == 1 and run["level"] == "motions"}
     assert "| STOP | 1,234 | 3e-3 | 1 | 51.0 | 52.0 |" in comparison.table(some)
     assert len(comparison.table({}).splitlines()) == 2
 
@@ -275,9 +289,9 @@ def test_what_choosing_and_counting_bring_is_said_as_measured(advantage, shown):
 
 
 def test_nothing_is_said_of_what_is_not_done():
-    one_seed = {key: run for key, run in a_record().items() if run["seed"] == 1}
+    one_seed = {key: run for key, run in of_trainings(a_record()) if run["seed"] == 1}
     assert comparison.verdict(one_seed) == "" and comparison.verdict({}) == ""
-    easy = {key: run for key, run in a_record().items() if run["level"] == "motions"}
+    easy = {key: run for key, run in of_trainings(a_record()) if run["level"] == "motions"}
     assert "motions" in comparison.verdict(easy) and "Neither" not in comparison.verdict(easy)
     on_one = a_record(lambda row, run: 50 + 9 * (row == "stop" and run.level == "events"))
     assert "a gain is shown on events." in tables(on_one) and "Neither" not in tables(on_one)
@@ -290,10 +304,8 @@ def crowded():
     """Rows of which many are as fast and as good as others."""
     names = list(ROWS)
     record = a_record(lambda row, run: 20.0 + 3 * (names.index(row) % 9) + run.seed)
-    for run in record.values():
-        if "seconds_per_step" in run:
-            run["seconds_per_step"] = 0.3 + 0.2 * (names.index(run["name"].split(", ")[0]) % 4)
-    return record
+    seconds = {name: 0.3 + 0.2 * (names.index(name) % 4) for name in TRAINED}
+    return record | {STEP: {"seconds": seconds}}
 
 
 def test_labels_of_the_picture_cover_neither_each_other_nor_a_point_nor_an_error_bar():
@@ -320,8 +332,28 @@ def test_the_picture_is_a_small_file_with_a_panel_a_level(tmp_path):
     assert content.startswith(b"\x89PNG") and 20_000 < len(content) < 150_000
     titles = [axes.get_title() for axes in make_figure(crowded()).axes]
     assert titles == [f"level “{level}”" for level in LEVELS]
-    with pytest.raises(UserError, match="no training"):
-        draw({}, tmp_path / "none.png")
+    for nothing in ({}, dict(of_trainings(crowded()))):
+        with pytest.raises(UserError, match="no row has both"):
+            draw(nothing, tmp_path / "none.png")
+
+
+def test_steps_are_timed_in_turns_and_stand_beside_the_trainings(compared, monkeypatch):
+    places, _ = compared
+    assert compare(PLAN, ["stop", "zero_shot"], places, jobs=1)
+    before = read_record(places.record)
+    monkeypatch.setattr(costs, "in_turns", lambda calls, rounds, device: {name: [2.0, 4.0] for name in calls})
+    comparison.time_steps(PLAN, ["stop", "clip4clip", "zero_shot"], places, 1, 2)
+    record = read_record(places.record)
+    assert dict(of_trainings(record)) == before and trainings_of(record) == list(before.values())
+    assert record[STEP]["seconds"] == record[STEP]["ratio"] | {"stop": 3, "clip4clip": 3, "floor": 3}
+    assert compare(PLAN, ["stop", "zero_shot"], places, jobs=1)
+    assert read_record(places.record) == record
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_step_of_every_row_can_be_timed(name):
+    run = PLAN.run(name, PLAN.rates[0], LEVELS[0], 1)
+    costs.make_subject(run, batch_size=2).train()
 
 
 def test_families_are_told_apart_without_colour():

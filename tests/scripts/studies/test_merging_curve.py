@@ -11,6 +11,7 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.path import Path as Line
 from matplotlib.transforms import Bbox
 from PIL import Image
 
@@ -22,9 +23,9 @@ from modules.methods.base import parse_layers
 from modules.methods.stop.stop import build
 from scripts.benchmark.flops import floor_flops, stop_flops
 from scripts.benchmark.model import Setup, make_floor
-from scripts.studies import choices, merging, merging_costs, merging_picture, runner
-from scripts.studies.labels import place_labels
-from scripts.studies.merging_costs import MAX_WORDS, measure_costs, settings_of, toy_clip
+from scripts.studies import choices, costs, merging, merging_picture, runner
+from scripts.studies.costs import MAX_WORDS, arguments_of, make_subject, measure_costs, toy_clip
+from scripts.studies.labels import nearest_in, place_labels
 from scripts.studies.merging_curve import FEWER, POINTS, UNMERGED, all_runs, beside, beside_fewer
 from scripts.studies.merging_picture import FAMILIES, draw, picture, plotted
 from scripts.studies.runner import FRAMES, LEVELS, made_of, plan_of, quick_places, read_record, study, write_record
@@ -98,7 +99,7 @@ def test_runs_of_the_other_study_are_the_same_runs():
 def test_layers_read_as_many_frames_as_is_said():
     clip = toy_clip()
     for point in POINTS:
-        model = build(clip, settings_of(point.run("events", 1)), point.frames, MAX_WORDS).eval()
+        model = build(clip, arguments_of(point.run("events", 1)).method_settings, point.frames, MAX_WORDS).eval()
         videos, lengths = random_videos(1, point.frames, clip.image_size), torch.tensor([point.frames])
         with torch.no_grad():
             layers = model.encode_video(videos, lengths, return_details=True)["layers"]
@@ -146,36 +147,35 @@ def test_tables_leave_out_what_is_missing():
 
 
 def test_seconds_are_those_of_steps_in_turns(monkeypatch):
-    monkeypatch.setattr(merging_costs, "gigaflops", lambda subject: 1.0)
-    monkeypatch.setattr(merging_costs, "in_turns", lambda calls, rounds, device: {name: [2.0, 4.0] for name in calls})
+    monkeypatch.setattr(costs, "gigaflops", lambda subject: 1.0)
+    monkeypatch.setattr(costs, "in_turns", lambda calls, rounds, device: {name: [2.0, 4.0] for name in calls})
     runs = {point.cost_key: point.run("events", 1) for point in (UNMERGED, MERGED)}
-    costs = measure_costs(runs, UNMERGED.cost_key, batch_size=1, rounds=2)
-    assert costs["ratio"] == dict.fromkeys([*runs, "floor"], 1.0) and set(costs["gigaflops"]) == {*runs, "floor"}
-    assert costs["seconds"] == dict.fromkeys([*runs, "floor"], 3.0)
+    found = measure_costs(runs, UNMERGED.cost_key, batch_size=1, rounds=2, count=True)
+    assert found["ratio"] == dict.fromkeys([*runs, "floor"], 1.0) and set(found["gigaflops"]) == {*runs, "floor"}
+    assert found["seconds"] == dict.fromkeys([*runs, "floor"], 3.0)
     monkeypatch.undo()
-    subject = merging_costs.make_subject(toy_clip(), settings_of(runs[MERGED.cost_key]), Setup(1, 4, "cpu", "fp32", 1))
-    subject.train()  # what takes its turn can be done
+    make_subject(runs[MERGED.cost_key], batch_size=1).train()  # what takes its turn can be done
 
 
 @pytest.mark.slow
 def test_flops_are_counted_attention_and_all():
     clip, setup = toy_clip(), Setup(1, FRAMES, "cpu", "fp32", 1)
     for point in (UNMERGED, MERGED):
-        settings = settings_of(point.run("events", 1))
-        expected = stop_flops(build(clip, settings, FRAMES, MAX_WORDS), setup).train / 1e9
-        found = merging_costs.gigaflops(merging_costs.make_subject(clip, settings, setup))
+        run = point.run("events", 1)
+        expected = stop_flops(build(clip, arguments_of(run).method_settings, FRAMES, MAX_WORDS), setup).train / 1e9
+        found = costs.gigaflops(make_subject(run, batch_size=1))
         assert found == pytest.approx(expected, rel=0.07)
-    found = merging_costs.gigaflops(make_floor(clip, setup))
+    found = costs.gigaflops(make_floor(clip, setup))
     assert found == pytest.approx(floor_flops(clip, setup).train / 1e9, rel=0.01)
 
 
 @pytest.mark.slow
 def test_flops_of_vit_b32_are_those_of_the_formula():
-    found = merging_costs.vit_teraflops()
+    found = costs.vit_teraflops()
     setup = Setup(1, 12, "cpu", "fp32", 1, blank=True)
     clip = setup.load_clip()
-    for name, (settings, frames) in merging_costs.VITS.items():
-        model = build(clip, merging_costs.StopSettings(**settings), frames, MAX_WORDS)
+    for name, (settings, frames) in costs.VITS.items():
+        model = build(clip, costs.StopSettings(**settings), frames, MAX_WORDS)
         expected = stop_flops(model, replace(setup, num_frames=frames)).train / 1e12
         assert found[name] == pytest.approx(expected, rel=0.07)
 
@@ -186,8 +186,8 @@ def places(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "make_files", lambda level, places: None)
     result = lambda run, places: a_result(run, 50.0) | {"made_of": made_of(run, places)}  # noqa: E731
     monkeypatch.setattr(runner, "execute", result)
-    costs = record_of({})["costs"]
-    monkeypatch.setattr(merging, "measure_costs", lambda runs, unmerged, batch_size, rounds: dict(costs))
+    measured = record_of({})["costs"]
+    monkeypatch.setattr(merging, "measure_costs", lambda runs, base, batch_size, rounds, count: dict(measured))
     monkeypatch.setattr(merging, "vit_teraflops", lambda: {"12 frames": 0.3})
     return quick_places(tmp_path, tmp_path / "record.json")
 
@@ -249,6 +249,25 @@ def test_labels_cover_neither_each_other_nor_a_point(spread):
             half = FAMILIES[point.family][1] * figure.dpi / 72 / 2
             marker = Bbox.from_extents(x - half, y - half, x + half, y + half)
             assert not any(marker.overlaps(box) for box in labels), point.label
+
+
+def test_a_label_without_a_line_is_nearest_to_its_own_point_and_covers_no_slanted_line():
+    rng = random.Random(2)
+    points = [(rng.uniform(300, 700), rng.uniform(300, 700)) for _ in range(25)]
+    slanted = [((0, 250), (1000, 800)), ((200, 900), (700, 100))]
+    figure = Figure(figsize=(10, 10), dpi=100)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 1000), ylim=(0, 1000))  # a pixel a unit
+    place_labels(axes, points, [f"point {number}" for number in range(25)], 8, slanted)
+    led = [tuple(line.get_xydata()[0]) for line in axes.get_lines()]
+    without = 0
+    for text in axes.texts:
+        box, own = text.get_window_extent(), points[int(text.get_text().split()[1])]
+        assert not any(Line(line).intersects_bbox(box) for line in slanted)
+        if own not in [pytest.approx(start) for start in led]:
+            without += 1
+            assert min(points, key=lambda point: nearest_in(box, point)[1]) == own
+    assert led and without
 
 
 def test_a_label_stays_near_its_point_where_there_is_room():
