@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Asks whether the patches that STOP chooses on the toy videos follow motion: trains it with other α, N_s and
-# normalisation of M on both levels, three seeds each, at the demo's budget, measures where the chosen patches lie before
-# and after training, and prints the tables of docs/figures.md.
+# Asks whether the patches that STOP chooses on the toy videos follow motion: trains it with other α, normalisation of M,
+# N^s and N_s on both levels, three seeds each, at the demo's budget, measures where the chosen patches lie before and
+# after training, and prints the tables of docs/figures.md.
 #   bash scripts/patches_toy.sh                  everything: some hours on two cores, two trainings at a time
 #   bash scripts/patches_toy.sh --only seed1     trainings whose name holds a word
 #   bash scripts/patches_toy.sh --quick          all of it with a step of some of them on a few videos, elsewhere

@@ -7,7 +7,7 @@ from torch.nn.grad import conv2d_weight
 
 
 class DepthwiseConv3d(nn.Conv3d):
-    """The 3D convolution of N^s and N^t: depthwise, 3×3×3, no bias, N(0, 1/27).
+    """The 3D convolution of N^s and N^t: depthwise, 3×3 on the grid, no bias, N(0, 1 / its kernel's numbers).
 
     Without bias, nothing in gives nothing out: where nothing changes, N^t finds no variation.
 
@@ -18,10 +18,10 @@ class DepthwiseConv3d(nn.Conv3d):
 
     undecayed = frozenset({"weight"})
 
-    def __init__(self, width: int, time_padding: int):
-        """width: C. time_padding: 1 keeps the number of frames, 0 takes off the first and the last."""
-        super().__init__(width, width, 3, padding=(time_padding, 1, 1), groups=width, bias=False)
-        nn.init.normal_(self.weight, std=27**-0.5)
+    def __init__(self, width: int, time_padding: int, depth: int = 3):
+        """width: C. time_padding: frames of zeros at either end. depth: of the kernel, in time."""
+        super().__init__(width, width, (depth, 3, 3), padding=(time_padding, 1, 1), groups=width, bias=False)
+        nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
 
     def forward(self, volume: Tensor) -> Tensor:
         """(B, C, T, G, G) → (B, C, T′, G, G)."""
@@ -31,7 +31,7 @@ class DepthwiseConv3d(nn.Conv3d):
 
 
 class _DepthwiseConv3dOnCPU(torch.autograd.Function):
-    """A depthwise 3×3×3 convolution whose gradients are made of operations that oneDNN has fast depthwise kernels for.
+    """A depthwise convolution, 3×3 on the grid, whose gradients are made of what oneDNN has fast depthwise kernels for.
 
     It has one for the 3D convolution itself but none for its gradients, which take ten times as long. The gradient of
     the input is the convolution of the output's with the kernel turned around; that of the kernel is, slice by slice in
@@ -50,11 +50,11 @@ class _DepthwiseConv3dOnCPU(torch.autograd.Function):
         volume, weight = ctx.saved_tensors
         grad_volume = grad_weight = None
         if ctx.needs_input_grad[0]:
-            padding = (2 - ctx.time_padding, 1, 1)
+            padding = (weight.shape[2] - 1 - ctx.time_padding, 1, 1)
             grad_volume = F.conv3d(grad, weight.flip(2, 3, 4), padding=padding, groups=len(weight))
         if ctx.needs_input_grad[1]:
-            slices = [_kernel_slice_gradient(volume, grad, k - ctx.time_padding) for k in range(3)]
-            grad_weight = torch.stack(slices, dim=2)  # 3 of (C, 1, 3, 3) → (C, 1, 3, 3, 3)
+            slices = [_kernel_slice_gradient(volume, grad, k - ctx.time_padding) for k in range(weight.shape[2])]
+            grad_weight = torch.stack(slices, dim=2)  # of (C, 1, 3, 3) each → (C, 1, depth, 3, 3)
         return grad_volume, grad_weight, None
 
 

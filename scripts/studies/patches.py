@@ -8,8 +8,8 @@ Of every test video it is known which pixels show the object that moves, one tha
 share that it has of all patches, that says how many times as often as chance it is chosen. Shares are measured in each
 layer before and after training: with the prompters' first values, and with those of the last checkpoint.
 
-What may help is α (how attention and dynamics are weighed), the normalisation of M and N_s. See
-`scripts.studies.runner` for how a training is done and what it reports.
+What may help is α (how attention and dynamics are weighed), the normalisation of M, the convolution N^s that M is made
+by, and N_s. See `scripts.studies.runner` for how a training is done and what it reports.
 """
 
 import json
@@ -65,8 +65,9 @@ CHOICES = {
     "alpha 0.75": ("--alpha", "0.75"),
     "alpha 1": ("--alpha", "1"),
     "M as it is": ("--dynamics_norm", "none"),
+    "N^s untrained": ("--selection_gradient", "none"),
+    "N^s of differences": ("--dynamics_input", "differences"),
     "num_regions 2": ("--num_regions", "2"),
-    "num_regions 3": ("--num_regions", "3"),
     "num_regions 12": ("--num_regions", "12"),
 }
 

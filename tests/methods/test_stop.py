@@ -278,11 +278,13 @@ def test_gradients_are_those_of_prompts_made_at_every_patch(dropout):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize(("length", "time_padding"), [(1, 1), (2, 1), (5, 1), (3, 0), (7, 0)])
-def test_depthwise_gradients_are_those_of_the_general_convolution(length, time_padding):
+@pytest.mark.parametrize(
+    ("length", "time_padding", "depth"), [(1, 1, 3), (2, 1, 3), (5, 1, 3), (3, 0, 3), (7, 0, 3), (2, 0, 2), (6, 0, 2)]
+)
+def test_depthwise_gradients_are_those_of_the_general_convolution(length, time_padding, depth):
     torch.manual_seed(4)
-    conv = DepthwiseConv3d(D, time_padding).double()
-    general = torch.nn.Conv3d(D, D, 3, padding=(time_padding, 1, 1), groups=D, bias=False).double()
+    conv = DepthwiseConv3d(D, time_padding, depth).double()
+    general = torch.nn.Conv3d(D, D, (depth, 3, 3), padding=(time_padding, 1, 1), groups=D, bias=False).double()
     general.load_state_dict(conv.state_dict())
     x = tokens(length=length).requires_grad_()
     results = []

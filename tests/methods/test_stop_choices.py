@@ -407,6 +407,33 @@ def run_controls(model, videos, lengths, keys=None):
     return model.encode_video(videos, lengths, keys, return_details=True)["layers"]
 
 
+def test_dynamics_of_differences_are_those_of_a_kernel_whose_sum_over_time_is_zero_and_see_change_alone():
+    torch.manual_seed(5)
+    intra = build_prompting(make_tiny_clip().vision_tower(), StopSettings(**SMALL, dynamics_input="differences"), T)
+    intra = intra.intra_frame.double()
+    h = torch.randn(2, T + 2, P, D, dtype=torch.float64)
+    before, behind = intra.dynamics.weight.unbind(2)  # of h_i − h_{i−1} and of h_{i+1} − h_i
+    of_frames = torch.nn.Conv3d(D, D, 3, padding=(0, 1, 1), groups=D, bias=False).double()
+    with torch.no_grad():
+        of_frames.weight.copy_(torch.stack([-before, before - behind, behind], dim=2))
+        strength = grid_conv3d(of_frames, h, 3).square().mean(-1)
+        torch.testing.assert_close(intra.temporal_dynamics(h), strength / strength.sum(-1, keepdim=True))
+        h[:, :, 0] = h[:, :1, 0]  # a corner that stands still, beside neighbours that do not
+        h[:, :4] = h[:, :1]  # the first frames are one picture
+        dynamics = intra.temporal_dynamics(h)
+    assert (dynamics[:, :2] == 0).all() and (dynamics[:, 3:] > 0).all()
+
+
+def test_a_still_videos_embedding_is_the_pictures_where_dynamics_are_of_differences():
+    pictures = random_videos(2, 1)
+    model = alive(make(dynamics_input="differences"))
+    videos = pictures.expand(-1, T, -1, -1, -1).contiguous()
+    embeddings = [
+        model.encode_video(frames, torch.full((2,), frames.shape[1]))["embedding"] for frames in (videos, pictures)
+    ]
+    torch.testing.assert_close(*embeddings, rtol=0, atol=1e-5)
+
+
 def test_random_regions_are_drawn_of_the_sample_its_step_and_its_layer_in_training():
     model = alive(make(selection="random")).train()
     videos, lengths, keys = random_videos(1, T).expand(3, -1, -1, -1, -1), torch.full((3,), T), torch.tensor([5, 6, 5])

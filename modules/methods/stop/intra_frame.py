@@ -143,6 +143,7 @@ class IntraFramePrompting(nn.Module):
         straight_through: bool,
         prompter: SpatialPrompter,
         at_random: bool = False,
+        of_differences: bool = False,
     ):
         """Build N^s around a prompter P^s.
 
@@ -155,6 +156,8 @@ class IntraFramePrompting(nn.Module):
             prompter: P^s.
             at_random: choose N_s patches of each frame at random, without N^s and A: what choosing by W^s is compared
                 with [ours].
+            of_differences: N^s sees how the frame differs from the one before it and from the one behind it, in place
+                of the three frames, so that what stands still has no M however it looks [ours].
 
         Raises:
             UserError: if N_s or α is out of range.
@@ -170,7 +173,9 @@ class IntraFramePrompting(nn.Module):
         self.normalize_dynamics = normalize_dynamics
         self.straight_through = straight_through
         self.at_random = at_random
-        self.dynamics = None if at_random else DepthwiseConv3d(width, time_padding=0)
+        self.of_differences = of_differences
+        depth = 2 if of_differences else 3
+        self.dynamics = None if at_random else DepthwiseConv3d(width, time_padding=0, depth=depth)
         self.prompter = prompter
 
     def temporal_dynamics(self, extended: Tensor) -> Tensor:
@@ -183,7 +188,10 @@ class IntraFramePrompting(nn.Module):
             (B, T, P), not negative.
         """
         with torch.autocast(extended.device.type, enabled=False):
-            dynamics = grid_conv3d(self.dynamics, extended.to(self.dynamics.weight.dtype), self.grid)
+            seen = extended.to(self.dynamics.weight.dtype)
+            if self.of_differences:
+                seen = seen.diff(dim=1)
+            dynamics = grid_conv3d(self.dynamics, seen, self.grid)
             strength = mean_square(dynamics)
             if self.normalize_dynamics:
                 strength = strength / strength.sum(-1, keepdim=True).clamp_min(torch.finfo(strength.dtype).tiny)

@@ -114,6 +114,11 @@ class StopSettings(EncoderSettings):
         "tokens of a gap by its W^t, or as a control the same η for all [ours]",
         ("variation", "constant"),
     )
+    dynamics_input: str = setting(
+        "frames",
+        "what N^s sees: a frame and the two beside it, or how it differs from them [ours]",
+        ("frames", "differences"),
+    )
     dynamics_norm: str = setting("frame", "divide M_i by its sum over the frame, or not", ("frame", "none"))
     selection_gradient: str = setting(
         "straight_through",
@@ -390,6 +395,7 @@ def _intra_frame(tower: ClipVisionTower, settings: StopSettings) -> IntraFramePr
             settings.spatial_reduce,
         ),
         at_random=settings.selection == "random",
+        of_differences=settings.dynamics_input == "differences",
     )
 
 
