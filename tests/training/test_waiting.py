@@ -17,6 +17,7 @@ from dataloaders.batches import NO_LABEL, Ahead, Batch
 from helpers.gpu import GPU, move_to_gpu, pretend_gpu
 from helpers.methods import disturb, make_model
 from helpers.tiny import make_tiny_clip, random_videos
+from modules.methods import METHODS
 from modules.runtime.compute import Compute
 from modules.runtime.interruption import Interruption
 from modules.runtime.precision import Precision
@@ -92,6 +93,7 @@ CASES = {
     "VoP": {"form": "vop", "num_joint_layers": 0, "merge_frames": "1"},
     "LSTM": {"form": "seqLSTM"},
     "pairs": {"form": "tightTransf"},
+    **{form: {"form": form} for form in METHODS if form not in ("stop", "vop", "clip4clip", "zero_shot")},
     "in parts": {"form": "stop_own", "accumulate": 2},
     "fp16, classes in parts": {"form": "stop_own", "task": "recognition", "accumulate": 3, "precision": "fp16"},
 }

@@ -30,6 +30,7 @@ from modules.clip.block import Block
 from modules.clip.loader import LoadedCLIP
 from modules.clip.text import ClipTextTower
 from modules.clip.vision import ClipVisionTower
+from modules.kernels.copies import send
 from modules.methods.base import EncoderSettings, Method, Properties
 from modules.model.heads import CosineHead
 from modules.model.prompting import Prompted, VideoPrompting, VideoTokens
@@ -174,7 +175,7 @@ class ParallelTextEncoder(TextEncoder):
     def _embed(self, ids: Tensor, keys: Tensor | None = None) -> Tensor:
         """(N, W) int64 → (N, E), unit length."""
         tower = self.tower
-        ids = ids.to(tower.positional_embedding.device)
+        ids = send(ids, tower.positional_embedding.device)
         with torch.no_grad():
             tokens, ends, mask = tower.embed(ids), tower.ends(ids), tower.causal_mask(ids.shape[1])
             states = [positive_part(tokens)]

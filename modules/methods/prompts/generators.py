@@ -60,7 +60,9 @@ class PromptGenerator(nn.Module):
     def __init__(self, vision: ClipVisionTower, text: ClipTextTower, num_postfix: int):
         super().__init__()
         self.num_postfix = num_postfix
-        self.text_layers = [layer * vision.num_layers // text.num_layers for layer in range(text.num_layers)]
+        # a tensor on the device: for a list the device would be waited for
+        layers = [layer * vision.num_layers // text.num_layers for layer in range(text.num_layers)]
+        self.register_buffer("text_layers", torch.tensor(layers), persistent=False)
 
     def video(self) -> Tensor:
         """Each layer's prompts of each frame: (L, T, K, D), or (L, 1, K, D) where all frames have the same."""
@@ -87,7 +89,7 @@ class LinearGenerator(PromptGenerator):
 
     def text(self) -> Tensor:
         """See `PromptGenerator`."""
-        learned = self.learned[self.text_layers]
+        learned = self.learned.index_select(0, self.text_layers)
         return torch.cat([self.to_prefix(learned), self.to_postfix(learned)], dim=1)
 
 
@@ -114,7 +116,7 @@ class TransformerGenerator(PromptGenerator):
 
     def text(self) -> Tensor:
         """See `PromptGenerator`."""
-        return self.to_text(self.block(self.table[self.text_layers], num_queries=self.num_text))
+        return self.to_text(self.block(self.table.index_select(0, self.text_layers), num_queries=self.num_text))
 
 
 @dataclass(frozen=True)
