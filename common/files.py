@@ -52,12 +52,13 @@ def csv_text(rows: Iterable[Sequence]) -> str:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, patience: float = 0.0) -> Iterator[bool]:
+def lock_folder(folder: Path, patience: float = 0.0, name: str = ".lock") -> Iterator[bool]:
     """Keep other programs that ask for the same from a folder; ends with the process, however that ends.
 
     Args:
-        folder: gets a file ``.lock``.
+        folder: gets a file of that name.
         patience: seconds to wait for another one to end.
+        name: programs that ask for different ones are not kept from each other.
 
     Yields:
         False where the file system has no locks.
@@ -68,7 +69,7 @@ def lock_folder(folder: Path, patience: float = 0.0) -> Iterator[bool]:
     if fcntl is None:
         yield False
         return
-    with (folder / ".lock").open("w") as file:
+    with (folder / name).open("w") as file:
         deadline = time.monotonic() + patience
         while True:
             try:

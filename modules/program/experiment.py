@@ -259,8 +259,7 @@ def open_run(arguments: Arguments, session: Session) -> Iterator[Experiment]:
     folder.suffix = "_eval" if not trains and folder.has(LAST) else ""
     try:
         with contextlib.ExitStack() as stack:
-            if trains:
-                stack.enter_context(folder.lock())
+            stack.enter_context(folder.lock())
             stack.enter_context(mark_when_interrupted(folder, session))
             stack.enter_context(determinism(arguments.common.deterministic))
             context_length = known_context_length(arguments.common.pretrained_clip_name)

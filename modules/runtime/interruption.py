@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from common.early import EXIT_CODE
@@ -18,6 +19,9 @@ from common.early import EXIT_CODE
 PATIENCE = 5.0  # seconds for a step to finish
 LOCK_PATIENCE = 2.0  # seconds for a change of the state to finish
 LAST_RESORT = 4.0  # seconds for all that is done then
+SAVING = 20.0  # seconds more for a checkpoint that is being written: a large one takes longer than a step
+
+POLL = 0.1  # seconds between two looks
 
 logger = logging.getLogger("stop")
 
@@ -42,6 +46,7 @@ class Interruption:
         self._left = threading.Event()
         self._leaving = False
         self._deaf = False
+        self._saving = False
 
     @property
     def requested(self) -> bool:
@@ -131,6 +136,15 @@ class Interruption:
                 self._save = None
                 raise
 
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around writing a checkpoint, which is not abandoned for taking long as a step is."""
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._saving = False
+
     def _on_signal(self, number: int, frame) -> None:
         self._note(number)
         if self._save is None:
@@ -151,8 +165,18 @@ class Interruption:
             received = os.read(self._reading, 1)[0]
             if received in (signal.SIGTERM, signal.SIGINT):  # others that have handlers are written too
                 self._note(received)
-                if not self._left.wait(PATIENCE):
+                if not self._left.wait(PATIENCE) and not self._left_after_saving():
                     self._leave()
+
+    def _left_after_saving(self) -> bool:
+        """Wait for a checkpoint that is being written, and for the run to be left behind it; whether it was."""
+        deadline = time.monotonic() + SAVING
+        while self._saving and time.monotonic() < deadline:
+            while self._saving and time.monotonic() < deadline:
+                time.sleep(POLL)
+            if self._left.wait(LOCK_PATIENCE):
+                return True
+        return False
 
     def _leave(self) -> None:
         """Save if that is possible and end the process, in time whatever hangs: a disk, a GPU, another process."""

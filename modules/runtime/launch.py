@@ -21,10 +21,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from modules.runtime.interruption import EXIT_CODE, LAST_RESORT, LOCK_PATIENCE, PATIENCE
+from modules.runtime.interruption import EXIT_CODE, LAST_RESORT, LOCK_PATIENCE, PATIENCE, SAVING
 
 HOST = "127.0.0.1"
-ENDING = 2 * (PATIENCE + LOCK_PATIENCE + LAST_RESORT)  # seconds for processes that are told to end
+ENDING = 2 * (PATIENCE + LOCK_PATIENCE + LAST_RESORT) + SAVING  # seconds for processes that are told to end
 POLL = 0.1  # seconds between two looks at the processes
 TOLD = (0, EXIT_CODE, -signal.SIGTERM, -signal.SIGINT)  # how a process ends that was told to; before it listens, by it
 

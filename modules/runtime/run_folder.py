@@ -203,7 +203,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other runs from writing here; ends with the process, however that ends.
+        """Keep other runs from writing files of these names; ends with the process, however that ends.
 
         Raises:
             UserError: if another one writes here and does not end soon.
@@ -211,7 +211,7 @@ class RunFolder:
         with contextlib.ExitStack() as stack:
             if self.is_main:
                 try:
-                    locked = stack.enter_context(lock_folder(self.path, LOCK_PATIENCE))
+                    locked = stack.enter_context(lock_folder(self.path, LOCK_PATIENCE, f".lock{self.suffix}"))
                 except BlockingIOError:
                     raise UserError(
                         f"another run is writing to {self.path}: wait for it, end it, or give another --output_dir"

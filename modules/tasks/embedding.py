@@ -1,7 +1,8 @@
 """Embedding an evaluation set, each item once, on the process whose turn it is."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.files import write_whole
 from common.progress import Progress
 from dataloaders.bad_videos import LEAVE_OUT_BAD
 from dataloaders.batches import evaluation_loader
@@ -21,6 +23,12 @@ from modules.runtime.run_folder import make_folder
 
 logger = logging.getLogger("stop")
 
+# all that a run saves of embeddings, of either task
+FEATURE_FILES = (
+    "text.npy",
+    "video.npy",
+    *(f"{name}.txt" for name in ("text_ids", "video_ids", "captions", "sets", "labels")),
+)
 PAIRS = 4096  # of a text and a video, scored at a time
 
 
@@ -131,6 +139,33 @@ def prepare_to_save(model: VideoTextModel, folder: Path) -> None:
     """
     check_searchable(model, "Leave --save_features out, or train with")
     make_folder(folder, "--save_features")
+
+
+def save_features(folder: Path, arrays: Mapping[str, np.ndarray], columns: Mapping[str, Sequence[str]]) -> None:
+    """Write embeddings and what their rows are; what is there of an earlier run goes first, so that none are mixed.
+
+    Args:
+        folder: that `prepare_to_save` made.
+        arrays: ``NAME.npy`` each.
+        columns: ``NAME.txt`` each, a row a line.
+
+    Raises:
+        UserError: if one cannot be written.
+    """
+    try:
+        for name in FEATURE_FILES:
+            (folder / name).unlink(missing_ok=True)
+        for name, array in arrays.items():
+            write_whole(folder / f"{name}.npy", partial(np.save, arr=array))
+        for name, lines in columns.items():
+            text = "".join(" ".join(line.splitlines()) + "\n" for line in lines)
+            write_whole(folder / f"{name}.txt", lambda file, text=text: file.write(text.encode()))
+    except OSError as error:
+        raise UserError(
+            f"the embeddings cannot be written to {folder}: {error.strerror or error}. Make room on the disk, or give "
+            "another --save_features, and evaluate again: --do_eval with --init_model"
+        ) from error
+    logger.info("embeddings are in %s", folder)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
 from modules.runtime.run_folder import RunFolder
 from modules.tasks.base import ALL
-from modules.tasks.embedding import embed_items, prepare_to_save, score_pairs
+from modules.tasks.embedding import embed_items, prepare_to_save, save_features, score_pairs
 from modules.tasks.metrics import DECIMALS, percent
 
 logger = logging.getLogger("stop")
@@ -271,11 +271,8 @@ class RecognitionTask:
 
     def _save_features(self, text: np.ndarray, video: np.ndarray) -> None:
         """``text.npy`` (a row a class), ``video.npy`` (mean over views, unit length), ids, classes and labels."""
-        folder = self.save_features
-        folder.mkdir(parents=True, exist_ok=True)
         mean = video.mean(1)
-        np.save(folder / "text.npy", text)
-        np.save(folder / "video.npy", mean / np.linalg.norm(mean, axis=1, keepdims=True))
+        arrays = {"text": text, "video": mean / np.linalg.norm(mean, axis=1, keepdims=True)}
         samples = self.evaluation_set.kept
         columns = {
             "text_ids": self.classes,
@@ -283,9 +280,7 @@ class RecognitionTask:
             "captions": self.prompts[:: len(self.prompts) // len(self.classes)],
             "labels": [self.classes[sample.label] for sample in samples],
         }
-        for name, lines in columns.items():
-            (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        logger.info("embeddings are in %s", folder)
+        save_features(self.save_features, arrays, columns)
 
 
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> bytes:

@@ -19,7 +19,7 @@ from modules.runtime.compute import Compute
 from modules.runtime.processes import Processes
 from modules.runtime.run_folder import RunFolder
 from modules.tasks.base import ALL
-from modules.tasks.embedding import embed_items, gather_strided, prepare_to_save, score_pairs
+from modules.tasks.embedding import embed_items, gather_strided, prepare_to_save, save_features, score_pairs
 from modules.tasks.losses import same_video_or_caption, symmetric_contrastive_loss
 from modules.tasks.metrics import LEGEND, Ranking, mean_metrics, rank, rank_embeddings, summary
 
@@ -57,15 +57,11 @@ class Embeddings:
     def save(self, folder: Path) -> None:
         """Write ``text.npy``, ``video.npy``, ``text_ids.txt``, ``video_ids.txt`` and ``captions.txt``, a row a line.
 
-        And ``sets.txt``, the set of each video, where there are sets.
+        And ``sets.txt``, the set of each video, where there are sets. See `save_features`.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "sets.txt").unlink(missing_ok=True)
-        np.save(folder / "text.npy", self.text)
-        np.save(folder / "video.npy", self.video)
-        for name in ("text_ids", "video_ids", "captions", *(() if self.sets is None else ("sets",))):
-            lines = (" ".join(line.splitlines()) + "\n" for line in getattr(self, name))
-            (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+        names = ("text_ids", "video_ids", "captions", *(() if self.sets is None else ("sets",)))
+        columns = {name: getattr(self, name) for name in names}
+        save_features(folder, {"text": self.text, "video": self.video}, columns)
 
     def parts(self) -> Iterator["Embeddings"]:
         """What is ranked by itself: each set, with its name in `sets`; or everything, where there are no sets."""
@@ -220,7 +216,6 @@ class RetrievalTask:
         embeddings, is_main = self.embed(model, compute), compute.processes.is_main
         if self.save_features is not None and is_main:
             embeddings.save(self.save_features)
-            logger.info("embeddings are in %s", self.save_features)
         of_sets, tables = [], [csv_text([RANK_COLUMNS + (() if embeddings.sets is None else ("set",))])]
         for part, found in self.rank(model, embeddings, compute, self.v2t_ranks):
             of_sets.append(summary(found))

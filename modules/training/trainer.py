@@ -502,7 +502,8 @@ class Trainer:
             **self.step.state(),
             "position": asdict(self.position),
         }
-        self.folder.save_checkpoint(name, content)
+        with self.interruption.saving():
+            self.folder.save_checkpoint(name, content)
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -4,11 +4,13 @@ import errno
 import json
 import os
 import signal
+import threading
 import time
 
 import pytest
 
 import main_task_retrieval
+from common.files import lock_folder
 from helpers.faults import in_program
 from helpers.launching import start_training, wait_for
 from helpers.runs import assert_equal, logged_steps, state_of
@@ -78,6 +80,18 @@ def test_a_second_signal_changes_nothing(tiny_run, tmp_path):
     output = process.communicate(timeout=30)[0]
     assert process.returncode == 75, output
     assert json.loads((tmp_path / "interrupted.json").read_text())["signal"] == "SIGTERM"
+
+
+def test_two_evaluations_do_not_share_a_folder(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_folder, "LOCK_PATIENCE", 0.0)
+    evaluate = [*tiny_run, "--output_dir", str(tmp_path), "--do_eval", "--method", "zero_shot"]
+    with lock_folder(tmp_path):
+        assert main_task_retrieval.main(evaluate) == 1
+        assert "another run is writing to" in capsys.readouterr().err
+    assert main_task_retrieval.main(evaluate) == 0
+    (tmp_path / "last.pt").touch()  # as if a training had been there, beside which an evaluation has names of its own
+    with lock_folder(tmp_path):
+        assert main_task_retrieval.main(evaluate) == 0
 
 
 @pytest.mark.slow
@@ -215,6 +229,25 @@ def test_a_state_that_is_half_changed_is_not_saved():
         with pytest.raises(Interrupted), listener.finish_steps(lambda: saved.append("step")):
             raise RuntimeError("the other processes are gone")
         assert saved == ["step"]
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_checkpoint_that_is_being_written_is_waited_for_but_not_forever(monkeypatch, in_time):
+    for name, seconds in (("PATIENCE", 0.1), ("POLL", 0.01), ("LOCK_PATIENCE", 0.2)):
+        monkeypatch.setattr(interruption, name, seconds)
+    monkeypatch.setattr(interruption, "SAVING", 60.0 if in_time else 0.2)
+    abandoned, saved = threading.Event(), []
+    monkeypatch.setattr(Interruption, "_leave", lambda self: abandoned.set())
+
+    def save():
+        with listener.saving():
+            abandoned.wait(0.6 if in_time else 60)  # much longer than a step has
+            saved.append("step")
+
+    with pytest.raises(Interrupted), Interruption() as listener, listener.finish_steps(save):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise Interrupted
+    assert saved == ["step"] and abandoned.is_set() != in_time
 
 
 def test_handlers_are_put_back(tiny_run, tmp_path):
