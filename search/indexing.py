@@ -259,8 +259,7 @@ def _is_same(video: Found, known: Video | None, retry_bad: bool) -> bool:
 def _forget(store: Store, roots: list[str], found: dict[str, Found], unread: list[str]) -> Outcome:
     """Remove what is gone: from the folders given, and of others what is no longer there while the folder is."""
     gone = []
-    # a disk that is not mounted has not lost its videos
-    mounted = [folder for folder in store.folders() if os.path.isdir(folder) and os.listdir(folder)]
+    mounted = [folder for folder in store.folders() if _is_mounted(folder)]
     for video in store.videos():
         if video.path in found or _is_in(video.path, unread):
             continue
@@ -271,6 +270,14 @@ def _forget(store: Store, roots: list[str], found: dict[str, Found], unread: lis
             gone.append(video.path)
     store.remove(gone)
     return Outcome(gone=len(gone))
+
+
+def _is_mounted(folder: str) -> bool:
+    """Whether a folder shows what it holds: a disk that is not mounted, or cannot be read, has not lost its videos."""
+    try:
+        return bool(os.listdir(folder))
+    except OSError:
+        return False
 
 
 def _is_in(path: str, folders: Iterable[str]) -> bool:

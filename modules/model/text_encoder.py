@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from modules.model.prompting import TextPrompting
 # Captions go through the tower in groups of exactly this many, the last one filled up: a matrix product of another size
 # may round differently, and then a caption's embedding would depend on when it was first needed.
 GROUP = 32
+MAX_KEPT = 2**19  # embeddings that are kept, more than any training list has captions: 1 GB of ViT-B/32's
 WITHOUT_GRADIENT = 256  # captions at a time where the tower trains and no gradient is asked for
 COUNTED_AT_ONCE = 4096  # captions
 
@@ -47,7 +49,7 @@ class TextEncoder(nn.Module):
     """Embeds captions with a CLIP tower.
 
     Where nothing in it trains, each caption is embedded once and kept, on the tower's device: its embedding never
-    changes.
+    changes. Beyond `MAX_KEPT` captions the oldest go.
 
     Attributes:
         max_words: tokens a caption is cut to, start and end included.
@@ -157,7 +159,10 @@ class TextEncoder(nn.Module):
             group = new[start : start + GROUP]
             embeddings = self._embed(self.tokenize(group + [""] * (GROUP - len(group))))
             self._kept.update(zip(group, embeddings[: len(group)].clone(), strict=True))
-        return torch.stack([self._kept[c] for c in captions])
+        found = torch.stack([self._kept[c] for c in captions])
+        for caption in list(islice(self._kept, max(0, len(self._kept) - MAX_KEPT))):  # the oldest
+            del self._kept[caption]
+        return found
 
     def _embed(self, ids: Tensor, keys: Tensor | None = None) -> Tensor:
         """(N, W) int64 → (N, E)."""

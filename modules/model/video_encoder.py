@@ -146,6 +146,7 @@ class VideoEncoder(nn.Module):
     ) -> tuple[VideoTokens, Details | None, Prompted | None]:
         """One block and the prompting before it; if it is `watched`, also the block's input."""
         scope = self.scopes[layer]
+        tokens = replace(tokens, known=dict(tokens.known))  # what a checkpoint computes twice changes nothing outside
         if layer in self.merge_before:
             tokens = replace(scope.merge(tokens), lengths=(tokens.lengths + 1) // 2)
         tokens = scope.join(tokens)

@@ -116,7 +116,7 @@ ROWS: dict[str, Row] = {
     "video_text_adapter": Row("video_text_adapter", ("--method", "video_text_adapter"), "adapter"),
     "unipt": Row("unipt", ("--method", "unipt"), "adapter"),
     "vpt": Row("vpt", ("--method", "vpt"), "prompt"),
-    "vop": Row("vop", ("--method", "vop", "--num_joint_layers", "1"), "prompt"),
+    "vop": Row("vop", ("--method", "vop"), "prompt"),
     "efficient_prompt": Row(
         "efficient_prompt",
         ("--method", "efficient_prompt", "--prefix_prompts", "4", "--postfix_prompts", "4"),

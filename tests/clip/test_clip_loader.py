@@ -25,6 +25,7 @@ from modules.clip.loader import (
     unknown_host,
 )
 from modules.clip.vision import UnsupportedCLIP
+from modules.model import text_encoder
 from modules.model.text_encoder import GROUP, TextEncoder
 
 
@@ -187,6 +188,15 @@ def test_captions_are_cut_with_start_and_end_kept(tiny_clip):
         TextEncoder(tiny_clip.text_tower(), tiny_clip.tokenizer, max_words=2)
     with pytest.raises(UserError, match=r"17 is more than .* 16 tokens"):
         TextEncoder(tiny_clip.text_tower(), tiny_clip.tokenizer, max_words=17)
+
+
+def test_only_so_many_captions_are_kept(tiny_clip, monkeypatch):
+    monkeypatch.setattr(text_encoder, "MAX_KEPT", 3)
+    encoder = TextEncoder(tiny_clip.text_tower(), tiny_clip.tokenizer, max_words=6)
+    words = ["one", "two", "three", "four", "five"]
+    together = encoder(words)
+    assert list(encoder._kept) == words[2:]
+    assert torch.equal(encoder(words[:1]), together[:1]) and list(encoder._kept) == [*words[3:], "one"]
 
 
 class OtherTokenizer:

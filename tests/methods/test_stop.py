@@ -669,10 +669,14 @@ def test_checkpointed_activations_give_the_same_gradients_and_keep_less(scope, p
     assert kept[1] < kept[0] / 3
 
 
-@pytest.mark.parametrize(("scope", "prompting"), [("joint", "per_layer"), ("frame", "once")])
+@pytest.mark.parametrize(
+    ("scope", "prompting", "checkpointed"),
+    [("joint", "per_layer", False), ("frame", "once", False), ("joint", "per_layer", True), ("frame", "once", True)],
+)
 @pytest.mark.slow
-def test_a_compiled_encoder_is_one_graph_and_computes_the_same(scope, prompting):
+def test_a_compiled_encoder_is_one_graph_and_computes_the_same(scope, prompting, checkpointed):
     model = make_stop(make_tiny_clip(), attention_scope=scope, prompting=prompting).double().train()
+    model.video_encoder.checkpoint_activations = checkpointed
     frames, num_frames, keys = random_videos(3, T), torch.tensor([T, T, 4]), torch.arange(3)
     parameters = [p for _, p in model.trainable_parameters()]
     results = []

@@ -85,6 +85,12 @@ def make_deep_clip():
     return replace(tiny, model=open_clip.CLIP(**config).eval())
 
 
+@pytest.mark.parametrize(("make_clip", "frame_layers", "joint"), [(make_tiny_clip, 2, 1), (make_deep_clip, 2, 2)])
+def test_the_last_third_of_the_layers_is_joint_where_no_number_is_given(make_clip, frame_layers, joint):
+    prompting = make(make_clip(), num_joint_layers=None).video_encoder.prompting
+    assert (len(prompting.learned), len(prompting.joint)) == (frame_layers, joint)
+
+
 def test_a_frames_prompts_are_made_of_all_frames_class_tokens():
     prompting = make().double().video_encoder.prompting
     cls = torch.randn(2, T, 32).double()

@@ -1,6 +1,7 @@
 """An index is brought up to date, stays whole however its writer ends, and says what is wrong."""
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent import futures
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,7 +97,7 @@ def test_what_is_new_or_changed_is_done_and_what_is_gone_is_forgotten(folder, mo
     assert contents(anew) == second  # to the bit
 
 
-def test_another_folder_is_added_and_one_that_is_not_there_is_not_forgotten(folder, model, tmp_path):
+def test_another_folder_is_added_and_one_that_is_not_there_is_not_forgotten(folder, model, tmp_path, monkeypatch):
     index_dir, other = tmp_path / "index", tmp_path / "other"
     make_videos(other, ["x.mp4"])
     for place in (folder, other):
@@ -105,6 +107,16 @@ def test_another_folder_is_added_and_one_that_is_not_there_is_not_forgotten(fold
     assert update([other], index_dir, CUT, model, set()).gone == 0  # a disk that is not mounted
     folder.mkdir()
     assert update([other], index_dir, CUT, model, set()).gone == 0  # and the place where it is mounted
+    listdir = os.listdir
+    with monkeypatch.context() as patch:  # a test may run as somebody who may read everything
+
+        def refuse(path="."):
+            if Path(path) == folder:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return listdir(path)
+
+        patch.setattr(os, "listdir", refuse)
+        assert update([other], index_dir, CUT, model, set()).gone == 0  # one that cannot be read
     with pytest.raises(UserError, match="--forget_empty"):
         update([folder], index_dir, CUT, model, set())
     outcome = update([folder], index_dir, IndexSettings(window=2.0, stride=1.0, forget_empty=True), model, set())

@@ -9,6 +9,11 @@ It trains 14,269,440 parameters and the frames' embedding, which the paper does 
 the 1% between is not explained. What the paper leaves open [inferred]: the gradient flows through
 the class tokens into the BiLSTM; the frames' embedding starts at zero; of the first layer's prompts the learned ones go
 through the image tower's first norm.
+
+The paper's twelve layers are eight and four; of a CLIP of L layers those from ⌊8·L/12⌋ on are joint. The frames'
+embedding is made for T frames, and videos of another length are refused. All text prompts stand before the words: with
+some behind them the public release of the basic method reads a token behind the end token, whose place it shifts by
+more than the prompts shift it.
 """
 
 from dataclasses import dataclass
@@ -41,8 +46,11 @@ class VopSettings(EncoderSettings):
     num_context_prompts: int = setting(
         4, "of these, in the frame layers, how many are made of the frames' class tokens", within=at_least(1)
     )
-    num_joint_layers: int = setting(
-        4, "last layers that read the video as one sequence; those before read it frame by frame", within=at_least(0)
+    num_joint_layers: int | None = setting(
+        None,
+        "last layers that read the video as one sequence, those before read it frame by frame; by default a third",
+        within=at_least(0),
+        metavar="LAYERS",
     )
 
     def problems(self) -> list[str]:
@@ -66,6 +74,8 @@ class VopVideo(VideoPrompting):
         """
         super().__init__()
         width, joint = tower.width, settings.num_joint_layers
+        if joint is None:
+            joint = tower.num_layers - 8 * tower.num_layers // 12
         if not 0 <= joint < tower.num_layers:
             raise UserError(
                 f"--num_joint_layers must be below the {tower.num_layers} layers of this CLIP, found {joint}"
@@ -128,7 +138,7 @@ def build(clip: LoadedCLIP, settings: VopSettings, num_frames: int, max_words: i
     """VoP around a frozen CLIP."""
     vision, text = clip.vision_tower(), clip.text_tower()
     prompting = VopVideo(vision, settings, num_frames)
-    scopes = [FrameScope()] * prompting.num_frame_layers + [JointScope()] * settings.num_joint_layers
+    scopes = [FrameScope()] * prompting.num_frame_layers + [JointScope()] * len(prompting.joint)
     return VideoTextModel(
         TextEncoder(text, clip.tokenizer, max_words, DeepTextPrompts(text, settings.num_prompts, take_positions=True)),
         VideoEncoder(vision, scopes, Mean(), prompting, settings.merge_before),
