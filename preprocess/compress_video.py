@@ -52,7 +52,7 @@ from common.files import write_whole
 from common.progress import Progress
 from dataloaders.video.preparation import COMPRESSED_NOTE, COMPRESSED_SUFFIX, preparation_of, read_note
 from preprocess.frames import Shrinker, choose_frames, frame_interval, video_stream
-from preprocess.jobs import NOT_REACHED, Job, describe, interrupts_ignored, plan, report, stop_workers
+from preprocess.jobs import NOT_REACHED, Job, describe, interrupts_ignored, plan, report, stop_workers, to_rate
 
 CODEC = "libx264"
 MAX_SECONDS = "max_seconds"  # in the note
@@ -245,18 +245,6 @@ def reason_of_broken_pool(job: Job) -> str:
 
 
 # --- Command line -----------------------------------------------------------------------------------------
-
-
-def to_rate(text: str) -> Fraction:
-    """A rate as it is given on the command line.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    try:
-        return Fraction(text)
-    except ZeroDivisionError as error:
-        raise ValueError(f"{text} divides by zero") from error
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:

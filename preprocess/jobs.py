@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from dataloaders.video.pack_index import FAILURES_FILE
@@ -18,6 +20,18 @@ from dataloaders.video_files import VIDEO_SUFFIXES
 from preprocess.frames import DamagedVideo
 
 NOT_REACHED = "not reached: a worker process died before this video's turn"
+
+
+def to_rate(text: str) -> Fraction:
+    """A number as it is given on the command line, also as a fraction: a flag's `type`.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is none.
+    """
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, such as 3, 0.5 or 30000/1001") from None
 
 
 @dataclass(frozen=True)

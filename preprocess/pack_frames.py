@@ -44,7 +44,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import replace
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
@@ -62,7 +61,7 @@ from common.progress import Progress
 from dataloaders.video.pack_index import FORMATS, INDEX_FILE, RAW, PackIndex, PackSettings
 from dataloaders.video.preparation import preparation_of
 from preprocess.frames import Shrinker, choose_frames, video_stream
-from preprocess.jobs import Job, describe, interrupts_ignored, plan, report, stop_workers
+from preprocess.jobs import Job, describe, interrupts_ignored, plan, report, stop_workers, to_rate
 from preprocess.pack_writer import EncodedVideo, PackWriter, claim_output, find_shards, remove_pack
 
 MEGABYTE = 2**20
@@ -207,7 +206,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.ArgumentParser, ar
     defaults = PackSettings()
     parser.add_argument("--input_root", type=Path, help="folder of the videos, compressed or not")
     parser.add_argument("--output_root", type=Path, required=True, help="folder of the packed frames")
-    parser.add_argument("--fps", type=Fraction, default=defaults.fps, help="frames a second: 3, 0.5 or 30000/1001 (3)")
+    parser.add_argument("--fps", type=to_rate, default=defaults.fps, help="frames a second: 3, 0.5 or 30000/1001 (3)")
     parser.add_argument("--size", type=int, default=defaults.size, help="short side in pixels, even (224)")
     parser.add_argument("--format", choices=FORMATS, default=defaults.format, help="how frames are stored (jpeg)")
     parser.add_argument("--quality", type=int, default=defaults.quality, help="of JPEG: 1 worst, 100 best (90)")

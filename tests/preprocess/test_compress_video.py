@@ -503,8 +503,10 @@ def test_two_videos_with_one_target_are_refused(tmp_path, capsys):
         ("--fps", "0"),
         ("--fps", "-3"),
         ("--fps", "x"),
+        ("--fps", "1/0"),
         ("--crf", "52"),
         ("--max_seconds", "0"),
+        ("--max_seconds", "1/0"),
     ],
 )
 def test_impossible_settings_are_refused(tmp_path, capsys, options):

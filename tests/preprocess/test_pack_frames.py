@@ -416,7 +416,15 @@ def test_overwrite_packs_anew_what_would_be_refused_and_nothing_else(videos, pac
 
 def test_impossible_arguments_are_refused(videos, tmp_path, capsys):
     output = tmp_path / "pack"
-    for option in (("--fps", 0), ("--size", 3), ("--quality", 0), ("--num_workers", 0), ("--shard_mb", 0)):
+    for option in (
+        ("--fps", 0),
+        ("--fps", "1/0"),
+        ("--fps", "x"),
+        ("--size", 3),
+        ("--quality", 0),
+        ("--num_workers", 0),
+        ("--shard_mb", 0),
+    ):
         assert option[0].strip("-") in refused(capsys, videos, output, *option)
     assert "not a folder" in refused(capsys, tmp_path / "gone", output)
     assert not output.exists()
@@ -572,6 +580,16 @@ def test_a_pack_that_lacks_something_says_what_and_what_to_do(jpeg, tmp_path, ca
         for name, content in before.items():
             (jpeg / name).write_bytes(content)
     PackIndex.open(jpeg)
+
+
+BROKEN_SETTINGS = ["", "[]", "[" * 100_000, '{"version": 1, "fps": "1/0"}', '{"version": 1, "fps": Infinity}']
+
+
+@pytest.mark.parametrize("text", BROKEN_SETTINGS)
+def test_damaged_settings_are_named(jpeg, text):
+    (jpeg / "pack_frames.json").write_text(text)
+    with pytest.raises(UserError, match=r"pack_frames\.json does not hold the settings of a pack"):
+        PackIndex.open(jpeg)
 
 
 def test_a_line_is_read_as_it_was_written(packs):
