@@ -24,7 +24,7 @@ What a compressed video holds:
 A video that is damaged (cannot be opened or decoded, has corrupt frames, ends before its header says) is not
 compressed but listed with the reason.
 
-Exit code: 0 all videos are there, 1 some failed, 2 the command cannot start, 130 interrupted.
+Exit code: 0 all videos are there, 1 some failed, 2 the command cannot start or write, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ import av
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.errors import UserError
 from common.files import write_whole
 from common.progress import Progress
 from dataloaders.video.preparation import COMPRESSED_NOTE, COMPRESSED_SUFFIX, preparation_of, read_note
@@ -302,7 +303,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         interrupted = True
         counts["not reached"] = len(todo) - counts["compressed"] - counts["failed"]
-    report(failures, counts, arguments.output_root)
+    try:
+        report(failures, counts, arguments.output_root)
+    except UserError as error:
+        parser.error(str(error))
     if interrupted:
         print("interrupted; the same command continues")
         return 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from common.errors import UserError
+from common.files import write_whole
 from dataloaders.video.pack_index import FAILURES_FILE
 from dataloaders.video_files import VIDEO_SUFFIXES
 from preprocess.frames import DamagedVideo
@@ -99,15 +102,26 @@ def stop_workers(pool: ProcessPoolExecutor) -> None:
 
 
 def report(failures: dict[str, str], counts: Counter, output_root: Path) -> None:
-    """Write the failures to the output folder and print them after the counts."""
+    """Print the counts and the failures, and write these to the output folder.
+
+    Raises:
+        UserError: they cannot be written; the list of an earlier run is as it was.
+    """
     # A name may hold bytes that are not UTF-8.
     rows = [
         [text.encode("utf-8", "backslashreplace").decode() for text in row]
         for row in sorted(failures.items())
         if row[1] != NOT_REACHED
     ]
-    with open(output_root / FAILURES_FILE, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["video", "reason"], *rows])
     print(", ".join(f"{number} {what}" for what, number in counts.items()))
     for name, reason in rows:
         print(f"failed: {name}: {reason}")
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([["video", "reason"], *rows])
+    path = output_root / FAILURES_FILE
+    try:
+        write_whole(path, lambda file: file.write(table.getvalue().encode()))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}. Make room on the disk or mend it; the same command continues"
+        ) from error

@@ -395,6 +395,27 @@ def test_failures_are_listed_and_leave_nothing(tmp_path, capsys):
     assert failures_in(out) == {}
 
 
+def test_a_list_of_failures_that_cannot_be_written_is_said_and_the_one_before_stays(tmp_path, monkeypatch, capsys):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_clip(raw / "good.mp4")
+    (raw / "bad.mp4").touch()
+    assert run(raw, out) == 1
+    before = (out / "failed_videos.csv").read_bytes()
+    (raw / "worse.mp4").touch()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as error:
+        run(raw, out)
+    printed = capsys.readouterr()
+    assert error.value.code == 2 and "failed_videos.csv cannot be written: No space left on device" in printed.err
+    assert "1 already there, 2 failed" in printed.out and "failed: worse.mp4" in printed.out
+    assert (out / "failed_videos.csv").read_bytes() == before
+
+
 def test_a_second_run_keeps_what_is_there_and_redoes_what_is_not(tmp_path, capsys):
     raw, out = tmp_path / "raw", tmp_path / "out"
     for name in ("a.mp4", "deep/er/b.avi", "c.mkv"):
