@@ -4,7 +4,7 @@
     python preprocess/compress_video.py --input_root RAW --output_root OUT --fps 3 --size 224 --num_workers 16
 
 Every video under RAW, at any depth, becomes an H.264 MP4 without sound at the same relative path under OUT
-(`RAW/class a/v1.avi` -> `OUT/class a/v1.mp4`). Hidden files are not videos. OUT also gets the settings
+(`RAW/class a/v1.avi` -> `OUT/class a/v1.mp4`). Hidden files and folders are left out. OUT also gets the settings
 (`compress_video.json`, which trainings and evaluations of these videos name) and the failures
 (`failed_videos.csv`: video, reason). The same command continues where it stopped: a video lies under its
 final name only when it is complete. With other settings it is refused. One run at a time for one OUT.

@@ -6,7 +6,6 @@ import argparse
 import csv
 import io
 import multiprocessing
-import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -18,8 +17,9 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import write_whole
+from dataloaders.annotations import folder_problem, raise_if_problems
 from dataloaders.video.pack_index import FAILURES_FILE
-from dataloaders.video_files import VIDEO_SUFFIXES
+from dataloaders.video_files import list_videos, no_videos
 from preprocess.frames import DamagedVideo
 
 NOT_REACHED = "not reached: a worker process died before this video's turn"
@@ -53,7 +53,7 @@ def plan(input_root: Path, output_root: Path, suffix: str = ".mp4") -> list[Job]
         suffix: what the target has in place of the source's own.
 
     Raises:
-        ValueError: two videos have the same target, or there is none.
+        ValueError: two videos have the same target, there is none, or a folder cannot be read.
     """
     jobs: dict[Path, Job] = {}
     for source in find_videos(input_root):
@@ -62,19 +62,25 @@ def plan(input_root: Path, output_root: Path, suffix: str = ".mp4") -> list[Job]
         other = jobs.setdefault(job.target, job)
         if other is not job:
             raise ValueError(f"'{other.name}' and '{job.name}' would both become '{name.with_suffix(suffix)}'")
-    if not jobs:
-        raise ValueError(f"no videos under '{input_root}' ({' '.join(sorted(VIDEO_SUFFIXES))})")
     return sorted(jobs.values(), key=lambda job: job.name)
 
 
-def find_videos(root: Path) -> Iterator[Path]:
-    """Everything named like a video, also in linked folders; a folder named like one is reported later."""
-    for folder, folders, files in os.walk(root, followlinks=True):
-        here = Path(folder).resolve()
-        folders[:] = [name for name in folders if not here.is_relative_to((here / name).resolve())]  # no link loops
-        for name in sorted(folders + files):
-            if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
-                yield Path(folder, name)
+def find_videos(root: Path) -> list[Path]:
+    """Everything named like a video in a folder and below it, as `list_videos` finds it, sorted.
+
+    What is named like one and no file is reported later, as a video that failed.
+
+    Raises:
+        UserError: there is none, or a folder cannot be read, which may hold some.
+    """
+    listing = list_videos(root)
+    unread = [folder_problem(root / path, "folder of videos", error) for path, error in sorted(listing.unread.items())]
+    remedy = "Make that readable, or leave it out: --input_root may be a folder of links to the rest."
+    raise_if_problems(f"--input_root {root}", unread, remedy)
+    paths = sorted([*listing.files, *listing.no_files])
+    if not paths:
+        raise UserError(no_videos("--input_root", root, listing))
+    return [root / path for path in paths]
 
 
 def describe(error: Exception) -> str:

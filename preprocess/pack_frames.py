@@ -5,13 +5,13 @@
     python preprocess/pack_frames.py --verify --output_root OUT
 
 Training then reads `--packed OUT` in place of `--features_path`, and decodes no video. Every video under RAW, at any
-depth, is packed; hidden files are not videos. OUT gets tar archives of about --shard_mb (`frames-00000.tar`, …; any tar
-program unpacks them), the index of their frames (`index.jsonl`), the settings and how the videos had been prepared
-(`pack_frames.json`) and the failures (`failed_videos.csv`: video, reason). The same command continues where it stopped,
-also after `kill -9`: what lies in an archive behind its last indexed video is cut off. Archives are the same bytes
-whatever the number of processes, and whether or not the packing was interrupted. One run at a time for one OUT. Where
-OUT was packed with other settings, of videos prepared in another way, or of files that have changed, the command says
-so and stops; with --overwrite it packs all of it anew.
+depth, is packed; hidden files and folders are left out. OUT gets tar archives of about --shard_mb (`frames-00000.tar`,
+…; any tar program unpacks them), the index of their frames (`index.jsonl`), the settings and how the videos had been
+prepared (`pack_frames.json`) and the failures (`failed_videos.csv`: video, reason). The same command continues where it
+stopped, also after `kill -9`: what lies in an archive behind its last indexed video is cut off. Archives are the same
+bytes whatever the number of processes, and whether or not the packing was interrupted. One run at a time for one OUT.
+Where OUT was packed with other settings, of videos prepared in another way, or of files that have changed, the command
+says so and stops; with --overwrite it packs all of it anew.
 
 What is packed:
 

@@ -484,9 +484,36 @@ def test_hidden_files_and_other_files_are_no_videos(tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "out"
     write_clip(raw / "clip.MP4".lower()).rename(raw / "Clip.MP4")
     (raw / "._Clip.MP4").write_bytes(b"what macOS leaves beside files")
+    write_clip(raw / ".Trash" / "removed.mp4", 1)
     (raw / "readme.txt").touch()
     (raw / "loop").symlink_to(raw, target_is_directory=True)
     assert [job.name for job in plan(raw, out)] == ["Clip.MP4"]
+
+
+def test_folders_that_link_to_each_other_are_followed_once(tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        (tmp_path / "raw" / name / f"{name}.mp4").touch()
+        (tmp_path / "raw" / name / "other").symlink_to(f"../{other}", target_is_directory=True)
+    names = [job.name for job in plan(tmp_path / "raw", tmp_path / "out")]
+    assert names == ["a/a.mp4", "a/other/b.mp4", "b/b.mp4", "b/other/a.mp4"]
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch, capsys):
+    raw = tmp_path / "raw"
+    for name in ("0.mp4", "closed/1.mp4", "b/closed/2.mp4"):
+        write_clip(raw / name, 1)
+    scandir = os.scandir
+
+    def refuse(path):  # to root, all can be
+        if os.path.basename(os.path.normpath(path)) == "closed":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    message = refusal(capsys, raw, tmp_path / "out")
+    assert all(f"{raw / name} cannot be read: Permission denied" in message for name in ("closed", "b/closed"))
+    assert "Make that readable" in message and not (tmp_path / "out").exists()
 
 
 def refusal(capsys, *arguments) -> str:
