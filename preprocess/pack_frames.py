@@ -11,7 +11,7 @@ prepared (`pack_frames.json`) and the failures (`failed_videos.csv`: video, reas
 stopped, also after `kill -9`: what lies in an archive behind its last indexed video is cut off. Archives are the same
 bytes whatever the number of processes, and whether or not the packing was interrupted. One run at a time for one OUT.
 Where OUT was packed with other settings, of videos prepared in another way, or of files that have changed, the command
-says so and stops; with --overwrite it packs all of it anew.
+says so and stops; with --overwrite it packs all of it anew. A pack that is damaged or cannot be read is left as it is.
 
 What is packed:
 
@@ -62,7 +62,7 @@ from dataloaders.video.pack_index import FORMATS, INDEX_FILE, RAW, PackIndex, Pa
 from dataloaders.video.preparation import preparation_of
 from preprocess.frames import Shrinker, choose_frames, video_stream
 from preprocess.jobs import Job, describe, interrupts_ignored, plan, report, stop_workers, to_rate
-from preprocess.pack_writer import EncodedVideo, PackWriter, claim_output, find_shards, remove_pack
+from preprocess.pack_writer import EncodedVideo, OtherPack, PackWriter, claim_output, find_shards, remove_pack
 
 MEGABYTE = 2**20
 AHEAD = 2  # videos that each worker may be ahead of the one that is written
@@ -314,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise UserError(f"another run is packing to {path}: wait for it, or give another folder") from None
             try:
                 videos = claim_output(path, jobs, settings)
-            except UserError:
+            except OtherPack:
                 if not arguments.overwrite:
                     raise
                 remove_pack(path)
