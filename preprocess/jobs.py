@@ -6,23 +6,26 @@ import argparse
 import csv
 import io
 import multiprocessing
+import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import write_whole
+from common.files import lock_folder, write_whole
 from dataloaders.annotations import folder_problem, raise_if_problems
 from dataloaders.video.pack_index import FAILURES_FILE
 from dataloaders.video_files import list_videos, no_videos
 from preprocess.frames import DamagedVideo
 
 NOT_REACHED = "not reached: a worker process died before this video's turn"
+WORKER_DIED = "a worker process died while this video was under way (out of memory?)"
 
 
 def to_rate(text: str) -> Fraction:
@@ -91,12 +94,48 @@ def describe(error: Exception) -> str:
 
 
 @contextmanager
+def alone_in(folder: Path, doing: str) -> Iterator[None]:
+    """Keep other runs from an output folder, as far as its file system has locks.
+
+    Args:
+        doing: what a run does with videos there, for the message.
+
+    Raises:
+        UserError: another run does.
+        OSError: the folder cannot be written to.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock_folder(folder))
+        except BlockingIOError:
+            raise UserError(
+                f"another run is {doing} videos to {folder}: wait for it, end it, or give another --output_root"
+            ) from None
+        yield
+
+
+@contextmanager
 def interrupts_ignored() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def start_pool(num_workers: int) -> ProcessPoolExecutor:
+    """Processes for jobs, which end with this one."""
+    return ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=end_with_parent)
+
+
+def end_with_parent() -> None:
+    """Let a worker end when its parent is killed; it would go on with what it was given, and then wait forever."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def stop_workers(pool: ProcessPoolExecutor) -> None:

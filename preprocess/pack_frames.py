@@ -33,16 +33,13 @@ Exit code: 0 all videos are there, 1 some failed or are damaged, 2 the command c
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -55,18 +52,26 @@ from av.video.reformatter import VideoReformatter
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import UserError
-from common.files import lock_folder
 from common.progress import Progress
 from dataloaders.video.pack_index import FORMATS, INDEX_FILE, RAW, PackIndex, PackSettings
 from dataloaders.video.preparation import preparation_of
 from preprocess.frames import Shrinker, choose_frames, video_stream
-from preprocess.jobs import Job, describe, interrupts_ignored, plan, report, stop_workers, to_rate
+from preprocess.jobs import (
+    WORKER_DIED,
+    Job,
+    alone_in,
+    describe,
+    interrupts_ignored,
+    plan,
+    report,
+    start_pool,
+    stop_workers,
+    to_rate,
+)
 from preprocess.pack_writer import EncodedVideo, OtherPack, PackWriter, claim_output, find_shards, remove_pack
 
 MEGABYTE = 2**20
 AHEAD = 2  # videos that each worker may be ahead of the one that is written
-WORKER_DIED = "a worker process died while this video was under way (out of memory?)"
 
 
 # --- One video --------------------------------------------------------------------------------------------
@@ -171,10 +176,6 @@ def attempt_alone(job: Job, settings: PackSettings) -> EncodedVideo | str:
         stop_workers(pool)
 
 
-def start_pool(num_workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=end_with_parent)
-
-
 def submit(pool: ProcessPoolExecutor, job: Job, settings: PackSettings) -> Future:
     """The future result of a job; of a pool that is broken already, one that says so."""
     with interrupts_ignored():  # a worker started here inherits it: Ctrl-C is for the parent alone
@@ -184,16 +185,6 @@ def submit(pool: ProcessPoolExecutor, job: Job, settings: PackSettings) -> Futur
             future = Future()
             future.set_exception(error)
             return future
-
-
-def end_with_parent() -> None:
-    """Let a worker end when its parent is killed; it would wait for work forever."""
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 # --- Command line -----------------------------------------------------------------------------------------
@@ -307,11 +298,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.verify:
             return verify(path)
         settings, jobs = start(arguments)
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(lock_folder(path))
-            except BlockingIOError:
-                raise UserError(f"another run is packing to {path}: wait for it, or give another folder") from None
+        with alone_in(path, "packing"):
             try:
                 videos = claim_output(path, jobs, settings)
             except OtherPack:
@@ -319,8 +306,8 @@ def main(argv: list[str] | None = None) -> int:
                     raise
                 remove_pack(path)
                 videos = claim_output(path, jobs, settings)
-            writer = stack.enter_context(PackWriter(path, settings, videos, arguments.shard_mb * MEGABYTE))
-            return pack(writer, jobs, arguments.num_workers)
+            with PackWriter(path, settings, videos, arguments.shard_mb * MEGABYTE) as writer:
+                return pack(writer, jobs, arguments.num_workers)
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

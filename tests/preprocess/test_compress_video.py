@@ -14,10 +14,12 @@ import av
 import numpy as np
 import pytest
 
+from common.files import lock_folder
 from dataloaders.video.preparation import preparation_of
 from helpers.launching import start
 from helpers.paths import SHARED_DATA
 from helpers.videos import indices_of, level_of, shown_at, write_clip
+from preprocess import compress_video
 from preprocess.compress_video import CompressSettings, compress, main, partial_path
 from preprocess.frames import DamagedVideo, one_per_slot, presentation_times, target_size
 from preprocess.jobs import plan
@@ -53,7 +55,8 @@ def failures_in(output_root) -> dict[str, str]:
 
 
 def files_under(root) -> set[str]:
-    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    """Names from the folder; without that of its lock."""
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 # --- Which frames -------------------------------------------------------------------------------------------
@@ -435,6 +438,37 @@ def test_a_second_run_keeps_what_is_there_and_redoes_what_is_not(tmp_path, capsy
     assert not partial.exists() and not gone.exists()
 
 
+def test_what_another_process_writes_of_a_video_is_left_to_it(tmp_path, monkeypatch):
+    source, target = write_clip(tmp_path / "raw" / "clip.mp4"), tmp_path / "out" / "clip.mp4"
+    write, pid = compress_video.write_compressed, os.getpid()
+
+    def write_beside_another(container, path, settings):
+        write(container, path, settings)
+        written = path.read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(compress_video, "write_compressed", write)
+            patch.setattr(os, "getpid", lambda: pid + 1)
+            compress(source, target, settings)
+        assert path.read_bytes() == written
+
+    monkeypatch.setattr(compress_video, "write_compressed", write_beside_another)
+    compress(source, target, SETTINGS)
+    assert indices_of(read_clip(target)[1]) == [0, 10, 20]
+    assert files_under(tmp_path / "out") == {"clip.mp4"}
+
+
+def test_one_run_at_a_time(tmp_path, capsys):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_clip(raw / "clip.mp4")
+    out.mkdir()
+    under_way = partial_path(out / "clip.mp4")
+    under_way.write_bytes(b"half a video")
+    with lock_folder(out):
+        assert f"another run is compressing videos to {out}" in refusal(capsys, raw, out)
+    assert files_under(out) == {under_way.name}
+    assert run(raw, out) == 0
+
+
 def test_names_with_odd_characters(tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "out"
     stems = [
@@ -629,6 +663,27 @@ def test_interrupting_stops_at_once_and_the_run_can_continue(tmp_path):
         "compress_video.json",
         "failed_videos.csv",
     }
+
+
+@needs_proc
+def test_a_run_that_is_killed_leaves_no_process_and_is_continued_at_once(tmp_path):
+    process = start_long_run(tmp_path)
+    workers = workers_of(process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=20)
+    assert list((tmp_path / "out").glob(".*.partial"))
+    assert run(tmp_path / "raw", tmp_path / "out") == 0
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(workers) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    process.communicate(timeout=20)
+    assert files_under(tmp_path / "out") == {
+        *(f"{index}.mp4" for index in range(6)),
+        "compress_video.json",
+        "failed_videos.csv",
+    }
+    assert all(len(read_clip(path)[0]) == 6 for path in (tmp_path / "out").glob("*.mp4"))
 
 
 @needs_proc
