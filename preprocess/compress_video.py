@@ -4,7 +4,7 @@
     python preprocess/compress_video.py --input_root RAW --output_root OUT --fps 3 --size 224 --num_workers 16
 
 Every video under RAW, at any depth, becomes an H.264 MP4 without sound at the same relative path under OUT
-(`RAW/class a/v1.avi` -> `OUT/class a/v1.mp4`). Hidden files are not videos. OUT also gets the settings
+(`RAW/class a/v1.avi` -> `OUT/class a/v1.mp4`). Hidden files and folders are left out. OUT also gets the settings
 (`compress_video.json`, which trainings and evaluations of these videos name) and the failures
 (`failed_videos.csv`: video, reason). The same command continues where it stopped: a video lies under its
 final name only when it is complete. With other settings it is refused. One run at a time for one OUT.
@@ -24,19 +24,18 @@ What a compressed video holds:
 A video that is damaged (cannot be opened or decoded, has corrupt frames, ends before its header says) is not
 compressed but listed with the reason.
 
-Exit code: 0 all videos are there, 1 some failed, 2 the command cannot start, 130 interrupted.
+Exit code: 0 all videos are there, 1 some failed, 2 the command cannot start or write, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from fractions import Fraction
@@ -52,7 +51,19 @@ from common.files import write_whole
 from common.progress import Progress
 from dataloaders.video.preparation import COMPRESSED_NOTE, COMPRESSED_SUFFIX, preparation_of, read_note
 from preprocess.frames import Shrinker, choose_frames, frame_interval, video_stream
-from preprocess.jobs import NOT_REACHED, Job, describe, interrupts_ignored, plan, report, stop_workers
+from preprocess.jobs import (
+    NOT_REACHED,
+    WORKER_DIED,
+    Job,
+    alone_in,
+    describe,
+    interrupts_ignored,
+    plan,
+    report,
+    start_pool,
+    stop_workers,
+    to_rate,
+)
 
 CODEC = "libx264"
 MAX_SECONDS = "max_seconds"  # in the note
@@ -118,7 +129,14 @@ def compress(source: Path, target: Path, settings: CompressSettings) -> None:
 
 
 def partial_path(target: Path) -> Path:
-    return target.with_name(f".{target.stem}{PARTIAL_SUFFIX}")
+    """What this process alone writes until it is complete and becomes `target`."""
+    return target.with_name(f".{target.stem}.{os.getpid()}{PARTIAL_SUFFIX}")
+
+
+def target_of(partial: Path) -> Path:
+    """What a `partial_path`, of whichever process, would have become."""
+    stem, _, _ = partial.name.removeprefix(".").removesuffix(PARTIAL_SUFFIX).rpartition(".")
+    return partial.with_name(f"{stem}{COMPRESSED_SUFFIX}")
 
 
 def write_compressed(container: av.container.InputContainer, path: Path, settings: CompressSettings) -> None:
@@ -174,10 +192,21 @@ def add_stream(output, picture: av.VideoFrame, rate: Fraction, time_base: Fracti
 # --- A folder of videos -----------------------------------------------------------------------------------
 
 
-def claim_output(output_root: Path, jobs: list[Job], settings: CompressSettings) -> None:
+def note_of(jobs: list[Job], settings: CompressSettings) -> dict[str, Any]:
+    """How videos are made: also by which PyAV, and how the sources had been prepared themselves.
+
+    Raises:
+        UserError: the note of compressed sources cannot be read.
+    """
+    made_by = {"codec": CODEC, "pyav": av.__version__}
+    return settings.as_json() | made_by | {"of": preparation_of(job.source for job in jobs)}
+
+
+def claim_output(output_root: Path, jobs: list[Job], wanted: dict[str, Any]) -> None:
     """Record in the output folder how its videos are made, and remove what a killed run left.
 
-    The note also says which PyAV began, and how the sources had been prepared themselves.
+    Args:
+        wanted: of `note_of`.
 
     Raises:
         ValueError: the folder holds videos made with other settings, of sources prepared in another way, or with
@@ -185,8 +214,6 @@ def claim_output(output_root: Path, jobs: list[Job], settings: CompressSettings)
         OSError: it cannot be written to.
     """
     path = output_root / COMPRESSED_NOTE
-    wanted: dict[str, Any] = settings.as_json() | {"codec": CODEC, "pyav": av.__version__}
-    wanted["of"] = preparation_of(job.source for job in jobs)
     if path.exists():
         found = {MAX_SECONDS: None} | read_note(path)  # notes older than the setting: of whole videos
         compared = [name for name in wanted if name in found and name != "pyav"]  # older notes lack some
@@ -197,10 +224,14 @@ def claim_output(output_root: Path, jobs: list[Job], settings: CompressSettings)
         present = next((job.target for job in jobs if job.target.exists()), None)
         if present:
             raise ValueError(f"'{present}' is there, but no '{path}' says with which settings it was made")
-        output_root.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda file: file.write(json.dumps(wanted).encode()))
-    for stale in output_root.rglob(f".*{PARTIAL_SUFFIX}"):
-        stale.unlink()
+    remove_partials(output_root)
+
+
+def remove_partials(output_root: Path) -> None:
+    """Remove what workers that were killed left; also while one of a run that was killed is about to end."""
+    for partial in output_root.rglob(f".*{PARTIAL_SUFFIX}"):
+        partial.unlink(missing_ok=True)
 
 
 def failure_reason(job: Job, settings: CompressSettings) -> str | None:
@@ -219,8 +250,8 @@ def compress_all(jobs: list[Job], settings: CompressSettings, num_workers: int) 
         return
     if not jobs:
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(num_workers, len(jobs)), context) as pool:
+    broken: list[Job] = []
+    with start_pool(min(num_workers, len(jobs))) as pool:
         with interrupts_ignored():  # the workers, started here, inherit it: Ctrl-C is for the parent alone
             futures = {pool.submit(failure_reason, job, settings): job for job in jobs}
         try:
@@ -229,34 +260,21 @@ def compress_all(jobs: list[Job], settings: CompressSettings, num_workers: int) 
                 try:
                     yield job, future.result()
                 except BrokenProcessPool:
-                    yield job, reason_of_broken_pool(job)
+                    broken.append(job)
         except BaseException:
             stop_workers(pool)
             raise
+    yield from reasons_of_broken_pool(broken)  # here all workers have ended
 
 
-def reason_of_broken_pool(job: Job) -> str:
-    """A worker that was killed leaves the temporary file of its video behind."""
-    partial = partial_path(job.target)
-    if not partial.exists():
-        return NOT_REACHED
-    partial.unlink(missing_ok=True)
-    return "a worker process died while this video was under way (out of memory?)"
+def reasons_of_broken_pool(jobs: list[Job]) -> Iterator[tuple[Job, str]]:
+    """Yield (job, why it failed): a worker that was killed leaves the temporary file of its video behind."""
+    folders = {job.target.parent for job in jobs}
+    under_way = {target_of(partial) for folder in folders for partial in folder.glob(f".*{PARTIAL_SUFFIX}")}
+    yield from ((job, WORKER_DIED if job.target in under_way else NOT_REACHED) for job in jobs)
 
 
 # --- Command line -----------------------------------------------------------------------------------------
-
-
-def to_rate(text: str) -> Fraction:
-    """A rate as it is given on the command line.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    try:
-        return Fraction(text)
-    except ZeroDivisionError as error:
-        raise ValueError(f"{text} divides by zero") from error
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -273,11 +291,11 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.ArgumentParser, ar
     return parser, parser.parse_args(argv)
 
 
-def start(arguments: argparse.Namespace) -> tuple[CompressSettings, list[Job]]:
-    """Check everything that can be checked before the first video is compressed.
+def start(arguments: argparse.Namespace) -> tuple[CompressSettings, list[Job], dict[str, Any]]:
+    """Check everything that can be checked before the output folder is touched; also the note that it is to have.
 
     Raises:
-        ValueError: the run cannot start.
+        ValueError, OSError: the run cannot start.
     """
     settings = CompressSettings(arguments.fps, arguments.size, arguments.crf, arguments.max_seconds)
     if arguments.num_workers < 1:
@@ -289,24 +307,25 @@ def start(arguments: argparse.Namespace) -> tuple[CompressSettings, list[Job]]:
     if arguments.input_root.resolve().is_relative_to(arguments.output_root.resolve()):
         raise ValueError("--input_root lies in --output_root: its videos would be taken for compressed ones")
     jobs = plan(arguments.input_root, arguments.output_root)
-    claim_output(arguments.output_root, jobs, settings)
-    return settings, jobs
+    note = note_of(jobs, settings)
+    arguments.output_root.mkdir(parents=True, exist_ok=True)
+    return settings, jobs, note
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser, arguments = parse_arguments(argv)
-    try:
-        settings, jobs = start(arguments)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+def compress_missing(jobs: list[Job], settings: CompressSettings, output_root: Path, num_workers: int) -> int:
+    """Compress what is not there yet, report, and return the exit code.
 
+    Raises:
+        UserError: the report cannot be written.
+        OSError: what is left of videos that are not complete cannot be removed.
+    """
     todo = [job for job in jobs if not job.target.exists()]
     counts = Counter({"compressed": 0, "already there": len(jobs) - len(todo), "failed": 0})
     failures: dict[str, str] = {}
     interrupted = False
     try:
         with Progress(len(todo), "compressing", "video", "videos") as progress:
-            for job, reason in compress_all(todo, settings, arguments.num_workers):
+            for job, reason in compress_all(todo, settings, num_workers):
                 if reason is not None:
                     failures[job.name] = reason
                 counts["compressed" if reason is None else "not reached" if reason == NOT_REACHED else "failed"] += 1
@@ -314,11 +333,24 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         interrupted = True
         counts["not reached"] = len(todo) - counts["compressed"] - counts["failed"]
-    report(failures, counts, arguments.output_root)
+    report(failures, counts, output_root)
+    remove_partials(output_root)  # of this run's workers, and of what those of a killed one began as this one did
     if interrupted:
         print("interrupted; the same command continues")
         return 130
     return 1 if failures else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser, arguments = parse_arguments(argv)
+    path = arguments.output_root
+    try:
+        settings, jobs, note = start(arguments)
+        with alone_in(path, "compressing"):
+            claim_output(path, jobs, note)
+            return compress_missing(jobs, settings, path, arguments.num_workers)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@
     python preprocess/pack_frames.py --verify --output_root OUT
 
 Training then reads `--packed OUT` in place of `--features_path`, and decodes no video. Every video under RAW, at any
-depth, is packed; hidden files are not videos. OUT gets tar archives of about --shard_mb (`frames-00000.tar`, …; any tar
-program unpacks them), the index of their frames (`index.jsonl`), the settings and how the videos had been prepared
-(`pack_frames.json`) and the failures (`failed_videos.csv`: video, reason). The same command continues where it stopped,
-also after `kill -9`: what lies in an archive behind its last indexed video is cut off. Archives are the same bytes
-whatever the number of processes, and whether or not the packing was interrupted. One run at a time for one OUT. Where
-OUT was packed with other settings, of videos prepared in another way, or of files that have changed, the command says
-so and stops; with --overwrite it packs all of it anew.
+depth, is packed; hidden files and folders are left out. OUT gets tar archives of about --shard_mb (`frames-00000.tar`,
+…; any tar program unpacks them), the index of their frames (`index.jsonl`), the settings and how the videos had been
+prepared (`pack_frames.json`) and the failures (`failed_videos.csv`: video, reason). The same command continues where it
+stopped, also after `kill -9`: what lies in an archive behind its last indexed video is cut off. Archives are the same
+bytes whatever the number of processes, and whether or not the packing was interrupted. One run at a time for one OUT.
+Where OUT was packed with other settings, of videos prepared in another way, or of files that have changed, the command
+says so and stops; with --overwrite it packs all of it anew. A pack that is damaged or cannot be read is left as it is.
 
 What is packed:
 
@@ -33,18 +33,14 @@ Exit code: 0 all videos are there, 1 some failed or are damaged, 2 the command c
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
 from dataclasses import replace
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
@@ -56,18 +52,26 @@ from av.video.reformatter import VideoReformatter
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import UserError
-from common.files import lock_folder
 from common.progress import Progress
 from dataloaders.video.pack_index import FORMATS, INDEX_FILE, RAW, PackIndex, PackSettings
 from dataloaders.video.preparation import preparation_of
 from preprocess.frames import Shrinker, choose_frames, video_stream
-from preprocess.jobs import Job, describe, interrupts_ignored, plan, report, stop_workers
-from preprocess.pack_writer import EncodedVideo, PackWriter, claim_output, find_shards, remove_pack
+from preprocess.jobs import (
+    WORKER_DIED,
+    Job,
+    alone_in,
+    describe,
+    interrupts_ignored,
+    plan,
+    report,
+    start_pool,
+    stop_workers,
+    to_rate,
+)
+from preprocess.pack_writer import EncodedVideo, OtherPack, PackWriter, claim_output, find_shards, remove_pack
 
 MEGABYTE = 2**20
 AHEAD = 2  # videos that each worker may be ahead of the one that is written
-WORKER_DIED = "a worker process died while this video was under way (out of memory?)"
 
 
 # --- One video --------------------------------------------------------------------------------------------
@@ -172,10 +176,6 @@ def attempt_alone(job: Job, settings: PackSettings) -> EncodedVideo | str:
         stop_workers(pool)
 
 
-def start_pool(num_workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=end_with_parent)
-
-
 def submit(pool: ProcessPoolExecutor, job: Job, settings: PackSettings) -> Future:
     """The future result of a job; of a pool that is broken already, one that says so."""
     with interrupts_ignored():  # a worker started here inherits it: Ctrl-C is for the parent alone
@@ -185,16 +185,6 @@ def submit(pool: ProcessPoolExecutor, job: Job, settings: PackSettings) -> Futur
             future = Future()
             future.set_exception(error)
             return future
-
-
-def end_with_parent() -> None:
-    """Let a worker end when its parent is killed; it would wait for work forever."""
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 # --- Command line -----------------------------------------------------------------------------------------
@@ -207,7 +197,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.ArgumentParser, ar
     defaults = PackSettings()
     parser.add_argument("--input_root", type=Path, help="folder of the videos, compressed or not")
     parser.add_argument("--output_root", type=Path, required=True, help="folder of the packed frames")
-    parser.add_argument("--fps", type=Fraction, default=defaults.fps, help="frames a second: 3, 0.5 or 30000/1001 (3)")
+    parser.add_argument("--fps", type=to_rate, default=defaults.fps, help="frames a second: 3, 0.5 or 30000/1001 (3)")
     parser.add_argument("--size", type=int, default=defaults.size, help="short side in pixels, even (224)")
     parser.add_argument("--format", choices=FORMATS, default=defaults.format, help="how frames are stored (jpeg)")
     parser.add_argument("--quality", type=int, default=defaults.quality, help="of JPEG: 1 worst, 100 best (90)")
@@ -308,20 +298,16 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.verify:
             return verify(path)
         settings, jobs = start(arguments)
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(lock_folder(path))
-            except BlockingIOError:
-                raise UserError(f"another run is packing to {path}: wait for it, or give another folder") from None
+        with alone_in(path, "packing"):
             try:
                 videos = claim_output(path, jobs, settings)
-            except UserError:
+            except OtherPack:
                 if not arguments.overwrite:
                     raise
                 remove_pack(path)
                 videos = claim_output(path, jobs, settings)
-            writer = stack.enter_context(PackWriter(path, settings, videos, arguments.shard_mb * MEGABYTE))
-            return pack(writer, jobs, arguments.num_workers)
+            with PackWriter(path, settings, videos, arguments.shard_mb * MEGABYTE) as writer:
+                return pack(writer, jobs, arguments.num_workers)
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

@@ -37,6 +37,10 @@ from dataloaders.video.pack_index import (
 from preprocess.jobs import Job
 
 
+class OtherPack(UserError):
+    """A pack of other settings, or of other files, than are to be packed: to have these, it is packed anew."""
+
+
 @dataclass(frozen=True)
 class EncodedVideo:
     """A video's frames as they are stored.
@@ -198,7 +202,8 @@ def claim_output(path: Path, jobs: Sequence[Job], settings: PackSettings) -> dic
     """Record the settings in the output folder, cut off an unfinished line of its index, and return what is packed.
 
     Raises:
-        UserError: the folder holds frames with other settings, of other sources, or that nobody recorded.
+        OtherPack: the folder holds frames with other settings or of other sources.
+        UserError: it holds frames that nobody recorded, or what is damaged or cannot be read.
     """
     file, wanted = path / SETTINGS_FILE, settings.as_json()
     if not file.exists():
@@ -212,7 +217,7 @@ def claim_output(path: Path, jobs: Sequence[Job], settings: PackSettings) -> dic
         wanted = {name: value for name, value in wanted.items() if name != "of" or name in found}  # older packs lack it
         if found != wanted:
             difference = f"{json.dumps(found)}, not {json.dumps(wanted)}"
-            raise UserError(
+            raise OtherPack(
                 f"{file} says {difference}: give the same settings, for videos prepared in the same way, or another "
                 "--output_root"
             )
@@ -223,8 +228,8 @@ def claim_output(path: Path, jobs: Sequence[Job], settings: PackSettings) -> dic
             )
         return {}
     videos, rest = read_index(path, settings.format)
+    check_sources(path, jobs, videos)  # first: of a pack whose removal was interrupted, shards are missing
     check_shards(path, videos.values())
-    check_sources(path, jobs, videos)
     if rest:
         with (path / INDEX_FILE).open("r+b") as index:
             index.truncate(index.seek(0, os.SEEK_END) - rest)
@@ -242,7 +247,7 @@ def check_sources(path: Path, jobs: Sequence[Job], videos: dict[str, PackedVideo
     """See that what is packed was packed from the files that are there; files may have gone since.
 
     Raises:
-        UserError: one is another file than when it was packed, or would have the name of one that is packed.
+        OtherPack: one is another file than when it was packed, or would have the name of one that is packed.
     """
     targets = {Path(name).with_suffix("").as_posix(): name for name in videos}
     for job in jobs:
@@ -251,7 +256,7 @@ def check_sources(path: Path, jobs: Sequence[Job], videos: dict[str, PackedVideo
             continue
         remedy = f"to pack it again, remove its line from {path / INDEX_FILE}; or give another --output_root"
         if before != job.name:
-            raise UserError(f"{job.source} would be packed as {job.target}, which {before} is already: {remedy}")
+            raise OtherPack(f"{job.source} would be packed as {job.target}, which {before} is already: {remedy}")
         state, packed = job.source.stat(), videos[before]
         if (state.st_size, state.st_mtime_ns) != (packed.source_bytes, packed.source_mtime_ns):
-            raise UserError(f"{job.source} has changed since it was packed (its size or time differs): {remedy}")
+            raise OtherPack(f"{job.source} has changed since it was packed (its size or time differs): {remedy}")

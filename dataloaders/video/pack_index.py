@@ -79,7 +79,7 @@ class PackSettings:
         """The settings that `as_json` gave.
 
         Raises:
-            ValueError, KeyError, TypeError: it is something else.
+            ValueError, KeyError, TypeError, ArithmeticError: it is something else.
         """
         values = dict(content)
         if values.pop("version") != VERSION:
@@ -248,7 +248,7 @@ def read_settings(path: Path) -> PackSettings:
         ) from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise UserError(
             f"{file} does not hold the settings of a pack ({error}): pack the videos anew to another folder"
         ) from error

@@ -14,10 +14,12 @@ import av
 import numpy as np
 import pytest
 
+from common.files import lock_folder
 from dataloaders.video.preparation import preparation_of
 from helpers.launching import start
 from helpers.paths import SHARED_DATA
 from helpers.videos import indices_of, level_of, shown_at, write_clip
+from preprocess import compress_video
 from preprocess.compress_video import CompressSettings, compress, main, partial_path
 from preprocess.frames import DamagedVideo, one_per_slot, presentation_times, target_size
 from preprocess.jobs import plan
@@ -53,7 +55,8 @@ def failures_in(output_root) -> dict[str, str]:
 
 
 def files_under(root) -> set[str]:
-    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    """Names from the folder; without that of its lock."""
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 # --- Which frames -------------------------------------------------------------------------------------------
@@ -395,6 +398,27 @@ def test_failures_are_listed_and_leave_nothing(tmp_path, capsys):
     assert failures_in(out) == {}
 
 
+def test_a_list_of_failures_that_cannot_be_written_is_said_and_the_one_before_stays(tmp_path, monkeypatch, capsys):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_clip(raw / "good.mp4")
+    (raw / "bad.mp4").touch()
+    assert run(raw, out) == 1
+    before = (out / "failed_videos.csv").read_bytes()
+    (raw / "worse.mp4").touch()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as error:
+        run(raw, out)
+    printed = capsys.readouterr()
+    assert error.value.code == 2 and "failed_videos.csv cannot be written: No space left on device" in printed.err
+    assert "1 already there, 2 failed" in printed.out and "failed: worse.mp4" in printed.out
+    assert (out / "failed_videos.csv").read_bytes() == before
+
+
 def test_a_second_run_keeps_what_is_there_and_redoes_what_is_not(tmp_path, capsys):
     raw, out = tmp_path / "raw", tmp_path / "out"
     for name in ("a.mp4", "deep/er/b.avi", "c.mkv"):
@@ -412,6 +436,37 @@ def test_a_second_run_keeps_what_is_there_and_redoes_what_is_not(tmp_path, capsy
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert indices_of(read_clip(out / "c.mp4")[1]) == [0, 10, 20]
     assert not partial.exists() and not gone.exists()
+
+
+def test_what_another_process_writes_of_a_video_is_left_to_it(tmp_path, monkeypatch):
+    source, target = write_clip(tmp_path / "raw" / "clip.mp4"), tmp_path / "out" / "clip.mp4"
+    write, pid = compress_video.write_compressed, os.getpid()
+
+    def write_beside_another(container, path, settings):
+        write(container, path, settings)
+        written = path.read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(compress_video, "write_compressed", write)
+            patch.setattr(os, "getpid", lambda: pid + 1)
+            compress(source, target, settings)
+        assert path.read_bytes() == written
+
+    monkeypatch.setattr(compress_video, "write_compressed", write_beside_another)
+    compress(source, target, SETTINGS)
+    assert indices_of(read_clip(target)[1]) == [0, 10, 20]
+    assert files_under(tmp_path / "out") == {"clip.mp4"}
+
+
+def test_one_run_at_a_time(tmp_path, capsys):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_clip(raw / "clip.mp4")
+    out.mkdir()
+    under_way = partial_path(out / "clip.mp4")
+    under_way.write_bytes(b"half a video")
+    with lock_folder(out):
+        assert f"another run is compressing videos to {out}" in refusal(capsys, raw, out)
+    assert files_under(out) == {under_way.name}
+    assert run(raw, out) == 0
 
 
 def test_names_with_odd_characters(tmp_path):
@@ -463,9 +518,36 @@ def test_hidden_files_and_other_files_are_no_videos(tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "out"
     write_clip(raw / "clip.MP4".lower()).rename(raw / "Clip.MP4")
     (raw / "._Clip.MP4").write_bytes(b"what macOS leaves beside files")
+    write_clip(raw / ".Trash" / "removed.mp4", 1)
     (raw / "readme.txt").touch()
     (raw / "loop").symlink_to(raw, target_is_directory=True)
     assert [job.name for job in plan(raw, out)] == ["Clip.MP4"]
+
+
+def test_folders_that_link_to_each_other_are_followed_once(tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        (tmp_path / "raw" / name / f"{name}.mp4").touch()
+        (tmp_path / "raw" / name / "other").symlink_to(f"../{other}", target_is_directory=True)
+    names = [job.name for job in plan(tmp_path / "raw", tmp_path / "out")]
+    assert names == ["a/a.mp4", "a/other/b.mp4", "b/b.mp4", "b/other/a.mp4"]
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch, capsys):
+    raw = tmp_path / "raw"
+    for name in ("0.mp4", "closed/1.mp4", "b/closed/2.mp4"):
+        write_clip(raw / name, 1)
+    scandir = os.scandir
+
+    def refuse(path):  # to root, all can be
+        if os.path.basename(os.path.normpath(path)) == "closed":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    message = refusal(capsys, raw, tmp_path / "out")
+    assert all(f"{raw / name} cannot be read: Permission denied" in message for name in ("closed", "b/closed"))
+    assert "Make that readable" in message and not (tmp_path / "out").exists()
 
 
 def refusal(capsys, *arguments) -> str:
@@ -503,8 +585,10 @@ def test_two_videos_with_one_target_are_refused(tmp_path, capsys):
         ("--fps", "0"),
         ("--fps", "-3"),
         ("--fps", "x"),
+        ("--fps", "1/0"),
         ("--crf", "52"),
         ("--max_seconds", "0"),
+        ("--max_seconds", "1/0"),
     ],
 )
 def test_impossible_settings_are_refused(tmp_path, capsys, options):
@@ -579,6 +663,27 @@ def test_interrupting_stops_at_once_and_the_run_can_continue(tmp_path):
         "compress_video.json",
         "failed_videos.csv",
     }
+
+
+@needs_proc
+def test_a_run_that_is_killed_leaves_no_process_and_is_continued_at_once(tmp_path):
+    process = start_long_run(tmp_path)
+    workers = workers_of(process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=20)
+    assert list((tmp_path / "out").glob(".*.partial"))
+    assert run(tmp_path / "raw", tmp_path / "out") == 0
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(workers) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    process.communicate(timeout=20)
+    assert files_under(tmp_path / "out") == {
+        *(f"{index}.mp4" for index in range(6)),
+        "compress_video.json",
+        "failed_videos.csv",
+    }
+    assert all(len(read_clip(path)[0]) == 6 for path in (tmp_path / "out").glob("*.mp4"))
 
 
 @needs_proc

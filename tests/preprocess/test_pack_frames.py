@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -414,9 +415,45 @@ def test_overwrite_packs_anew_what_would_be_refused_and_nothing_else(videos, pac
     assert files_in(jpeg) == before
 
 
+def test_an_overwriting_run_that_ended_while_it_removed_the_pack_is_continued(videos, jpeg, tmp_path):
+    source = Path(shutil.copytree(videos, tmp_path / "videos"))
+    os.utime(source / "a.mp4", ns=(0, 0))
+    (jpeg / "frames-00000.tar").unlink()
+    assert run(source, jpeg, "--overwrite") == 0 and verify(jpeg) == 0
+
+
+def test_overwrite_leaves_a_pack_that_is_damaged_or_cannot_be_read(videos, jpeg, monkeypatch, capsys):
+    whole = files_in(jpeg)
+    shard, index, settings = jpeg / "frames-00000.tar", jpeg / "index.jsonl", jpeg / "pack_frames.json"
+    cases = {
+        "line 2 of .*index.jsonl is damaged": lambda: index.write_bytes(whole[index.name].replace(b"b.mkv", b"a.mp4")),
+        "frames-00000.tar has 600 bytes": lambda: os.truncate(shard, 600),
+        "frames-00000.tar, a shard of this pack, cannot be read": shard.unlink,
+        "archives without their index.jsonl": index.unlink,
+        "does not hold the settings of a pack": lambda: settings.write_text("{"),
+        "but no pack_frames.json says how": settings.unlink,
+    }
+    for message, spoil in cases.items():
+        spoil()
+        before = files_in(jpeg)
+        assert re.search(message, refused(capsys, videos, jpeg, "--overwrite"))
+        assert files_in(jpeg) == before
+        for name, content in whole.items():
+            (jpeg / name).write_bytes(content)
+    assert run(videos, jpeg, "--overwrite") == 0 and files_in(jpeg) == whole
+
+
 def test_impossible_arguments_are_refused(videos, tmp_path, capsys):
     output = tmp_path / "pack"
-    for option in (("--fps", 0), ("--size", 3), ("--quality", 0), ("--num_workers", 0), ("--shard_mb", 0)):
+    for option in (
+        ("--fps", 0),
+        ("--fps", "1/0"),
+        ("--fps", "x"),
+        ("--size", 3),
+        ("--quality", 0),
+        ("--num_workers", 0),
+        ("--shard_mb", 0),
+    ):
         assert option[0].strip("-") in refused(capsys, videos, output, *option)
     assert "not a folder" in refused(capsys, tmp_path / "gone", output)
     assert not output.exists()
@@ -572,6 +609,16 @@ def test_a_pack_that_lacks_something_says_what_and_what_to_do(jpeg, tmp_path, ca
         for name, content in before.items():
             (jpeg / name).write_bytes(content)
     PackIndex.open(jpeg)
+
+
+BROKEN_SETTINGS = ["", "[]", "[" * 100_000, '{"version": 1, "fps": "1/0"}', '{"version": 1, "fps": Infinity}']
+
+
+@pytest.mark.parametrize("text", BROKEN_SETTINGS)
+def test_damaged_settings_are_named(jpeg, text):
+    (jpeg / "pack_frames.json").write_text(text)
+    with pytest.raises(UserError, match=r"pack_frames\.json does not hold the settings of a pack"):
+        PackIndex.open(jpeg)
 
 
 def test_a_line_is_read_as_it_was_written(packs):
