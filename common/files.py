@@ -45,10 +45,13 @@ def sync_folder(path: Path) -> None:
 
 
 def csv_text(rows: Iterable[Sequence]) -> str:
-    """Rows as CSV."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
+    """Rows as CSV, a line each but where a cell has several."""
+    lines = []
+    for row in rows:
+        buffer = io.StringIO(newline="")
+        csv.writer(buffer).writerow(row)  # which ends with both, so that cells with either are quoted
+        lines.append(buffer.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines)
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def read_note(file: Path) -> dict[str, Any]:
             raise ValueError("fps, size and crf are needed")
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}. It says how the videos were compressed") from error
-    except (ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise UserError(
             f"{file} does not say how the videos were compressed ({type(error).__name__}: {error}): copy it again, or "
             "compress the videos anew to another folder"

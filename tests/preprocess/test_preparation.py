@@ -157,7 +157,14 @@ def test_raw_videos_in_the_folder_of_compressed_ones_are_refused(folder, capsys)
     assert "--input_root lies in --output_root" in message and not (folder / "compress_video.json").exists()
 
 
-BROKEN = ["", "[]", '{"fps": "3", "size": 224}', '{"fps": "x", "size": 224, "crf": 23}', "[" * 100_000]
+BROKEN = [
+    "",
+    "[]",
+    '{"fps": "3", "size": 224}',
+    '{"fps": "x", "size": 224, "crf": 23}',
+    '{"fps": Infinity, "size": 224, "crf": 23}',
+    "[" * 100_000,
+]
 
 
 @pytest.mark.parametrize("text", [*BROKEN, '{"fps": "3", "size": 224, "crf": 23, "of": 1}'])
