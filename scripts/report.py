@@ -238,7 +238,7 @@ def video_pictures(video: Shown, sources: Sequence[str], names: Sequence[str], r
     parts = [in_two_widths(draw_strips, [strip], f"Attention of {called} to the frames of {video.name}")]
     for source, name, run, of_run in zip(sources, names, runs, found, strict=True):
         if _has("discriminative_regions", of_run) and getattr(run.settings, "num_regions", 0):
-            strip = region_strip(video.name, [source], [name], [of_run])
+            strip = region_strip(video.name, [source], [name], [run], [of_run])
             parts.append(in_two_widths(draw_strips, [strip], f"Patches of {video.name} that {source} chooses"))
         if _has("frame_variation", of_run):
             line = timeline_of(video.name, source, name, run, of_run)

@@ -32,12 +32,14 @@ from scripts.figures.mistakes import find_mistakes
 
 ZERO_SHOT = "zero_shot"
 LEAST_WIDTH = 3.0  # inches
-# maps that `regions --maps` adds, by their names in the details
+# maps that `regions --maps` adds, by their names in the details, and their units, M's by --dynamics_norm
 MAPS = {
-    "attention_map": ("A, attention", "share"),
-    "temporal_dynamics": ("M, temporal dynamics", "mean square"),
-    "region_scores": ("Wˢ, what patches are chosen by", "score"),
+    "attention_map": "A, attention",
+    "temporal_dynamics": "M, temporal dynamics",
+    "region_scores": "Wˢ, what patches are chosen by",
 }
+UNITS = {"attention_map": "share", "region_scores": "score"}
+UNITS_OF_DYNAMICS = {"frame": "share", "none": "mean square"}
 
 
 def load_runs(
@@ -151,7 +153,7 @@ def regions(args: argparse.Namespace) -> None:
     runs = load_runs(args.runs, args.clip, args.max_frames, args.max_words)
     names = names_of(args.runs, runs, args.names)
     strips = [
-        region_strip(video.name, args.runs, names, of_runs, args.layer, args.maps)
+        region_strip(video.name, args.runs, names, runs, of_runs, args.layer, args.maps)
         for video, of_runs in zip(args.videos, inspect_all(runs, args.videos, ()), strict=True)
     ]
     write(draw_strips(strips, args.width), args.output)
@@ -161,6 +163,7 @@ def region_strip(
     video: str,
     sources: Sequence[str],
     names: Sequence[str],
+    runs: Sequence[Run],
     of_runs: Sequence[Inspected],
     layer: int | None = None,
     with_maps: bool = False,
@@ -171,15 +174,16 @@ def region_strip(
         UserError: naming a run that chooses none in that layer, or has no such maps.
     """
     rows = []
-    for source, name, found in zip(sources, names, of_runs, strict=True):
+    for source, name, run, found in zip(sources, names, runs, of_runs, strict=True):
         of_layer = layer_with("discriminative_regions", source, layer, found)
         details, groups = found.layers[of_layer], found.groups[of_layer]
         label = f"{name}\nlayer {of_layer}{merged_in(found, of_layer)}"
         rows.append(Row(label, chosen=spread(details["discriminative_regions"] > 0.5, groups)))
         if with_maps and "region_scores" not in details:
             raise UserError(f"--maps: {source} chooses its regions at random, not by A, M and Wˢ")
-        for key, (title, unit) in MAPS.items() if with_maps else ():
-            rows.append(Row(title, spread(details[key], groups), unit))
+        if with_maps:
+            units = UNITS | {"temporal_dynamics": UNITS_OF_DYNAMICS[run.settings.dynamics_norm]}
+            rows += [Row(title, spread(details[key], groups), units[key]) for key, title in MAPS.items()]
     return Strip(f"{video}: chosen patches", of_runs[0].frames, rows)
 
 

@@ -66,7 +66,7 @@ def run_of(form, **more):
     clip = make_tiny_clip()
     model = disturb(make_model(form, clip, T, **more)).eval()
     compute = Compute(Processes(0, 1, torch.device("cpu")), choose_precision("fp32", torch.device("cpu")))
-    return Run(model, clip, method, METHODS[method].settings(**settings), T, 12, compute)
+    return Run(model, clip, method, METHODS[method].settings(**settings | more), T, 12, compute)
 
 
 def test_a_row_a_run_with_its_map_and_its_similarity(trained, video, drawn, tmp_path, capsys):
@@ -108,6 +108,16 @@ def test_the_chosen_patches_and_what_they_were_chosen_by(trained, video, drawn, 
         largest = np.argsort(-w.maps[frame].flatten(), kind="stable")[:3]
         assert set(np.flatnonzero(chosen.chosen[frame])) == set(largest)
     np.testing.assert_allclose(w.maps, 0.5 * a.maps + 0.5 * m.maps / m.maps.sum((1, 2), keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "unit"), [("frame", "share"), ("none", "mean square")])
+def test_the_unit_of_the_dynamics_is_that_of_the_runs_settings(norm, unit):
+    run = run_of("stop", dynamics_norm=norm)
+    found = inspect(run, random_videos(1, T)[0], T)
+    strip = visualize.region_strip("a.mp4", ["runs/stop"], ["STOP"], [run], [found], with_maps=True)
+    _, _, m, _ = strip.rows
+    assert (m.label, m.unit) == ("M, temporal dynamics", unit)
+    assert np.allclose(m.maps.sum((1, 2)), 1, atol=1e-5) == (unit == "share")
 
 
 @pytest.mark.parametrize("count", [1, T])
