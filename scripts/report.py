@@ -6,7 +6,7 @@
 
 RUNS are folders of trainings or evaluations, finished or not. The file needs no server and no network. Of the test
 videos some are shown, evenly spaced in the evaluation list; --videos 0 shows none, which spares loading the models.
-Flags of the main program, such as --packed FOLDER, count before the first run's own.
+Flags of the main program, such as --packed FOLDER, override the first run's own.
 """
 
 import argparse
@@ -196,7 +196,7 @@ def pictures_of(runs: Sequence[RunFiles], count: int, more: Sequence[str]) -> st
     parts = [
         html.text(
             f"{count} of the test videos of {first.name}, evenly spaced in the evaluation list. Attention is that "
-            "of what is read of a video to each frame's patches, in the last layer, one colour scale a row."
+            "of the read-out token to each frame's patches, in the last layer, one colour scale a row."
         )
     ]
     try:

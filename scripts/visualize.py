@@ -111,7 +111,7 @@ def inspect_all(
 
 
 def attention(args: argparse.Namespace) -> None:
-    """What is read of a video attends to, a row a run."""
+    """What the read-out token attends to, a row a run."""
     if len(args.text) not in (1, len(args.videos)):
         raise UserError(f"--text: give one for all videos, or one for each of {len(args.videos)}")
     if args.rollout and args.layer is not None:
@@ -139,7 +139,9 @@ def attention_strip(
         label = f"{name}\n{what} {in_digits(found.similarity[0])}{merged_in(found, of_layer)}"
         rows.append(Row(label, 100 * maps, "share, %"))
     where = f"layer {of_layer}" if of_runs[0].rollout is None else "rollout over all layers"
-    return Strip(f"{video}: “{text}”. Attention of what is read, {where}", of_runs[0].frames, rows)
+    return Strip(
+        f"{video}: “{text}”. Attention of the read-out token to each frame's patches, {where}", of_runs[0].frames, rows
+    )
 
 
 def merged_in(found: Inspected, layer: int) -> str:
@@ -256,7 +258,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     part.set_defaults(draw=errors)
     part.add_argument("run", type=Path, metavar="RUN", help="folder of a training or an evaluation")
     part.add_argument("--count", type=int, default=5, metavar="ROWS", help="the worst so many (default: 5)")
-    part.epilog = "Flags of the run's main program, such as --packed FOLDER, count before the run's own."
+    part.epilog = "Flags of the run's main program, such as --packed FOLDER, override the run's own."
     for name, part in kinds.choices.items():
         output = Path(f"{name}.png")
         part.add_argument("--output", type=Path, default=output, metavar="FILE", help="(default: %(default)s)")

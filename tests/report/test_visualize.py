@@ -76,7 +76,7 @@ def test_a_row_a_run_with_its_map_and_its_similarity(trained, video, drawn, tmp_
     assert capsys.readouterr().out.strip() == str(output) and output.stat().st_size > 10_000
     (strip,) = drawn[0][0]
     assert [row.label.split("\n")[0] for row in strip.rows] == ["frames, as the models see them", "zero-shot", "stop"]
-    assert "a red circle" in strip.title and "layer 1" in strip.title
+    assert strip.title == "video0.mp4: “a red circle”. Attention of the read-out token to each frame's patches, layer 1"
     for row, source in zip(strip.rows[1:], ("zero_shot", trained), strict=True):
         loaded = visualize.load_runs([str(trained), str(source)])[1]
         text, seen = loaded.embed_texts(["a red circle"]), loaded.embed_videos([video], num_workers=0)
