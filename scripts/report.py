@@ -26,6 +26,7 @@ from common.errors import UserError
 from common.files import write_whole
 from common.progress import duration
 from dataloaders.video.decoding import BadVideoError
+from modules.program.build import find_in_run
 from modules.program.inspection import Inspected, inspect
 from modules.program.loading import Run
 from modules.report import curves, html
@@ -84,13 +85,12 @@ class RunFiles:
         """Read a run.
 
         Raises:
-            UserError: if the folder holds none.
+            UserError: if the folder holds none, or a run for each of several splits.
         """
-        if not (folder / CONFIG).is_file():
-            raise UserError(f"{folder} is not the folder of a run: it holds no {CONFIG}")
+        path = find_in_run(folder, CONFIG, f"{folder} is not the folder of a run: it holds no {CONFIG}")
         results = folder / RESULTS
         try:
-            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            config = json.loads(path.read_text(encoding="utf-8"))
             found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
         except ValueError as error:
             raise UserError(

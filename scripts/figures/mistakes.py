@@ -19,6 +19,7 @@ from dataloaders.samples import Sample
 from dataloaders.video.sampling import FrameSampler
 from modules.methods import METHODS
 from modules.program.arguments import Arguments, CommonSettings, parse_arguments, video_settings
+from modules.program.build import find_in_run
 from modules.program.loading import load_run
 from modules.report.mistakes import Mistake, Picture
 from modules.report.page import in_digits
@@ -58,11 +59,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The settings of a run.
 
     Raises:
-        UserError: if the folder holds none.
+        UserError: if the folder holds none, or a run for each of several splits.
     """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise UserError(f"{folder} is not the folder of a run: it holds no {CONFIG}")
+    path = find_in_run(folder, CONFIG, f"{folder} is not the folder of a run: it holds no {CONFIG}")
     settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
     if settings["datatype"] not in RETRIEVAL | RECOGNITION:
         raise UserError(f"{path}: datatype {settings['datatype']} is none that is known here")

@@ -198,14 +198,19 @@ def test_layers_that_are_not_there_are_refused():
         (["attention", "{video}", "--text", "a", "--runs", "{run}", "--rollout", "--layer", "1"], "without --layer"),
         (["attention", "{video}", "--text", "a", "--runs", "{run}", "--output", "a.xyz"], "ends with one of"),
         (["errors", "nowhere"], "nowhere is not the folder of a run"),
+        (["errors", "{splits}"], "holds a run for each of 2 splits: give one, such as {splits}/split1"),
+        (["regions", "{video}", "--runs", "{splits}"], "holds a run for each of 2 splits"),
     ],
 )
-def test_what_is_not_there_is_said(trained, video, tiny_run, flags, message, tmp_path, monkeypatch):
+def test_what_is_not_there_is_said(trained, video, tiny_run, flags, message, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    places = {"video": video, "run": trained, "clip": path_of(tiny_run, "--pretrained_clip_name")}
+    splits = tmp_path_factory.mktemp("mean")
+    for name in ("split1", "split2"):
+        (splits / name).symlink_to(trained)
+    places = {"video": video, "run": trained, "clip": path_of(tiny_run, "--pretrained_clip_name"), "splits": splits}
     with pytest.raises(SystemExit) as error:
         visualize.main([flag.format(**places) for flag in flags])
-    assert message in str(error.value) and str(error.value).startswith("error: ")
+    assert message.format(**places) in str(error.value) and str(error.value).startswith("error: ")
     assert list(tmp_path.iterdir()) == []
 
 
