@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from helpers.methods import DEFAULT_FORMS, FORMS, changed_in_clip, disturb, make_model
+from helpers.methods import DEFAULT_FORMS, FORMS, changed_in_clip, default_form, disturb, make_model
 from helpers.tiny import make_tiny_clip, random_videos
 from modules.methods import METHODS
 
@@ -30,6 +30,11 @@ def embed(model, videos, lengths):
 
 def assert_same(one, other):
     torch.testing.assert_close(one, other, rtol=0, atol=TOLERANCE)
+
+
+def test_a_method_without_a_form_to_test_is_named():
+    with pytest.raises(LookupError, match="--method no_such has no form in FORMS"):
+        default_form("no_such")
 
 
 def test_every_method_declares_its_properties(method):
