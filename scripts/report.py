@@ -1,8 +1,8 @@
 """One HTML file of some runs: results beside the published ones, curves, settings, and pictures of test videos.
 
-  python scripts/report.py runs/msrvtt                              # report.html in that folder
-  python scripts/report.py runs/msrvtt runs/msrvtt_vop --output both.html
-  python scripts/report.py runs/msrvtt --videos 5 --features_path /data/videos     # where the videos are now
+  .venv/bin/python scripts/report.py runs/msrvtt                              # report.html in that folder
+  .venv/bin/python scripts/report.py runs/msrvtt runs/msrvtt_vop --output both.html
+  .venv/bin/python scripts/report.py runs/msrvtt --videos 5 --features_path /data/videos     # where the videos are now
 
 RUNS are folders of trainings or evaluations, finished or not. The file needs no server and no network. Of the test
 videos some are shown, evenly spaced in the evaluation list; --videos 0 shows none, which spares loading the models.
@@ -296,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = args.output or args.runs[0] / REPORT
     try:
         runs = [RunFiles.read(folder, name) for folder, name in zip(args.runs, tell_apart(args.runs), strict=True)]
-        command = shlex.join(["python", "scripts/report.py", *argv])
+        command = shlex.join([".venv/bin/python", "scripts/report.py", *argv])
         content = make_report(runs, args.videos, args.more, command).encode()
     except UserError as error:
         sys.exit(f"error: {error}")

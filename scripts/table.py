@@ -1,8 +1,8 @@
 """The papers' tables, with what was reproduced here beside what was published.
 
-  python scripts/table.py runs/msrvtt runs/msrvtt_vop          # STOP's Table 2, retrieval on MSR-VTT 1k-A, as Markdown
-  python scripts/table.py runs/msrvtt* --format latex          # or csv
-  python scripts/table.py --table detection                    # STPN's Table 2, segmentation 3, tracking 4, prompts 5
+  .venv/bin/python scripts/table.py runs/msrvtt runs/msrvtt_vop    # STOP's Table 2, MSR-VTT 1k-A, as Markdown
+  .venv/bin/python scripts/table.py runs/msrvtt* --format latex    # or csv
+  .venv/bin/python scripts/table.py --table detection              # STPN's Table 2; its others have names of their own
 
 RUNS are run folders, or their ``results.json``. What was published stands in docs/published/, a file a table, with its
 source and as it was printed; it is never this project's own. Beside each number stands that of a run of the same

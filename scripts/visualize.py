@@ -1,9 +1,10 @@
 """Pictures of what models do with videos; docs/figures.md shows each.
 
-  python scripts/visualize.py attention a.mp4 b.mp4 --text "a dog runs" "a man sings" --runs zero_shot runs/stop
-  python scripts/visualize.py regions a.mp4 --runs runs/stop --maps        # the chosen patches of each frame
-  python scripts/visualize.py timeline a.mp4 --runs runs/stop              # what changes in the gaps between frames
-  python scripts/visualize.py errors runs/stop                             # what a run gets wrong
+  .venv/bin/python scripts/visualize.py attention a.mp4 b.mp4 --text "a dog runs" "a man sings" \\
+      --runs zero_shot runs/stop
+  .venv/bin/python scripts/visualize.py regions a.mp4 --runs runs/stop --maps   # the chosen patches of each frame
+  .venv/bin/python scripts/visualize.py timeline a.mp4 --runs runs/stop         # what changes between frames
+  .venv/bin/python scripts/visualize.py errors runs/stop                        # what a run gets wrong
 
 A run is the folder of a training, a checkpoint, or zero_shot for the frozen CLIP that the first of the other runs was
 trained with. --clip says where that is if it is not where it was then. Layers count from 0.
