@@ -81,6 +81,12 @@ def test_a_run_of_several_splits_counts_by_the_mean_of_their_last_epochs(tmp_pat
         ("scripts/msrvtt.sh", [], ("--ablate", "both")),
         ("scripts/hmdb51.sh", [], ("--method", "zero_shot")),
         ("scripts/hmdb51.sh", ["--", "--text_prompts", "8"], ("--ablate", "both")),
+        ("scripts/hmdb51.sh", ["--", "--time_embedding"], ("--ablate", "both")),
+        ("scripts/msrvtt.sh", ["--", "--text_prompts", "0"], ("--method", "zero_shot")),
+        ("scripts/didemo.sh", ["--", "--text_prompts=0"], ("--method", "zero_shot")),
+        ("scripts/didemo.sh", ["--", "--text_prompts", "0", "--side_adapters", "32"], ("--ablate", "both")),
+        ("scripts/hmdb51.sh", ["--", "--text_prompts", "8", "--text_prompts", "0"], ("--method", "zero_shot")),
+        ("scripts/hmdb51.sh", ["--", "--time_embedding", "--text_prompts", "0"], ("--ablate", "both")),
     ],
 )
 def test_without_prompts_there_is_what_else_a_script_trains_or_the_frozen_clip(script, more, flags):
