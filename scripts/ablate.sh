@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The ablations of the paper's Table 4 and Figure 4: STOP without prompts, with either half and with both, and over lists
 # of N_s, α, β, η and of merged frames, each with several seeds; tables, and a picture with the seconds of a step.
-#   bash scripts/ablate.sh toy                          the toy testbed: 84 trainings beside those that other studies share
+#   bash scripts/ablate.sh toy                          the toy testbed: 84 trainings, 36 of them shared with
+#                                                       patches_toy.sh, beside those that study_toy.sh and merge_toy.sh have
 #   bash scripts/ablate.sh toy --only motions           one level of it
 #   bash scripts/ablate.sh toy --time                   seconds of a step of each, in turns: minutes, nothing beside it
 #   bash scripts/ablate.sh toy --picture                draws docs/pictures/ablation_toy.png of what is done

@@ -1,7 +1,7 @@
 """What ε is chosen from: how much changes in the gaps of real clips, and of still pictures that are only noisy.
 
-  python scripts/choose_epsilon.py --videos VIDEOS --clip runs/toy/clip   # writes docs/results/epsilon.json
-  python scripts/choose_epsilon.py --table                                # prints what docs/method.md says of it
+  .venv/bin/python scripts/choose_epsilon.py --videos VIDEOS --clip runs/toy/clip   # writes docs/results/epsilon.json
+  .venv/bin/python scripts/choose_epsilon.py --table                                # prints what docs/method.md has
 
 ε is the share below which a gap counts as still (`InterFramePrompting.frame_variation`): the gap's sum, W^t before it
 is normalised, over the mean square of the tokens read · 27 · the mean square of N^t's kernel. It must lie below the

@@ -1,7 +1,7 @@
 """How far the losses of one and of two processes lie apart, on the demo's toy files.
 
   bash scripts/demo.sh                                        # makes the files
-  python scripts/compare_processes.py --record docs/results/processes.json
+  .venv/bin/python scripts/compare_processes.py --record docs/results/processes.json
 
 Both compute the same step: of the same batch, with the same draws. In fp64 they agree to rounding; in fp32 a rounding
 may flip which regions are chosen and how many tokens a gap gets, from where on the two differ visibly.

@@ -1,7 +1,7 @@
 """The demo's tables, and motion accuracy on the toy dataset.
 
-  python scripts/demo_table.py retrieval "zero-shot=runs/demo/zero_shot" "STOP=runs/demo/stop"
-  python scripts/demo_table.py recognition "zero-shot=runs/demo_recognition/zero_shot" …
+  .venv/bin/python scripts/demo_table.py retrieval "zero-shot=runs/demo/zero_shot" "STOP=runs/demo/stop"
+  .venv/bin/python scripts/demo_table.py recognition "zero-shot=runs/demo_recognition/zero_shot" …
 
 ``--record FILE`` also writes what the table rests on as JSON: metrics, settings, versions, commit and machine of each
 run.

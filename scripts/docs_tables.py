@@ -1,6 +1,6 @@
 """Puts the tables of the documentation in their places, from what was measured.
 
-  python scripts/docs_tables.py
+  .venv/bin/python scripts/docs_tables.py
 
 A table stands between two comments, ``<!-- table: NAME -->`` and ``<!-- end of NAME -->``, in a page of docs/, and is
 made of docs/results/ alone; a test holds that what stands there is what this program would write.

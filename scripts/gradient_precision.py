@@ -1,7 +1,7 @@
 """How far the gradient under bf16 and fp16 is from that of fp32, where regions and counts are the same and where not.
 
-  python scripts/gradient_precision.py            # writes docs/results/precision.json; some minutes
-  python scripts/gradient_precision.py --table    # prints what docs/method.md says of it
+  .venv/bin/python scripts/gradient_precision.py            # writes docs/results/precision.json; some minutes
+  .venv/bin/python scripts/gradient_precision.py --table    # prints what docs/method.md says of it
 
 For each seed: a random CLIP of the toy CLIP's size, STOP around it with prompters that have an effect, random videos of
 which some are padded, and the contrastive loss of a batch. Of the trained parameters' gradients the cosine is taken to

@@ -1,8 +1,8 @@
 """How long every dataset's lists take to be read, and how much memory: at their real size, with made-up content.
 
-  python scripts/measure_reading.py                          # all datasets; writes docs/results/reading.json
-  python scripts/measure_reading.py --datatype vatex msvd    # these anew, beside what the file has of others
-  python scripts/measure_reading.py --table                  # prints what docs/datasets.md says of it
+  .venv/bin/python scripts/measure_reading.py                          # all datasets; writes docs/results/reading.json
+  .venv/bin/python scripts/measure_reading.py --datatype vatex msvd    # these anew, beside what the file has of others
+  .venv/bin/python scripts/measure_reading.py --table                  # prints what docs/datasets.md says of it
 
 For each dataset its annotation files are made in a temporary folder, in their published form and with as many videos
 and captions as are published (rounded for DiDeMo, LSMDC and Kinetics-400; of MSVD's test videos 40 captions each), and

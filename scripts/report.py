@@ -1,12 +1,12 @@
 """One HTML file of some runs: results beside the published ones, curves, settings, and pictures of test videos.
 
-  python scripts/report.py runs/msrvtt                              # report.html in that folder
-  python scripts/report.py runs/msrvtt runs/msrvtt_vop --output both.html
-  python scripts/report.py runs/msrvtt --videos 5 --features_path /data/videos     # where the videos are now
+  .venv/bin/python scripts/report.py runs/msrvtt                              # report.html in that folder
+  .venv/bin/python scripts/report.py runs/msrvtt runs/msrvtt_vop --output both.html
+  .venv/bin/python scripts/report.py runs/msrvtt --videos 5 --features_path /data/videos     # where the videos are now
 
 RUNS are folders of trainings or evaluations, finished or not. The file needs no server and no network. Of the test
 videos some are shown, evenly spaced in the evaluation list; --videos 0 shows none, which spares loading the models.
-Flags of the main program, such as --packed FOLDER, count before the first run's own.
+Flags of the main program, such as --packed FOLDER, override the first run's own.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from common.errors import UserError
 from common.files import write_whole
 from common.progress import duration
 from dataloaders.video.decoding import BadVideoError
+from modules.program.build import find_in_run
 from modules.program.inspection import Inspected, inspect
 from modules.program.loading import Run
 from modules.report import curves, html
@@ -84,13 +85,12 @@ class RunFiles:
         """Read a run.
 
         Raises:
-            UserError: if the folder holds none.
+            UserError: if the folder holds none, or a run for each of several splits.
         """
-        if not (folder / CONFIG).is_file():
-            raise UserError(f"{folder} is not the folder of a run: it holds no {CONFIG}")
+        path = find_in_run(folder, CONFIG, f"{folder} is not the folder of a run: it holds no {CONFIG}")
         results = folder / RESULTS
         try:
-            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            config = json.loads(path.read_text(encoding="utf-8"))
             found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
         except ValueError as error:
             raise UserError(
@@ -196,7 +196,7 @@ def pictures_of(runs: Sequence[RunFiles], count: int, more: Sequence[str]) -> st
     parts = [
         html.text(
             f"{count} of the test videos of {first.name}, evenly spaced in the evaluation list. Attention is that "
-            "of what is read of a video to each frame's patches, in the last layer, one colour scale a row."
+            "of the read-out token to each frame's patches, in the last layer, one colour scale a row."
         )
     ]
     try:
@@ -238,7 +238,7 @@ def video_pictures(video: Shown, sources: Sequence[str], names: Sequence[str], r
     parts = [in_two_widths(draw_strips, [strip], f"Attention of {called} to the frames of {video.name}")]
     for source, name, run, of_run in zip(sources, names, runs, found, strict=True):
         if _has("discriminative_regions", of_run) and getattr(run.settings, "num_regions", 0):
-            strip = region_strip(video.name, [source], [name], [of_run])
+            strip = region_strip(video.name, [source], [name], [run], [of_run])
             parts.append(in_two_widths(draw_strips, [strip], f"Patches of {video.name} that {source} chooses"))
         if _has("frame_variation", of_run):
             line = timeline_of(video.name, source, name, run, of_run)
@@ -296,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = args.output or args.runs[0] / REPORT
     try:
         runs = [RunFiles.read(folder, name) for folder, name in zip(args.runs, tell_apart(args.runs), strict=True)]
-        command = shlex.join(["python", "scripts/report.py", *argv])
+        command = shlex.join([".venv/bin/python", "scripts/report.py", *argv])
         content = make_report(runs, args.videos, args.more, command).encode()
     except UserError as error:
         sys.exit(f"error: {error}")

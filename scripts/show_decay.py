@@ -1,7 +1,7 @@
 """Shows what weight decay on N^s and N^t does to the gate: tokens a gap over a training with ten times the decay.
 
   git worktree add ../before 62d4934      # the last commit in which it acted on them and the floor did not follow
-  python scripts/show_decay.py --before ../before
+  .venv/bin/python scripts/show_decay.py --before ../before
 
 Both codes train STOP at the demo's setting on the demo's files (`bash scripts/demo.sh` makes them), with ten times the
 decay, since the demo takes 180 steps and MSR-VTT 7,030; all that differs else is set alike. Writes

@@ -29,7 +29,8 @@ if [ -n "$PACKED" ]; then FRAMES=(--packed "$PACKED"); fi
 TASK=--do_train
 case " $* " in *" --method zero_shot "* | *" --method=zero_shot "*) TASK=--do_eval ;; esac  # nothing to train
 
-# the rest are the defaults, for STOP batches of 128, 10 epochs, a rate of 1e-3, 12 frames; another --method brings its own
+# the rest are defaults: 10 epochs are the dataset's, whatever the --method; batches, rate, decay and words are the
+# method's, for STOP batches of 128 and a rate of 1e-3; 12 frames are the program's
 exec bash scripts/launch.sh main_task_recognition.py \
   "$TASK" --method stop --datatype ssv2 \
   --pretrained_clip_name ViT-B/32 --pretrained_dir "$PRETRAINED" \

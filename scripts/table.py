@@ -1,8 +1,8 @@
 """The papers' tables, with what was reproduced here beside what was published.
 
-  python scripts/table.py runs/msrvtt runs/msrvtt_vop          # STOP's Table 2, retrieval on MSR-VTT 1k-A, as Markdown
-  python scripts/table.py runs/* --format latex                # or csv
-  python scripts/table.py --table detection                    # STPN's Tables 2 to 5
+  .venv/bin/python scripts/table.py runs/msrvtt runs/msrvtt_vop    # STOP's Table 2, MSR-VTT 1k-A, as Markdown
+  .venv/bin/python scripts/table.py runs/msrvtt* --format latex    # or csv
+  .venv/bin/python scripts/table.py --table detection              # STPN's Table 2; its others have names of their own
 
 RUNS are run folders, or their ``results.json``. What was published stands in docs/published/, a file a table, with its
 source and as it was printed; it is never this project's own. Beside each number stands that of a run of the same
@@ -69,6 +69,7 @@ class Table:
         rows: mappings: ``name``; ``texts``; ``values``, numbers by key as they were printed; and, where there are any,
             ``method`` and ``settings``, which a run of it has, a ``note``, and a ``source`` that is not the table's.
         evaluated: what a run must have been evaluated on to be compared; None where nothing here evaluates that.
+        settings: what a run of any row has.
     """
 
     title: str
@@ -78,6 +79,7 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Mapping[str, Any]]
     evaluated: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, name: str) -> "Table":
@@ -181,7 +183,7 @@ def place_of(run: Run, table: Table) -> tuple[int | None, str]:
     row = table.rows[own[0]]
     other = [
         f"{name} {run.settings[name]}"
-        for name, value in row.get("settings", {}).items()
+        for name, value in {**table.settings, **row.get("settings", {})}.items()
         if run.settings.get(name, value) != value
     ]
     return (None, f"{row['name']} with {', '.join(other)}") if other else (own[0], row["name"])

@@ -1,9 +1,10 @@
 """Pictures of what models do with videos; docs/figures.md shows each.
 
-  python scripts/visualize.py attention a.mp4 b.mp4 --text "a dog runs" "a man sings" --runs zero_shot runs/stop
-  python scripts/visualize.py regions a.mp4 --runs runs/stop --maps        # the chosen patches of each frame
-  python scripts/visualize.py timeline a.mp4 --runs runs/stop              # what changes in the gaps between frames
-  python scripts/visualize.py errors runs/stop                             # what a run gets wrong
+  .venv/bin/python scripts/visualize.py attention a.mp4 b.mp4 --text "a dog runs" "a man sings" \\
+      --runs zero_shot runs/stop
+  .venv/bin/python scripts/visualize.py regions a.mp4 --runs runs/stop --maps   # the chosen patches of each frame
+  .venv/bin/python scripts/visualize.py timeline a.mp4 --runs runs/stop         # what changes between frames
+  .venv/bin/python scripts/visualize.py errors runs/stop                        # what a run gets wrong
 
 A run is the folder of a training, a checkpoint, or zero_shot for the frozen CLIP that the first of the other runs was
 trained with. --clip says where that is if it is not where it was then. Layers count from 0.
@@ -32,12 +33,14 @@ from scripts.figures.mistakes import find_mistakes
 
 ZERO_SHOT = "zero_shot"
 LEAST_WIDTH = 3.0  # inches
-# maps that `regions --maps` adds, by their names in the details
+# maps that `regions --maps` adds, by their names in the details, and their units, M's by --dynamics_norm
 MAPS = {
-    "attention_map": ("A, attention", "share"),
-    "temporal_dynamics": ("M, temporal dynamics", "mean square"),
-    "region_scores": ("Wˢ, what patches are chosen by", "score"),
+    "attention_map": "A, attention",
+    "temporal_dynamics": "M, temporal dynamics",
+    "region_scores": "Wˢ, what patches are chosen by",
 }
+UNITS = {"attention_map": "share", "region_scores": "score"}
+UNITS_OF_DYNAMICS = {"frame": "share", "none": "mean square"}
 
 
 def load_runs(
@@ -109,7 +112,7 @@ def inspect_all(
 
 
 def attention(args: argparse.Namespace) -> None:
-    """What is read of a video attends to, a row a run."""
+    """What the read-out token attends to, a row a run."""
     if len(args.text) not in (1, len(args.videos)):
         raise UserError(f"--text: give one for all videos, or one for each of {len(args.videos)}")
     if args.rollout and args.layer is not None:
@@ -137,7 +140,9 @@ def attention_strip(
         label = f"{name}\n{what} {in_digits(found.similarity[0])}{merged_in(found, of_layer)}"
         rows.append(Row(label, 100 * maps, "share, %"))
     where = f"layer {of_layer}" if of_runs[0].rollout is None else "rollout over all layers"
-    return Strip(f"{video}: “{text}”. Attention of what is read, {where}", of_runs[0].frames, rows)
+    return Strip(
+        f"{video}: “{text}”. Attention of the read-out token to each frame's patches, {where}", of_runs[0].frames, rows
+    )
 
 
 def merged_in(found: Inspected, layer: int) -> str:
@@ -151,7 +156,7 @@ def regions(args: argparse.Namespace) -> None:
     runs = load_runs(args.runs, args.clip, args.max_frames, args.max_words)
     names = names_of(args.runs, runs, args.names)
     strips = [
-        region_strip(video.name, args.runs, names, of_runs, args.layer, args.maps)
+        region_strip(video.name, args.runs, names, runs, of_runs, args.layer, args.maps)
         for video, of_runs in zip(args.videos, inspect_all(runs, args.videos, ()), strict=True)
     ]
     write(draw_strips(strips, args.width), args.output)
@@ -161,6 +166,7 @@ def region_strip(
     video: str,
     sources: Sequence[str],
     names: Sequence[str],
+    runs: Sequence[Run],
     of_runs: Sequence[Inspected],
     layer: int | None = None,
     with_maps: bool = False,
@@ -171,15 +177,16 @@ def region_strip(
         UserError: naming a run that chooses none in that layer, or has no such maps.
     """
     rows = []
-    for source, name, found in zip(sources, names, of_runs, strict=True):
+    for source, name, run, found in zip(sources, names, runs, of_runs, strict=True):
         of_layer = layer_with("discriminative_regions", source, layer, found)
         details, groups = found.layers[of_layer], found.groups[of_layer]
         label = f"{name}\nlayer {of_layer}{merged_in(found, of_layer)}"
         rows.append(Row(label, chosen=spread(details["discriminative_regions"] > 0.5, groups)))
         if with_maps and "region_scores" not in details:
             raise UserError(f"--maps: {source} chooses its regions at random, not by A, M and Wˢ")
-        for key, (title, unit) in MAPS.items() if with_maps else ():
-            rows.append(Row(title, spread(details[key], groups), unit))
+        if with_maps:
+            units = UNITS | {"temporal_dynamics": UNITS_OF_DYNAMICS[run.settings.dynamics_norm]}
+            rows += [Row(title, spread(details[key], groups), units[key]) for key, title in MAPS.items()]
     return Strip(f"{video}: chosen patches", of_runs[0].frames, rows)
 
 
@@ -252,7 +259,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     part.set_defaults(draw=errors)
     part.add_argument("run", type=Path, metavar="RUN", help="folder of a training or an evaluation")
     part.add_argument("--count", type=int, default=5, metavar="ROWS", help="the worst so many (default: 5)")
-    part.epilog = "Flags of the run's main program, such as --packed FOLDER, count before the run's own."
+    part.epilog = "Flags of the run's main program, such as --packed FOLDER, override the run's own."
     for name, part in kinds.choices.items():
         output = Path(f"{name}.png")
         part.add_argument("--output", type=Path, default=output, metavar="FILE", help="(default: %(default)s)")

@@ -1,7 +1,8 @@
 """The methods, chosen by ``--method``.
 
 A method is a settings class, whose fields become flags, and a builder, in a module that has a ``METHOD = Method(…)``,
-or another name behind a colon where it has several. To add one, write its file and name it here; nothing else changes.
+or another name behind a colon where it has several. To add one, write its file and name it here; docs/extending.md
+says what else the tests and the documentation want of it.
 """
 
 from importlib import import_module

@@ -12,7 +12,10 @@ from modules.model.video_text import VideoTextModel
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """What can be set about the video encoder of every method."""
+    """What can be set about a video encoder.
+
+    A method that has something of its own for each frame behind a merge refuses ``merge_frames``.
+    """
 
     merge_frames: str = setting(
         "", "layers before which neighbouring frames are merged in pairs, such as 4,8; none if empty", metavar="LAYERS"

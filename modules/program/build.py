@@ -74,13 +74,26 @@ def find_checkpoint(source: Path) -> Path:
     """
     if not source.is_dir():
         return source
-    if (source / BEST).is_file():
-        return source / BEST
-    if splits := sorted(source.glob(f"split*/{BEST}")):
-        raise UserError(
-            f"{source} holds a training for each of {len(splits)} splits: give one, such as {splits[0].parent}"
-        )
-    raise UserError(f"{source} holds no {BEST}: give the --output_dir of a training, or a checkpoint")
+    missing = f"{source} holds no {BEST}: give the --output_dir of a training, or a checkpoint"
+    return find_in_run(source, BEST, missing)
+
+
+def find_in_run(folder: Path, name: str, missing: str) -> Path:
+    """A file that the folder of a run holds.
+
+    Args:
+        folder: of the run.
+        name: of the file.
+        missing: what to say where it is not there.
+
+    Raises:
+        UserError: if it is not there; of a folder that holds a run for each of several splits, naming one of them.
+    """
+    if (folder / name).is_file():
+        return folder / name
+    if splits := sorted(folder.glob(f"split*/{name}")):
+        raise UserError(f"{folder} holds a run for each of {len(splits)} splits: give one, such as {splits[0].parent}")
+    raise UserError(missing)
 
 
 def settings_of(settings: type, trained: Mapping[str, Any]) -> Any:

@@ -32,7 +32,7 @@ from modules.report.page import (
 LABEL, BAR = 1.2, 0.72  # inches beside the frames: what a row is, and its colours
 LEAST, MOST = 0.42, 1.3  # inches of a frame's side
 GAP = 0.03  # inches between frames
-LABEL_LINES, TITLE_LINES, UNIT_LINES = 6, 3, 2
+LABEL_LINES, TITLE_LINES, UNIT_LINES = 6, 4, 2
 ABOVE, NUMBERS = 0.5 * LINE, 2.1 * LINE  # inches: above a title, and of the frames' numbers below it
 STRENGTH = 0.62  # of a map over a frame
 

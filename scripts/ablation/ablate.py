@@ -13,6 +13,7 @@ what is done, and are written anew after each training.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -242,6 +243,19 @@ def write_tables(ablation: Ablation, record: Mapping[str, Any]) -> None:
     write_picture(ablation.folder / "ablation.png", record, [ablation.name], ablation.points)
 
 
+def trains_beside_prompts(script: str, more: Sequence[str]) -> bool:
+    """Whether a script's STOP has something that trains without prompts.
+
+    Args:
+        script: its text, whose comments do not count.
+        more: flags behind it. Of each flag the last value counts, and 0 is for nothing.
+    """
+    commands = re.sub(r"(^|\s)#.*", "", script, flags=re.MULTILINE).replace("\\\n", " ")
+    given = " ".join([commands, *more])
+    values = dict(re.findall(rf"({'|'.join(BESIDE_PROMPTS)})(?:[ =]+[\"']?([^\s\"'()-]+))?", given))
+    return any(value != "0" for value in values.values())
+
+
 def parse(argv: Sequence[str]) -> Ablation:
     """The command line of a dataset's ablation."""
     argv, more = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
@@ -267,8 +281,7 @@ def parse(argv: Sequence[str]) -> Ablation:
             parser.error(f"--{name}: {error}")
     # from where the script is run, which is the repository
     folder = (ROOT / (args.output_dir or Path("runs") / "ablate" / script.stem)).resolve()
-    given = (ROOT / script).read_text(encoding="utf-8") + " ".join(more)
-    trains = any(flag in given for flag in BESIDE_PROMPTS)
+    trains = trains_beside_prompts((ROOT / script).read_text(encoding="utf-8"), more)
     none = ("--ablate both" if trains else "--method zero_shot") if args.none is None else args.none
     return Ablation(script, make_points(lists, none.split()), args.seeds, folder, more)
 

@@ -1,7 +1,7 @@
 """Whether a training step on videos of 64 frames fits a GPU of 80 GB, counted without one, and what --accumulate costs.
 
-  python scripts/benchmark/long_videos.py            # writes docs/results/long_videos.json; some minutes
-  python scripts/benchmark/long_videos.py --table    # prints what docs/speed.md says of it
+  .venv/bin/python scripts/benchmark/long_videos.py            # writes docs/results/long_videos.json; some minutes
+  .venv/bin/python scripts/benchmark/long_videos.py --table    # prints what docs/speed.md says of it
 
 Counted is the most that the tensors of a step hold, see scripts/benchmark/held.py: 16 videos of 64 frames and texts of
 64 tokens, as the paper trains on a GPU, in ViT-B/32 and bf16. Measured, on the machine that it runs on, are seconds and

@@ -19,12 +19,14 @@ from dataloaders.samples import Sample
 from dataloaders.video.sampling import FrameSampler
 from modules.methods import METHODS
 from modules.program.arguments import Arguments, CommonSettings, parse_arguments, video_settings
-from modules.program.loading import load_run
+from modules.program.build import find_in_run
+from modules.program.loading import Run, load_run
 from modules.report.mistakes import Mistake, Picture
 from modules.report.page import in_digits
 from modules.runtime.run_folder import BEST, CONFIG
 from modules.tasks.embedding import score_pairs
-from modules.tasks.metrics import rank
+from modules.tasks.metrics import Ranking
+from modules.tasks.retrieval import Embeddings
 from modules.training.trainer import TrainSettings
 
 RETRIEVED = 5  # videos shown instead of the right one
@@ -58,11 +60,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The settings of a run.
 
     Raises:
-        UserError: if the folder holds none.
+        UserError: if the folder holds none, or a run for each of several splits.
     """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise UserError(f"{folder} is not the folder of a run: it holds no {CONFIG}")
+    path = find_in_run(folder, CONFIG, f"{folder} is not the folder of a run: it holds no {CONFIG}")
     settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
     if settings["datatype"] not in RETRIEVAL | RECOGNITION:
         raise UserError(f"{path}: datatype {settings['datatype']} is none that is known here")
@@ -125,8 +125,8 @@ def find_mistakes(folder: Path, count: int, more: Sequence[str] = ()) -> tuple[s
 def _of_retrieval(
     folder: Path, arguments: Arguments, checkpoint: Path | None, count: int
 ) -> tuple[str, list[str], list[Mistake]]:
-    samples, queries = rank_queries(arguments, checkpoint)
-    worst = [query for query in worst_first(queries) if query.rank > 1][:count]
+    samples, worst, total = worst_queries(arguments, checkpoint, count)
+    worst = [query for query in worst if query.rank > 1]
     if not worst:
         raise UserError(f"{folder}: every query found its video first; there is nothing wrong to show")
     frames = MiddleFrames(samples, arguments)
@@ -136,7 +136,7 @@ def _of_retrieval(
         others = [Picture(frames.of(video), f"{in_digits(similar)}\n{video}") for video, similar in query.retrieved]
         mistakes.append(Mistake(f"rank {query.rank:g} of {query.among}\n“{query.caption}”", [right, *others]))
     title = (
-        f"{folder}: queries with the worst ranks, {len(worst)} of {len(queries)}. Below each video its similarity to "
+        f"{folder}: queries with the worst ranks, {len(worst)} of {total}. Below each video its similarity to "
         "the query and its name."
     )
     return (
@@ -172,8 +172,13 @@ def _of_recognition(folder: Path, arguments: Arguments, count: int) -> tuple[str
     return title, ["class", "middle frames of videos that were taken for the other", *[""] * (RETRIEVED - 1)], mistakes
 
 
-def rank_queries(arguments: Arguments, checkpoint: Path | None) -> tuple[list[Sample], list[Query]]:
-    """The evaluation list of a retrieval run and its queries with their ranks, evaluated anew.
+def worst_queries(arguments: Arguments, checkpoint: Path | None, count: int) -> tuple[list[Sample], list[Query], int]:
+    """The evaluation list of a retrieval run, its queries with the worst ranks, evaluated anew, and how many it has.
+
+    Args:
+        arguments: that evaluate it again.
+        checkpoint: of the run; None for a method that trains nothing.
+        count: how many queries, the worst first; those of one rank as they are listed.
 
     Raises:
         UserError: if the run cannot be loaded or its files cannot be read.
@@ -190,41 +195,40 @@ def rank_queries(arguments: Arguments, checkpoint: Path | None) -> tuple[list[Sa
     places = {"clip": common.pretrained_clip_name, "pretrained_dir": common.pretrained_dir}
     run = load_run(**source, **places, precision=arguments.train.precision, trust_weights=common.trust_weights)
     task = main_task_retrieval.build_task(arguments, data, run.clip.image_size)
-    found = task.embed(run.model, run.compute)
-    sets = np.zeros(len(found.video_ids), int) if found.sets is None else np.unique(found.sets, return_inverse=True)[1]
-    queries: list[Query] = []
-    for number in range(sets.max() + 1):
-        videos = np.flatnonzero(sets == number)
-        texts = np.flatnonzero(sets[found.text_to_video] == number)
-        if run.model.head.is_product:
-            similarity = found.text[texts] @ found.video[videos].T
-        else:
-            similarity = score_pairs(run.model, found.text[texts], found.video[videos], run.compute)
-        answers = np.searchsorted(videos, found.text_to_video[texts])
-        captions, ids = [found.captions[text] for text in texts], [found.video_ids[video] for video in videos]
-        queries += queries_of(similarity, answers, captions, ids)
-    return data.evaluation, queries
+    ranked = task.rank(run.model, task.embed(run.model, run.compute), run.compute, task.v2t_ranks)
+    queries = [(part, found["t2v"], row) for part, found in ranked for row in range(len(part.captions))]
+    worst = sorted(queries, key=lambda query: -query[1].ranks[query[2]])[:count]
+    found = [query_of(part, ranking, row, similarities(run, part, row)) for part, ranking, row in worst]
+    return data.evaluation, found, len(queries)
 
 
-def queries_of(similarity: np.ndarray, answers: np.ndarray, captions: Sequence[str], ids: Sequence[str]) -> list[Query]:
-    """Queries of a set.
+def similarities(run: Run, part: Embeddings, row: int) -> np.ndarray:
+    """(M,), of a caption to the videos that it is ranked among."""
+    if run.model.head.is_product:
+        return part.video @ part.text[row]
+    return score_pairs(run.model, part.text[row : row + 1], part.video, run.compute)[0]
+
+
+def query_of(part: Embeddings, ranking: Ranking, row: int, similarity: np.ndarray) -> Query:
+    """What a caption found.
 
     Args:
-        similarity: (N, M). answers: (N,) int, the column of each caption's video.
-        captions: N texts. ids: of M videos.
+        part: what it is ranked in.
+        ranking: of the captions there, which decides what was found first.
+        row: which of these it is.
+        similarity: (M,), to the videos there.
     """
-    ranks = rank(similarity, answers)["t2v"].ranks
-    queries = []
-    for row, answer, place, caption in zip(similarity, answers, ranks, captions, strict=True):
-        order = [at for at in np.argsort(-row, kind="stable") if at != answer][:RETRIEVED]
-        retrieved = [(ids[at], float(row[at])) for at in order]
-        queries.append(Query(caption, ids[answer], float(place), len(ids), float(row[answer]), retrieved))
-    return queries
-
-
-def worst_first(queries: Sequence[Query]) -> list[Query]:
-    """By falling rank; those of one rank as they were listed."""
-    return sorted(queries, key=lambda query: -query.rank)
+    right, first = int(ranking.right[row]), int(ranking.first[row])
+    order = dict.fromkeys([first, *np.argsort(-similarity, kind="stable").tolist()])
+    retrieved = [(part.video_ids[at], float(similarity[at])) for at in order if at != right][:RETRIEVED]
+    return Query(
+        part.captions[row],
+        part.video_ids[right],
+        float(ranking.ranks[row]),
+        len(part.video_ids),
+        float(ranking.right_similarity[row]),
+        retrieved,
+    )
 
 
 def most_confused(pairs: Sequence[tuple[str, str]]) -> list[tuple[tuple[str, str], int]]:

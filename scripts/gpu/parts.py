@@ -1,6 +1,6 @@
 """The parts of `scripts/gpu_check.sh` that measure, each for a process of its own.
 
-python scripts/gpu/parts.py benchmark|trace|compiled --results FILE [--batch_size VIDEOS] [--clip FOLDER]
+.venv/bin/python scripts/gpu/parts.py benchmark|trace|compiled --results FILE [--batch_size VIDEOS] [--clip FOLDER]
 
 A part prints its tables and writes what it found to a JSON file, what is found first before the rest.
 """

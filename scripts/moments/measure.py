@@ -1,6 +1,6 @@
 """How well moments are found in videos whose shots are known, and how often nothing stands out where nothing is.
 
-  python scripts/moments/measure.py --videos runs/demo_search/videos "zero-shot=runs/demo_search/zero_shot" …
+  .venv/bin/python scripts/moments/measure.py --videos runs/demo_search/videos "zero-shot=runs/demo_search/zero_shot" …
 
 Each NAME=FOLDER is an index of these videos. Every caption is looked for in the folder that has one shot of it. The
 first moment is the right one if it is in the shot's video and the times of the two have an intersection over union of

@@ -1,6 +1,6 @@
 """How long a query takes, and what it keeps in memory, by the number of windows; and what faiss' candidates miss.
 
-  python scripts/moments/scale.py [--similarities FILE.npy] [--record docs/results/search_scale.json]
+  .venv/bin/python scripts/moments/scale.py [--similarities FILE.npy] [--record docs/results/search_scale.json]
 
 Makes an index of each number of windows and asks it in a process of its own. The windows' embeddings are made up. With
 ``--similarities``, the texts-by-videos matrix of a trained model, they are not made up from nothing: the matrix is

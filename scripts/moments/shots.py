@@ -1,6 +1,6 @@
 """Joins toy test videos to long ones: a made list of shots, of which is known when each one is.
 
-  python scripts/moments/shots.py --dataset runs/toy/dataset --output_dir runs/demo_search/videos
+  .venv/bin/python scripts/moments/shots.py --dataset runs/toy/dataset --output_dir runs/demo_search/videos
 
 A video has twelve shots of 3 s each, those of a test set in a folder of its own: there every caption has one shot.
 Leaves ``shots.json``: the shots with video, caption, start and end in seconds; and ``generic.txt``: what is said of any

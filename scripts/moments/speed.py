@@ -1,6 +1,6 @@
 """How fast videos are indexed: hours of video an hour and core.
 
-  python scripts/moments/speed.py "originals=FOLDER" "compressed=FOLDER"
+  .venv/bin/python scripts/moments/speed.py "originals=FOLDER" "compressed=FOLDER"
 
 Indexes a folder with ViT-B/32 on random weights, which takes as long as with real ones, on one thread, beside which one
 process decodes; both are counted as CPU seconds. A folder of originals and one of the same videos as

@@ -83,8 +83,21 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "stpn_mixer": ("stpn", {"num_prompts": 3, "predictor_width": 8, "predictor": "mixer"}),
     "stpn_deep": ("stpn", {"num_prompts": 3, "predictor_width": 8, "depth": "deep"}),
 }
-# of each method the form that has its defaults, for what holds at these
-DEFAULT_FORMS = {method: next(form for form, (of, _) in FORMS.items() if of == method) for method in METHODS}
+
+
+def default_form(method: str) -> str:
+    """The first form of a method, which has its defaults, for what holds at these.
+
+    Raises:
+        LookupError: if there is none.
+    """
+    for form, (of, _) in FORMS.items():
+        if of == method:
+            return form
+    raise LookupError(f"--method {method} has no form in FORMS of tests/helpers/methods.py: add one of its defaults")
+
+
+DEFAULT_FORMS = {method: default_form(method) for method in METHODS}
 # a method and its settings → how much trains at ViT-B/32 with so many frames, as the papers count it
 COUNTED_FRAMES, COUNTED_WORDS = 12, 32
 COUNTS = [

@@ -4,23 +4,40 @@ import pytest
 import torch
 
 from common.errors import UserError
-from helpers.methods import DEFAULT_FORMS, FORMS, changed_in_clip, disturb, make_model
+from helpers.methods import DEFAULT_FORMS, FORMS, changed_in_clip, default_form, disturb, make_model
 from helpers.tiny import make_tiny_clip, random_videos
 from modules.methods import METHODS
+from modules.methods.base import Properties
 
 T = 4
 TOLERANCE = 1e-7  # in float64
 DIFFERENT = 1e-6
 
 
-@pytest.fixture(scope="module", params=METHODS)
-def method(request):
+# other forms of methods, which docs/methods.md names
+OTHERWISE = {
+    "stop_controls": Properties(still=False, any_length=True, order_blind=False),
+    "stop_without_inter": Properties(still=False, any_length=False, order_blind=False),  # with a time embedding
+    "stop_without_both": Properties(still=True, any_length=True, order_blind=True),
+    "seqLSTM": Properties(still=False, any_length=True, order_blind=False),
+    "seqTransf": Properties(still=False, any_length=True, order_blind=False),
+    "vpt_frames": Properties(still=False, any_length=False, order_blind=False),
+}
+
+
+@pytest.fixture(scope="module", params=[*DEFAULT_FORMS.values(), *OTHERWISE])
+def form(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def model(method):
-    return disturb(make_model(DEFAULT_FORMS[method], num_frames=T)).double().eval()
+def said(form):
+    return OTHERWISE.get(form) or METHODS[FORMS[form][0]].properties
+
+
+@pytest.fixture(scope="module")
+def model(form):
+    return disturb(make_model(form, num_frames=T)).double().eval()
 
 
 def embed(model, videos, lengths):
@@ -32,8 +49,13 @@ def assert_same(one, other):
     torch.testing.assert_close(one, other, rtol=0, atol=TOLERANCE)
 
 
-def test_every_method_declares_its_properties(method):
-    assert METHODS[method].properties is not None
+def test_a_method_without_a_form_to_test_is_named():
+    with pytest.raises(LookupError, match="--method no_such has no form in FORMS"):
+        default_form("no_such")
+
+
+def test_every_method_declares_its_properties():
+    assert all(method.properties is not None for method in METHODS.values())
 
 
 def test_neighbours_and_what_stands_in_padding_change_nothing(model):
@@ -46,22 +68,22 @@ def test_neighbours_and_what_stands_in_padding_change_nothing(model):
         assert_same(embed(model, other, [length])[0], together[i])
 
 
-def test_a_still_video(method, model):
+def test_a_still_video(said, model):
     picture = random_videos(3, 1)
     still, alone = (
         embed(model, picture.expand(-1, T, -1, -1, -1), [T] * 3),
         embed(model, picture.repeat(1, T, 1, 1, 1), [1] * 3),
     )
-    if METHODS[method].properties.still:
+    if said.still:
         assert_same(still, alone)
     else:
         assert (still - alone).abs().amax(1).min() > DIFFERENT
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 6])
-def test_other_lengths(method, model, length):
+def test_other_lengths(said, model, length):
     videos = random_videos(2, max(length, T))
-    if not METHODS[method].properties.any_length:
+    if not said.any_length:
         with pytest.raises(UserError, match=f"{T}.*{length}"):
             embed(model, videos[:, :length], [length] * 2)
         return
@@ -71,10 +93,10 @@ def test_other_lengths(method, model, length):
         assert embed(model, videos, [length] * 2).isfinite().all()
 
 
-def test_order(method, model):
+def test_order(said, model):
     videos = random_videos(3, T)
     one, other = embed(model, videos, [T] * 3), embed(model, videos.flip(1), [T] * 3)
-    if METHODS[method].properties.order_blind:
+    if said.order_blind:
         assert_same(one, other)
     else:
         assert (one - other).abs().amax(1).min() > DIFFERENT

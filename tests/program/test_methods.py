@@ -12,6 +12,7 @@ from dataloaders.datasets import RECOGNITION, RETRIEVAL
 from helpers import methods
 from helpers.faults import Killed
 from helpers.launching import torchrun
+from helpers.paths import ROOT
 from helpers.runs import assert_equal, lines, results, run, state_of
 from modules.methods import METHODS
 from modules.model.measures import WORDS
@@ -137,6 +138,19 @@ def test_a_flag_counts_before_the_datasets_default_and_that_before_the_methods(m
     shown = " ".join(capsys.readouterr().out.split())
     for default in ("peak learning rate (above 0; default: 0.5)", "training set (at least 1; default: 8)"):
         assert default in shown
+
+
+@pytest.mark.parametrize("dataset", RECOGNITION)
+def test_the_scripts_of_recognition_say_what_is_the_datasets_and_what_the_methods(dataset):
+    flags = ["--datatype", dataset, "--method", "efficient_prompt", "--split_dir", "x", "--features_path", "x"]
+    given = parse_arguments(flags, "", RECOGNITION, main_task_recognition.RecognitionSettings)
+    recipe, own = RECOGNITION[dataset].recipe, METHODS["efficient_prompt"].recipe
+    assert (given.train.lr, given.train.weight_decay) == (own["lr"], own["weight_decay"])
+    assert given.train.batch_size == recipe.get("batch_size", own["batch_size"])
+    script = " ".join((ROOT / "scripts" / f"{dataset}.sh").read_text().replace("\n#", "").split())
+    batches = f"batches of {recipe['batch_size']} and " if "batch_size" in recipe else ""
+    assert f"the rest are defaults: {batches}{recipe['epochs']} epochs are the dataset's" in script
+    assert ("batches, rate, decay and words are the method's" in script) == (not batches)
 
 
 def test_recipes_name_flags_and_values_that_these_take():

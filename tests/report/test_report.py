@@ -63,6 +63,9 @@ def test_a_run_under_way_has_its_curves_and_a_folder_without_a_run_is_refused(fo
     assert "not finished" in text and "No run has finished yet." in text and 'alt="Loss' in text
     with pytest.raises(SystemExit, match=r"is not the folder of a run: it holds no config\.json"):
         report.main([str(tmp_path)])
+    (tmp_path / "split1").symlink_to(under_way)
+    with pytest.raises(SystemExit, match=r"holds a run for each of 1 splits: give one, such as .*split1"):
+        report.main([str(tmp_path)])
     (under_way / "config.json").write_text("{")
     with pytest.raises(SystemExit, match=r"config\.json or results\.json is damaged"):
         report.main([str(under_way)])

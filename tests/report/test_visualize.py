@@ -12,7 +12,7 @@ import scripts.visualize as visualize
 from helpers.drawing.texts import assert_legible
 from helpers.flags import path_of
 from helpers.methods import FORMS, disturb, make_model
-from helpers.runs import results, run
+from helpers.runs import rows_of, run
 from helpers.tiny import TINY_TRAINING, make_tiny_clip, random_videos
 from modules.methods import METHODS
 from modules.program.inspection import check_layer, groups_of, inspect, spread
@@ -21,8 +21,10 @@ from modules.report.strips import Timeline, draw_timelines
 from modules.runtime.compute import Compute
 from modules.runtime.precision import choose_precision
 from modules.runtime.processes import Processes
+from modules.tasks.metrics import rank
+from modules.tasks.retrieval import Embeddings
 from scripts.figures.mistakes import arguments_of as flags_again
-from scripts.figures.mistakes import checkpoint_of, most_confused, queries_of, read_config, worst_first
+from scripts.figures.mistakes import checkpoint_of, most_confused, query_of, read_config, worst_queries
 
 T, P, LAYERS = 4, 9, 3
 
@@ -66,7 +68,7 @@ def run_of(form, **more):
     clip = make_tiny_clip()
     model = disturb(make_model(form, clip, T, **more)).eval()
     compute = Compute(Processes(0, 1, torch.device("cpu")), choose_precision("fp32", torch.device("cpu")))
-    return Run(model, clip, method, METHODS[method].settings(**settings), T, 12, compute)
+    return Run(model, clip, method, METHODS[method].settings(**settings | more), T, 12, compute)
 
 
 def test_a_row_a_run_with_its_map_and_its_similarity(trained, video, drawn, tmp_path, capsys):
@@ -76,7 +78,7 @@ def test_a_row_a_run_with_its_map_and_its_similarity(trained, video, drawn, tmp_
     assert capsys.readouterr().out.strip() == str(output) and output.stat().st_size > 10_000
     (strip,) = drawn[0][0]
     assert [row.label.split("\n")[0] for row in strip.rows] == ["frames, as the models see them", "zero-shot", "stop"]
-    assert "a red circle" in strip.title and "layer 1" in strip.title
+    assert strip.title == "video0.mp4: “a red circle”. Attention of the read-out token to each frame's patches, layer 1"
     for row, source in zip(strip.rows[1:], ("zero_shot", trained), strict=True):
         loaded = visualize.load_runs([str(trained), str(source)])[1]
         text, seen = loaded.embed_texts(["a red circle"]), loaded.embed_videos([video], num_workers=0)
@@ -108,6 +110,16 @@ def test_the_chosen_patches_and_what_they_were_chosen_by(trained, video, drawn, 
         largest = np.argsort(-w.maps[frame].flatten(), kind="stable")[:3]
         assert set(np.flatnonzero(chosen.chosen[frame])) == set(largest)
     np.testing.assert_allclose(w.maps, 0.5 * a.maps + 0.5 * m.maps / m.maps.sum((1, 2), keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "unit"), [("frame", "share"), ("none", "mean square")])
+def test_the_unit_of_the_dynamics_is_that_of_the_runs_settings(norm, unit):
+    run = run_of("stop", dynamics_norm=norm)
+    found = inspect(run, random_videos(1, T)[0], T)
+    strip = visualize.region_strip("a.mp4", ["runs/stop"], ["STOP"], [run], [found], with_maps=True)
+    _, _, m, _ = strip.rows
+    assert (m.label, m.unit) == ("M, temporal dynamics", unit)
+    assert np.allclose(m.maps.sum((1, 2)), 1, atol=1e-5) == (unit == "share")
 
 
 @pytest.mark.parametrize("count", [1, T])
@@ -188,14 +200,19 @@ def test_layers_that_are_not_there_are_refused():
         (["attention", "{video}", "--text", "a", "--runs", "{run}", "--rollout", "--layer", "1"], "without --layer"),
         (["attention", "{video}", "--text", "a", "--runs", "{run}", "--output", "a.xyz"], "ends with one of"),
         (["errors", "nowhere"], "nowhere is not the folder of a run"),
+        (["errors", "{splits}"], "holds a run for each of 2 splits: give one, such as {splits}/split1"),
+        (["regions", "{video}", "--runs", "{splits}"], "holds a run for each of 2 splits"),
     ],
 )
-def test_what_is_not_there_is_said(trained, video, tiny_run, flags, message, tmp_path, monkeypatch):
+def test_what_is_not_there_is_said(trained, video, tiny_run, flags, message, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    places = {"video": video, "run": trained, "clip": path_of(tiny_run, "--pretrained_clip_name")}
+    splits = tmp_path_factory.mktemp("mean")
+    for name in ("split1", "split2"):
+        (splits / name).symlink_to(trained)
+    places = {"video": video, "run": trained, "clip": path_of(tiny_run, "--pretrained_clip_name"), "splits": splits}
     with pytest.raises(SystemExit) as error:
         visualize.main([flag.format(**places) for flag in flags])
-    assert message in str(error.value) and str(error.value).startswith("error: ")
+    assert message.format(**places) in str(error.value) and str(error.value).startswith("error: ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -226,25 +243,36 @@ def test_the_worst_queries_of_a_run_with_what_they_found(trained, drawn, tmp_pat
     assert [mistake.label for mistake in drawn[1][2]] == [mistake.label for mistake in mistakes]
 
 
-def test_the_ranks_of_all_queries_are_those_of_the_metrics(trained):
-    from scripts.figures.mistakes import rank_queries
-
+def test_queries_are_ranked_as_in_the_runs_own_file(trained):
     settings = read_config(trained)
     checkpoint = checkpoint_of(trained, settings)
-    samples, queries = rank_queries(flags_again(settings, checkpoint, []), checkpoint)
-    found = results(trained)
-    assert len(queries) == len(samples) == 6
-    assert np.mean([query.rank for query in queries]) == pytest.approx(found["t2v_MnR"], abs=1e-3)
-    assert 100 * np.mean([query.rank <= 1 for query in queries]) == pytest.approx(found["t2v_R1"], abs=1e-3)
+    samples, queries, count = worst_queries(flags_again(settings, checkpoint, []), checkpoint, 100)
+    rows = [row for row in rows_of(trained / "ranks.csv") if row["direction"] == "t2v"]
+    assert len(queries) == len(samples) == len(rows) == count == 6
+    assert [f"{query.rank:.1f}" for query in queries] == sorted((row["rank"] for row in rows), key=float, reverse=True)
+    written = {row["video"]: row for row in rows}
+    for query in queries:
+        row = written[query.video]
+        assert (f"{query.rank:.1f}", f"{query.similarity:.6f}") == (row["rank"], row["similarity"])
+        assert query.retrieved[0][0] == row["first_video"] or query.video == row["first_video"]
 
 
 def test_queries_by_hand():
     similarity = np.array([[0.1, 0.9, 0.5], [0.3, 0.2, 0.2], [0.0, 0.0, 1.0]])
-    first, second, _ = queries_of(similarity, np.arange(3), ["x", "y", "z"], ["a", "b", "c"])
-    assert (first.rank, first.video, first.similarity, first.among) == (3, "a", 0.1, 3)
+    part = Embeddings(np.eye(3), np.eye(3), np.arange(3), list("123"), list("xyz"), list("abc"))
+    ranking = rank(similarity)["t2v"]
+    first, second, _ = (query_of(part, ranking, row, similarity[row]) for row in range(3))
+    assert (first.caption, first.rank, first.video, first.similarity, first.among) == ("x", 3, "a", 0.1, 3)
     assert first.retrieved == [("b", 0.9), ("c", 0.5)]
     assert second.rank == 2.5 and second.retrieved == [("a", 0.3), ("c", 0.2)]
-    assert worst_first([second, first]) == [first, second]
+
+
+def test_of_equals_the_one_that_the_ranking_has_first_is_first():
+    """The similarities of a row alone may differ in the last bit from those that were ranked."""
+    ranked, alone = np.array([[0.1, 0.9, 0.9]]), np.array([0.1, 0.9, np.nextafter(0.9, 1)])
+    part = Embeddings(np.eye(3)[:1], np.eye(3), np.zeros(1, int), ["1"], ["x"], list("abc"))
+    found = rank(np.concatenate([ranked, np.eye(3)[1:]]))["t2v"]
+    assert [video for video, _ in query_of(part, found, 0, alone).retrieved] == ["b", "c"]
 
 
 def test_the_classes_that_are_confused_most(tiny_recognition, drawn, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections import Counter
 
 import pytest
 
@@ -53,11 +54,40 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
+def anchors(page):
+    """What links to the headings of a page end with, as GitHub makes it of them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    found = Counter()
+    for heading in re.findall(r"^#{1,6} +(.+)$", text, re.MULTILINE):
+        words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()  # of links the text
+        slug = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        yield f"{slug}-{found[slug]}" if found[slug] else slug
+        found[slug] += 1
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("target", ["none.md", "none.md#a", "other.md#first", "#a-heading-2", "#in-code"])
+def test_a_link_that_leads_nowhere_is_found(tmp_path, target):
+    (tmp_path / "other.md").write_text("# The *first* [heading](x.md), `--of_it` – ε\n")
+    page = tmp_path / "page.md"
+    page.write_text("## A heading\n\n## A heading\n\n```bash\n# In code\n```\n")
+    assert list(anchors(page)) == ["a-heading", "a-heading-1"]
+    good = "[a](other.md#the-first-heading---of_it--ε) [b](#a-heading-1) [c](other.md)\n"
+    page.write_text(page.read_text() + good)
+    test_links_lead_somewhere(page)
+    page.write_text(page.read_text() + f"[d]({target})\n")
+    with pytest.raises(AssertionError, match=target):
+        test_links_lead_somewhere(page)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

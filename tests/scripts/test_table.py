@@ -130,6 +130,39 @@ def test_each_run_of_a_method_has_a_line_and_what_reproduces_no_row_one_of_its_o
 
 
 @pytest.mark.parametrize(
+    ("method", "variant"),
+    [
+        ("stop", {"selection": "random"}),
+        ("stop", {"token_count": "constant"}),
+        ("stop", {"attention_scope": "frame"}),
+        ("stop", {"prompting": "once"}),
+        ("stop", {"prompt_layers": "0,4"}),
+        ("stop", {"dynamics_input": "differences"}),
+        ("stop", {"merge_frames": "4,8"}),
+        ("vpt", {"frame_prompts": 54}),
+        ("bias", {"merge_frames": "4,8"}),
+    ],
+)
+def test_a_variant_of_a_method_stands_as_no_reproduction_of_its_row(make_run, capsys, method, variant):
+    rows = shown(
+        capsys, make_run("plain", SETTINGS, method=method), make_run("other", SETTINGS | variant, method=method)
+    )
+    (plain,), (other,) = ([row for row in rows if row["run"].endswith(name)] for name in ("plain", "other"))
+    ((name, value),) = variant.items()
+    assert other["method"] == f"{plain['method']} with {name} {value}"
+    assert any(numbers(plain, "difference")) and not any(numbers(other, "published") + numbers(other, "difference"))
+
+
+def test_what_a_row_asks_of_its_run_are_defaults_of_its_method():
+    table = Table.read("retrieval")
+    for row in table.rows:
+        for name, value in {**table.settings, **row.get("settings", {})}.items() if "method" in row else ():
+            assert getattr(METHODS[row["method"]].settings(), name, value) == value, (row["name"], name)
+        for name in row.get("settings", {}):
+            assert hasattr(METHODS[row["method"]].settings(), name), (row["name"], name)
+
+
+@pytest.mark.parametrize(
     ("settings", "results", "note"),
     [
         ({}, {"dropped_videos": 3, "videos": 997, "texts": 997}, "thinned test set: 3 videos were left out"),

@@ -17,9 +17,10 @@ from modules.program.arguments import parse_arguments
 from scripts.ablation import ablate
 from scripts.ablation.picture import draw, picture
 from scripts.ablation.sweeps import DEFAULTS, SWEEPS, distinct, make_points, table
-from scripts.studies import choices, merging_curve
+from scripts.studies import choices, merging_curve, patches
 from scripts.studies.runner import LEVELS, STEP, made_of, quick_places
 
+SHELL_SCRIPT = ROOT / "scripts" / "ablate.sh"
 FILES = ["--pretrained_clip_name", "x", "--packed", "y", "--output_dir", "z"]
 FILES += ["--train_csv", "a", "--val_csv", "b", "--data_path", "c"]
 
@@ -39,14 +40,26 @@ def test_each_toy_point_differs_from_the_defaults_in_its_setting_alone():
             assert changed == (expected if point.sweep == "prompts" else {point.sweep}), point.name
 
 
-def test_what_other_studies_train_as_well_is_shared_with_them(tmp_path):
-    places = quick_places(tmp_path, tmp_path / "record.json")
-    others = {run.key: run for run in [*choices.all_runs(), *merging_curve.all_runs()]}
-    shared = [run for run in ablate.toy_runs() if run.key in others]
-    assert {run.name for run in shared} == {"zero-shot", DEFAULTS, "merged 2", "merged 1, 2", "merged 1, 2, 3"}
+def shared_with(places, others, runs):
+    """Those of some runs that other studies have as well, made of the same."""
+    others = {run.key: run for run in others}
+    shared = [run for run in runs if run.key in others]
     for run in shared:
         assert made_of(run, places) == made_of(others[run.key], places)
-    assert len(ablate.toy_runs()) - len(shared) == 84
+    return shared
+
+
+def test_what_other_studies_train_as_well_is_shared_with_them(tmp_path):
+    places = quick_places(tmp_path, tmp_path / "record.json")
+    runs = ablate.toy_runs()
+    shared = shared_with(places, [*choices.all_runs(), *merging_curve.all_runs()], runs)
+    assert {run.name for run in shared} == {"zero-shot", DEFAULTS, "merged 2", "merged 1, 2", "merged 1, 2, 3"}
+    own = [run for run in runs if run not in shared]
+    with_patches = shared_with(places, patches.all_runs(), own)
+    alphas, regions = ("alpha 0", "alpha 0.25", "alpha 0.75", "alpha 1"), ("num_regions 2", "num_regions 12")
+    assert {run.name for run in with_patches} == {*alphas, *regions}
+    assert f"{len(own)} trainings, {len(with_patches)} of them shared with" in SHELL_SCRIPT.read_text()
+    assert (len(own), len(with_patches)) == (84, 36)
 
 
 SCRIPT = """\
@@ -81,6 +94,12 @@ def test_a_run_of_several_splits_counts_by_the_mean_of_their_last_epochs(tmp_pat
         ("scripts/msrvtt.sh", [], ("--ablate", "both")),
         ("scripts/hmdb51.sh", [], ("--method", "zero_shot")),
         ("scripts/hmdb51.sh", ["--", "--text_prompts", "8"], ("--ablate", "both")),
+        ("scripts/hmdb51.sh", ["--", "--time_embedding"], ("--ablate", "both")),
+        ("scripts/msrvtt.sh", ["--", "--text_prompts", "0"], ("--method", "zero_shot")),
+        ("scripts/didemo.sh", ["--", "--text_prompts=0"], ("--method", "zero_shot")),
+        ("scripts/didemo.sh", ["--", "--text_prompts", "0", "--side_adapters", "32"], ("--ablate", "both")),
+        ("scripts/hmdb51.sh", ["--", "--text_prompts", "8", "--text_prompts", "0"], ("--method", "zero_shot")),
+        ("scripts/hmdb51.sh", ["--", "--time_embedding", "--text_prompts", "0"], ("--ablate", "both")),
     ],
 )
 def test_without_prompts_there_is_what_else_a_script_trains_or_the_frozen_clip(script, more, flags):
@@ -191,7 +210,5 @@ def test_seconds_measured_in_turns_stand_for_those_of_trainings_and_are_drawn_on
     assert len(drawn) == len(SWEEPS) and [1.5, 2.0] in drawn and [2.0] in drawn
 
 
-def test_the_shell_script_says_the_same_trainings():
-    text = (ROOT / "scripts" / "ablate.sh").read_text()
-    assert "84 trainings" in text
-    subprocess.run(["bash", "-n", str(ROOT / "scripts" / "ablate.sh")], check=True)
+def test_the_shell_script_can_be_read():
+    subprocess.run(["bash", "-n", str(SHELL_SCRIPT)], check=True)
