@@ -24,6 +24,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script
@@ -92,6 +93,7 @@ class Bars:
     `max_cosine`: two captions with a larger cosine count as indistinguishable. Logits are cosines times at
     most 100: at 0.98 a video embedding that lies exactly on one caption prefers it to the other by 2 logits
     at most, and at 1.00 nothing that is trained against a frozen text tower can tell the two apart.
+    `stills`: on how many of them the accuracies are taken.
     """
 
     motion: float = 0.9
@@ -99,6 +101,7 @@ class Bars:
     shape: float = 0.7
     position: float = 0.2  # learned last, and no toy experiment asks for it
     max_cosine: float = 0.98
+    stills: int = 2000
 
 
 # --- training -----------------------------------------------------------------------------------------------
@@ -108,6 +111,7 @@ def build_model() -> open_clip.CLIP:
     return open_clip.CLIP(**MODEL_CONFIG)
 
 
+@cache
 def build_tokenizer() -> open_clip.SimpleTokenizer:
     return open_clip.SimpleTokenizer(context_length=MODEL_CONFIG["text_cfg"]["context_length"])
 
@@ -197,7 +201,7 @@ def train(settings: PretrainSettings) -> open_clip.CLIP:
 
 
 @torch.no_grad()
-def held_out_accuracies(model: open_clip.CLIP, seed: int, level: toy.Level, num_stills: int = 2000) -> dict[str, float]:
+def held_out_accuracies(model: open_clip.CLIP, seed: int, level: toy.Level, num_stills: int) -> dict[str, float]:
     """Zero-shot accuracies on fresh stills, each among captions that differ in that one word alone.
 
     Motion, colour and shape in stills with a trail, position in stills that name one. Chance is 1/9 for position and
@@ -262,7 +266,7 @@ def check_accuracies(accuracies: dict[str, float], bars: Bars) -> None:
 
 def examine(model: open_clip.CLIP, seed: int, level: toy.Level, bars: Bars) -> dict[str, float]:
     """Prints and returns what the model learned; raises `UnusableModel` where that is not enough."""
-    accuracies = held_out_accuracies(model, seed, level)
+    accuracies = held_out_accuracies(model, seed, level, bars.stills)
     print("held-out stills: " + ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items()))
     captions = level.captions + level.class_captions
     embeddings = embed_captions(model, captions)

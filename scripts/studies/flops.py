@@ -22,11 +22,6 @@ from preprocess import pretrain_toy_clip
 _alone = threading.Lock()  # which kernels are used is set for all threads
 
 
-@cache
-def _tokenizer() -> open_clip.SimpleTokenizer:
-    return pretrain_toy_clip.build_tokenizer()
-
-
 def video_gigaflops(arguments: Arguments) -> float:
     """Of encoding one video in evaluation, by the model that a command line names.
 
@@ -41,7 +36,7 @@ def video_gigaflops(arguments: Arguments) -> float:
 def _video_gigaflops(method: str, settings: Any, num_frames: int, max_words: int) -> float:
     clip = LoadedCLIP(
         pretrain_toy_clip.build_model().eval().requires_grad_(False),
-        _tokenizer(),
+        pretrain_toy_clip.build_tokenizer(),
         open_clip.OPENAI_DATASET_MEAN,
         open_clip.OPENAI_DATASET_STD,
     )

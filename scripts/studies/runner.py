@@ -131,7 +131,7 @@ def quick_places(folder: Path, record: Path) -> Places:
     """Of a study that takes seconds: one step on a batch of videos with a CLIP that knows nothing."""
     return Places(
         *(folder / "toy", folder / "runs", record),
-        *(1, Bars(-1, -1, -1, -1, max_cosine=2)),
+        *(1, Bars(-1, -1, -1, -1, max_cosine=2, stills=50)),
         {"num_train": 36, "num_test_sets": 1},
         ("--epochs", "1"),
     )

@@ -134,10 +134,14 @@ def test_a_trained_scale_has_its_gradient_once():
 
 @pytest.mark.parametrize("form", ["stop_own", "tightTransf", "vop"])
 def test_in_fp32_it_is_the_same_gradient_to_rounding(form):
-    whole, parts = make_step(1, form, precision="fp32"), make_step(3, form, precision="fp32")
-    assert differentiate(parts).loss == pytest.approx(differentiate(whole).loss, rel=1e-6)
-    one, other = (torch.cat([g.flatten() for g in gradients(step).values()]) for step in (whole, parts))
-    assert (other - one).norm() < 2e-6 * one.norm()  # up to 1.04e-6 seen, by the processor
+    steps = make_step(1, form, precision="fp32"), make_step(3, form, precision="fp32"), make_step(1, form)
+    losses = [differentiate(step).loss for step in steps]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    whole, parts, exact = (torch.cat([g.flatten().double() for g in gradients(step).values()]) for step in steps)
+    rounding = (whole - exact).norm()
+    assert (parts - exact).norm() < 2 * rounding
+    # tightTransf alone rounds by more than that on some processors, in parts or not
+    assert (parts - whole).norm() < max(1e-6 * whole.norm(), rounding if form == "tightTransf" else 0)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -1,6 +1,7 @@
 """The controlled comparison: what it trains, how rates are chosen, that it goes on, its table, picture and counts."""
 
 import json
+import time
 from collections import Counter
 from dataclasses import asdict, replace
 from itertools import combinations, pairwise
@@ -393,9 +394,11 @@ def test_flops_count_attention_between_frames_convolutions_and_lstms():
 # all of it
 
 
-def test_quick_is_every_row_for_two_steps(tmp_path, monkeypatch, capsys):
+def test_quick_is_every_row_for_two_steps_and_takes_less_than_a_minute(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(comparison, "ROOT", tmp_path)
+    start = time.process_time()  # this process computes by itself, on one thread, whatever else the machine does
     comparison.main(["--quick"])
+    assert time.process_time() - start < 60
     said = capsys.readouterr().out
     assert said.startswith("21 trainings, 21 of them to choose rates, 1 at a time; 21 of them are left\n")
     record = read_record(tmp_path / "runs" / "compare_toy_quick" / "record.json")
