@@ -108,7 +108,11 @@ def test_all_of_the_maps_train_and_clip_does_not():
     text = model.encode_text(["a", "b c", "d"])
     F.cross_entropy(model.similarity(text, video), torch.arange(3)).backward()
     for name, parameter in model.trainable_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+        assert parameter.grad is not None, name
+        if name.endswith("gate.bias"):  # added to all layers' scores alike, of which the softmax takes no note
+            assert parameter.grad.abs() < 1e-6, name
+        else:
+            assert parameter.grad.abs().max() > 1e-6, name
     decaying = {id(how.parameter) for how in model.how_parameters_train() if how.decays}
     for name, parameter in model.trainable_parameters():
         assert (id(parameter) in decaying) == ("bias" not in name), name

@@ -101,7 +101,7 @@ def test_the_linear_generators_text_prompts_are_maps_of_the_image_towers():
 @pytest.mark.parametrize(("image", "text", "expected"), [(12, 12, range(12)), (4, 2, [0, 2]), (3, 5, [0, 0, 1, 1, 2])])
 def test_a_text_tower_of_another_depth_takes_prompts_of_layers_spread_over_the_image_towers(image, text, expected):
     towers = SimpleNamespace(num_layers=image), SimpleNamespace(num_layers=text)
-    assert PromptGenerator(*towers, num_postfix=0).text_layers == list(expected)
+    assert PromptGenerator(*towers, num_postfix=0).text_layers.tolist() == list(expected)
 
 
 @torch.no_grad()
