@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How fast STOP is beside the CLIP that it wraps, how it grows with the number of frames, and whether the loader and
 # the evaluation keep up. Prints tables and leaves benchmark.json, a flat object.
-#   bash scripts/benchmark.sh                       everything; at most 10 minutes on 2 cores
+#   bash scripts/benchmark.sh                       everything; 10 to 15 minutes on 2 cores
 #   bash scripts/benchmark.sh --quick               smaller and fewer, nothing counted; 2 minutes
 #   bash scripts/benchmark.sh --count               only what a training step asks of a GPU; seconds, without one
 #   bash scripts/benchmark.sh --methods vop,lora    only speed and memory of these methods, or of all, at their defaults
