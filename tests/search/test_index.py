@@ -176,7 +176,6 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, "tests")
-from helpers.runs import run as train
 from helpers.search.index import SETTINGS, add, made_part
 from search import store
 limit, index_dir, root = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
