@@ -20,7 +20,7 @@ from scripts.ablation import ablate
 from scripts.benchmark import long_videos
 from scripts.benchmark import tables as benchmark_tables
 from scripts.moments import measure, scale, speed
-from scripts.studies import choices, comparison, merging
+from scripts.studies import choices, comparison, merging, patches
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 # what a table is called: the file that it rests on, or several, and how it is made of what those hold, of which all but
@@ -37,6 +37,7 @@ TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "loader": ("benchmark.json", benchmark_tables.loader),
     "study": ("study_toy.json", choices.tables),
     "merging": (("study_toy.json", "study_merging.json"), merging.tables_of),
+    "patches": ("patches.json", patches.tables),
     "ablation": (("ablation_toy.json", *(record.name for record in ablate.OTHERS)), ablate.toy_tables_of),
     "reading": ("reading.json", measure_reading.make_table),
     "search": ("search_toy.json", measure.table),

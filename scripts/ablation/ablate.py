@@ -54,6 +54,7 @@ from scripts.studies.runner import (
     Action,
     Places,
     Run,
+    joined,
     read_record,
     read_records,
     run_study,
@@ -140,9 +141,8 @@ def toy_tables(record: dict[str, Any]) -> str:
 
 
 def toy_tables_of(own: dict[str, Any], *others: dict[str, Any] | None) -> str:
-    """The same, of this study's record and those that it shares runs with; of runs in several its own count."""
-    shared = {key: run for record in others for key, run in (record or {}).items()}
-    return toy_tables(shared | own)
+    """The same, of this study's record and those that it shares runs with."""
+    return toy_tables(joined([*(record or {} for record in others), own]))
 
 
 def time_toy(places: Places, others: Sequence[Path], quick: bool) -> None:
@@ -296,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "time": Action("measure the seconds of a step of each point, in turns, and stop", time_toy),
             "picture": Action("draw the picture of what is done, and stop", draw_toy),
         }
-        run_study(argv[1:], __doc__, RECORD, runs, quick, toy_tables, OTHERS, actions)
+        run_study(argv[1:], __doc__, RECORD, runs, quick, toy_tables, OTHERS, actions, base=DEFAULTS)
         return
     ablation = parse(argv)
     try:

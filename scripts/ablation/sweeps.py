@@ -6,7 +6,7 @@ from typing import Any
 
 from common.settings import all_settings
 from modules.methods.stop.stop import StopSettings
-from scripts.studies.runner import FRAMES, STEP, spread, trainings_of
+from scripts.studies.runner import FRAMES, STEP, differences, spread, trainings_of, with_error
 
 PROMPTS, MERGE = "prompts", "merge_frames"
 NOTHING = "none"  # of a list of layers
@@ -111,16 +111,20 @@ def table(record: Mapping[str, Any], levels: Sequence[str], points: Sequence[Poi
 
 def _level_table(record: Mapping[str, Any], level: str, points: Sequence[Point]) -> str:
     rows, title = [], ""
+    bases = runs_at(record, level, next(point for point in points if point.name == DEFAULTS))
     for point in points:
         if not (runs := runs_at(record, level, point)):
             continue
         title = ACCURACIES[accuracy_key(runs)]
         taken = seconds(record, point, runs)
+        beside = [] if point.name == DEFAULTS else differences(runs, bases, accuracy_key(runs))
         cells = [
             *(SWEEPS[point.sweep][0], point.value, str(len(runs)), spread(accuracies(runs))),
+            with_error(beside, sign="+"),
             "" if taken is None else f"{taken:.2f}",
         ]
         rows.append(f"| {' | '.join(cells)} |")
     if not rows:
         return ""
-    return "\n".join([f"| {level} | | seeds | {title} | s a step |", "|---|---|---|---|---|", *rows])
+    heading = f"| {level} | | runs | {title} | beside the defaults | s a step |"
+    return "\n".join([heading, "|---|---|---|---|---|---|", *rows])

@@ -43,6 +43,7 @@ from scripts.studies.runner import (
     STOP,
     Places,
     Run,
+    differences,
     run_study,
     runs_of,
     with_error,
@@ -50,6 +51,7 @@ from scripts.studies.runner import (
 
 RECORD = RESULTS / "patches.json"
 SEEDS = (1, 2, 3)
+DEFAULTS = "defaults"
 SHARES = "patches"  # what a run has them under, beside its metrics
 BACKGROUND = "background"
 THINGS = (MOVING, RESTING, DRIFTING, STILL, BACKGROUND)
@@ -59,7 +61,7 @@ BATCH = 36
 # `scripts.ablation.ablate` whose files are there is taken as it is, but its record alone would not do, since what is
 # measured is the model
 CHOICES = {
-    "defaults": (),
+    DEFAULTS: (),
     "alpha 0": ("--alpha", "0"),
     "alpha 0.25": ("--alpha", "0.25"),
     "alpha 0.75": ("--alpha", "0.75"),
@@ -180,10 +182,10 @@ def layers_table(record: Mapping[str, Any], level: str) -> str:
     """STOP at its defaults: a row a thing, a column a layer."""
     rows = []
     for thing in THINGS:
-        before, after = (ratios(record, level, "defaults", thing, time) for time in TIMES)
+        before, after = (ratios(record, level, DEFAULTS, thing, time) for time in TIMES)
         if not before:
             continue
-        first = measured_of(record, level, "defaults")[0]
+        first = measured_of(record, level, DEFAULTS)[0]
         cells = [
             f"{with_error(list(one), 2)} → {with_error(list(other), 2)}"
             for one, other in zip(zip(*before, strict=True), zip(*after, strict=True), strict=True)
@@ -198,18 +200,22 @@ def layers_table(record: Mapping[str, Any], level: str) -> str:
 
 def choices_table(record: Mapping[str, Any], level: str) -> str:
     """A row a choice: R@1, and means over layers."""
-    things = [thing for thing in THINGS if ratios(record, level, "defaults", thing, "after")]
-    lines = [f"| {level} | seeds | R@1 | {' | '.join(things)} |", "|---" * (3 + len(things)) + "|"]
+    things = [thing for thing in THINGS if ratios(record, level, DEFAULTS, thing, "after")]
+    rows, bases = [], runs_of(record, level, DEFAULTS, FRAMES)
     for name in CHOICES:
         runs = [run for run in runs_of(record, level, name, FRAMES) if run["seed"] in SEEDS]
         if not runs:
             continue
-        cells = [name, str(len(runs)), with_error([run["metrics"]["t2v_R1"] for run in runs])]
+        beside = "" if name == DEFAULTS else with_error(differences(runs, bases), sign="+")
+        cells = [name, str(len(runs)), with_error([run["metrics"]["t2v_R1"] for run in runs]), beside]
         for thing in things:
             means = [[fmean(layers) for layers in ratios(record, level, name, thing, time)] for time in TIMES]
             cells.append(" → ".join(with_error(of_seeds, 2) for of_seeds in means))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(f"| {' | '.join(cells)} |")
+    if not rows:
+        return ""
+    heading = f"| {level} | runs | R@1 | beside the defaults | {' | '.join(things)} |"
+    return "\n".join([heading, "|---" * (4 + len(things)) + "|", *rows])
 
 
 def tables(record: dict[str, Any]) -> str:
@@ -223,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = all_runs()
     few = list(CHOICES)[:2]
     quick = [run for run in runs if run.seed == SEEDS[0] and run.name in few]
-    run_study(argv, __doc__, RECORD, runs, quick, tables, more={SHARES: measure_run})
+    run_study(argv, __doc__, RECORD, runs, quick, tables, more={SHARES: measure_run}, base=DEFAULTS)
 
 
 if __name__ == "__main__":

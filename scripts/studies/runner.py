@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, quantiles, stdev
@@ -73,6 +73,7 @@ class Run:
         flags: of the main program; without ``--do_train`` it only evaluates.
         clip: the seed of the toy CLIP.
         evaluated: on which of `EVALUATIONS`.
+        on: the digest of the toy CLIP's weights, of a run that was done before on a CLIP of another machine.
     """
 
     level: str
@@ -82,13 +83,15 @@ class Run:
     flags: tuple[str, ...]
     clip: int = 0
     evaluated: tuple[str, ...] = ("metrics",)
+    on: str = ""
 
     @property
     def key(self) -> str:
         """What it is called in the record, and its folder."""
         name = self.name.replace(", ", "_").replace(" ", "_")
         clip = f"/clip{self.clip}" if self.clip else ""
-        return f"{self.level}/{name}/frames{self.frames}/seed{self.seed}{clip}"
+        on = f"/on_{self.on}" if self.on else ""
+        return f"{self.level}/{name}/frames{self.frames}/seed{self.seed}{clip}{on}"
 
     @property
     def trains(self) -> bool:
@@ -208,12 +211,47 @@ def is_done(run: Run, places: Places, done: Mapping[str, Any], more: Iterable[st
 
 def is_alike(run: Run, places: Places, done: Mapping[str, Any]) -> bool:
     """Whether a record holds a run with these settings; one that it lacks was as before there was such a setting."""
-    if run.key not in done:
-        return False
-    now, recorded = made_of(run, places), done[run.key]["made_of"]
-    former = former_settings(METHODS[now["method"]].settings, TrainSettings, main_task_retrieval.RetrievalSettings)
-    before = {"max_words": MAX_WORDS, **former, **recorded}
-    return all(before.get(name) == value for name, value in now.items())
+    return run.key in done and _has_settings(done[run.key], made_of(run, places))
+
+
+def _has_settings(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether a run of a record is `made_of` these."""
+    former = former_settings(METHODS[settings["method"]].settings, TrainSettings, main_task_retrieval.RetrievalSettings)
+    before = {"max_words": MAX_WORDS, **former, **recorded["made_of"]}
+    return all(before.get(name) == value for name, value in settings.items())
+
+
+def clip_of(run: Mapping[str, Any]) -> str:
+    """Which toy CLIP a recorded run is on: the digest of its weights, or the machine where that was not recorded.
+
+    A CLIP is pretrained where a study runs, and on processors of two kinds becomes two CLIPs. Of a run on a dataset,
+    whose CLIP is the same everywhere, nothing.
+    """
+    return run.get("clip_weights") or (run.get("machine", "") if "frames" in run else "")
+
+
+def bases_of(
+    missing: Sequence[Run], runs: Sequence[Run], base: str, places: Places, done: Mapping[str, Any]
+) -> list[Run]:
+    """What is to be done once more: the choice that others are compared with, on the CLIPs that these will be on.
+
+    Args:
+        missing: what will be done, whose CLIPs are there.
+        runs: of the study.
+        base: the name of that choice.
+        places: where.
+        done: the runs of all records.
+    """
+    blocks = {(run.level, run.frames, run.seed) for run in missing if run.trains}
+    again = []
+    for run in runs:
+        if run.name != base or run in missing or (run.level, run.frames, run.seed) not in blocks:
+            continue
+        digest, settings = digest_of(places.clip(run.level, run.clip) / WEIGHTS_NAME), made_of(run, places)
+        same_seed = (each for each in runs_of(done, run.level, base, run.frames) if each["seed"] == run.seed)
+        if not any(clip_of(each) == digest and _has_settings(each, settings) for each in same_seed):
+            again.append(replace(run, on=digest))
+    return again
 
 
 def execute(run: Run, places: Places, here: bool = False) -> dict[str, Any]:
@@ -336,8 +374,20 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_records(paths: Iterable[Path]) -> dict[str, Any]:
-    """The runs of several records; of those in several the last one's."""
-    return {key: run for path in paths for key, run in read_record(path).items()}
+    """The runs of several records, see `joined`."""
+    return joined(map(read_record, paths))
+
+
+def joined(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The runs of several records; of those in several the last one's, and beside it those on other CLIPs."""
+    together: dict[str, Any] = {}
+    for record in records:
+        for key, run in record.items():
+            former = together.get(key)
+            if former is not None and "level" in run and clip_of(former) != clip_of(run):
+                together[f"{key} on {clip_of(former)}"] = former
+            together[key] = run
+    return together
 
 
 def study(
@@ -346,6 +396,7 @@ def study(
     jobs: int,
     others: Sequence[Path] = (),
     more: Mapping[str, Callable[[Run, Places], Any]] | None = None,
+    base: str | None = None,
 ) -> bool:
     """Do those of the runs that no record holds, or only with other settings, some at a time.
 
@@ -355,6 +406,8 @@ def study(
         jobs: how many at a time; 0 for one after the other in this very process.
         others: records that are read and not written.
         more: what else is measured of each run while its files are there, by the name that it has in the record.
+        base: the name of the choice that others are compared with: it is done once more where they are on another CLIP
+            than it was, since a study may go on elsewhere.
 
     Returns:
         Whether all of them could be done.
@@ -375,6 +428,9 @@ def study(
             make_files(level, places)
         for level, clip in dict.fromkeys((run.level, run.clip) for run in missing if run.clip):
             make_clip(level, clip, places)
+        if base is not None and (again := bases_of(missing, runs, base, places, joined([elsewhere, done]))):
+            print(f"first, on the CLIP that is here: {', '.join(run.key for run in again)}", flush=True)
+            missing = again + missing
         failed = 0
         with closing(results_of(missing, places, jobs)) as results:  # whatever ends this, nothing more is begun
             for run, result in results:
@@ -447,6 +503,18 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     return f"{mean} ± {stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
+def differences(
+    runs: Iterable[Mapping[str, Any]], bases: Iterable[Mapping[str, Any]], metric: str = "t2v_R1"
+) -> list[float]:
+    """How much better runs are than those of the same seed, on the same CLIP, that they are compared with.
+
+    Runs that have no such counterpart are left out.
+    """
+    of_bases = {(run["seed"], clip_of(run)): run["metrics"][metric] for run in bases}
+    places = [(run, (run["seed"], clip_of(run))) for run in runs]
+    return [run["metrics"][metric] - of_bases[place] for run, place in places if place in of_bases]
+
+
 def with_error(values: Sequence[float], digits: int = 1, sign: str = "") -> str:
     """Mean ± standard error of the mean, the latter where there are several.
 
@@ -491,6 +559,7 @@ def run_study(
     others: Sequence[Path] = (),
     actions: Mapping[str, Action] | None = None,
     more: Mapping[str, Callable[[Run, Places], Any]] | None = None,
+    base: str | None = None,
 ) -> None:
     """The command line of a study: do what is missing, then print its tables.
 
@@ -505,6 +574,7 @@ def run_study(
         actions: by their flags, each done instead of the runs where it is asked for; ``--quick`` does all of them
             behind its runs.
         more: what else is measured of each run (`study`).
+        base: what others are compared with (`study`).
     """
     actions = actions or {}
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -534,7 +604,7 @@ def run_study(
             action.do(places, others, args.quick)
         if asked:
             return
-        complete = study(places, [run for run in runs if args.only in run.key], args.jobs, others, more)
+        complete = study(places, [run for run in runs if args.only in run.key], args.jobs, others, more, base)
         for action in actions.values() if args.quick else ():
             action.do(places, others, True)
     except BlockingIOError:

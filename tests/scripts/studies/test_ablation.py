@@ -136,7 +136,7 @@ def test_a_dataset_is_trained_by_its_script_and_goes_on_where_it_stopped(tmp_pat
     (tmp_path / "mended").touch()
     ablate.main(command)
     assert len((tmp_path / "calls.txt").read_text().splitlines()) == len(calls) + 2
-    assert "| Temporal tokens | 8 | 2 | 41.5 ± 0.7 |  |" in capsys.readouterr().out
+    assert "| Temporal tokens | 8 | 2 | 41.5 ± 0.7 | +0.0 ± 0.0 |  |" in capsys.readouterr().out
     assert "| Prompts | none | 2 |" in (tmp_path / "runs" / "ablation.md").read_text()
     assert (tmp_path / "runs" / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
@@ -187,7 +187,7 @@ def test_the_picture_and_the_tables_have_what_there_is():
     points = make_points({"eta": ("2", "4")}, ())
     one = {key: run for key, run in a_record(seeds=(1,), seconds=False).items() if run["name"] == "eta 2"}
     assert [axes.get_title() for axes in draw(one, LEVELS, points).axes if axes.get_title()] == ["Temporal tokens"]
-    assert table(one, LEVELS, points).splitlines()[2] == "| Temporal tokens | 2 | 1 | 40.0 |  |"
+    assert table(one, LEVELS, points).splitlines()[2] == "| Temporal tokens | 2 | 1 | 40.0 |  |  |"
     with pytest.raises(UserError, match="nothing to draw"):
         draw({}, LEVELS, points)
     assert table({}, LEVELS, points) == ""

@@ -15,7 +15,17 @@ from helpers.flags import PROGRAMS
 from modules.program.arguments import parse_arguments
 from scripts.studies import runner
 from scripts.studies.choices import CHOICES, CURVE, CURVES, SEEDS, Level, all_runs, tables
-from scripts.studies.runner import FRAMES, LEVELS, made_of, quick_places, read_record, study
+from scripts.studies.runner import (
+    FRAMES,
+    LEVELS,
+    differences,
+    joined,
+    made_of,
+    quick_places,
+    read_record,
+    runs_of,
+    study,
+)
 
 PLACES = quick_places(Path("nowhere"), Path("nowhere") / "record.json")
 
@@ -79,6 +89,31 @@ def test_a_study_does_what_is_not_recorded_and_records_each_run(studied, error, 
     assert study(places, RUNS, jobs=2)
     assert len(begun) == len(RUNS) + 1 and begun[-1] == begun[2]
     assert set(read_record(places.record)) == {run.key for run in RUNS}
+
+
+def test_what_others_are_compared_with_is_done_again_on_another_machines_clip(studied, monkeypatch):
+    places, begun, _ = studied
+    monkeypatch.setattr(runner, "digest_of", lambda file: {"clip": "here"}[file.parent.name])
+    at = [run for run in all_runs() if run.frames == FRAMES and run.seed <= 2 and run.name in ("defaults", "sum")]
+    of_defaults = [run for run in at if run.name == "defaults"]
+    before = {run.key: a_result(run, 40.0) | {"clip_weights": "elsewhere"} for run in of_defaults}
+    before[of_defaults[0].key]["clip_weights"] = "here"
+    runner.write_record(places.record, before)
+    here = {"clip_weights": "here"}
+    monkeypatch.setattr(runner, "execute", lambda run, places: begun.append(run.key) or a_result(run) | here)
+    assert study(places, at, jobs=1, base="defaults")
+    again = [f"{run.key}/on_here" for run in of_defaults[1:]]
+    assert begun == again + [run.key for run in at if run.name != "defaults"]
+    record = read_record(places.record)
+    assert record[of_defaults[1].key] == before[of_defaults[1].key]  # stays
+    begun.clear()
+    assert study(places, at, jobs=1, base="defaults") and not begun
+    elsewhere = {of_defaults[0].key: before[of_defaults[0].key] | {"clip_weights": "", "machine": "an old one"}}
+    both = joined([elsewhere, record])
+    assert len(both) == len(record) + 1
+    level = of_defaults[0].level
+    compared = [runs_of(both, level, name, FRAMES) for name in ("sum", "defaults")]
+    assert [len(runs) for runs in compared] == [2, 4] and differences(*compared) == [10, 0]  # each on the CLIP here
 
 
 def test_ctrl_c_begins_nothing_more_and_keeps_what_is_done(studied):

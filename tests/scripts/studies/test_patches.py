@@ -124,7 +124,7 @@ def test_tables_say_how_often_things_are_chosen_before_and_after():
     assert np.allclose(ratios(record, "events", "alpha 1", "moving", "before"), [[3, 6], [6, 6]])
     text = tables(record)
     assert "| moving | 10.0% | 4.50 ± 1.50 → 6.00 ± 0.00 | 6.00 ± 0.00 → 6.00 ± 0.00 |" in text
-    expected = "| alpha 1 | 2 | 51.5 ± 0.5 | 5.25 ± 0.75 → 6.00 ± 0.00 | 0.50 ± 0.00 → 0.50 ± 0.00 |"
+    expected = "| alpha 1 | 2 | 51.5 ± 0.5 | +0.0 ± 0.0 | 5.25 ± 0.75 → 6.00 ± 0.00 | 0.50 ± 0.00 → 0.50 ± 0.00 |"
     assert expected in text and "motions, defaults" not in text
 
 
