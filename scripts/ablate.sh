@@ -9,6 +9,7 @@
 #   bash scripts/ablate.sh scripts/msrvtt.sh            a dataset, by its script, in runs/ablate/msrvtt
 #   bash scripts/ablate.sh scripts/hmdb51.sh --seeds 1 --eta 1 2 4 -- --split 1 --epochs 5     flags for the script behind --
 # Continues where it stopped: what is done is not done again, and an interrupted training goes on from its checkpoint.
+# Where the toy study goes on on another machine, whose toy CLIP is another, it trains the defaults of a seed there, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh

@@ -7,7 +7,8 @@
 #   bash scripts/patches_toy.sh --quick          all of it with a step of some of them on a few videos, elsewhere
 # Continues where it stopped: a training that docs/results/patches.json holds is done and measured, one that was
 # interrupted goes on from its checkpoint, and a training of study_toy.sh or `ablate.sh toy` with the same settings that
-# lies under runs/study/ is measured as it is. scripts/docs_tables.py puts the tables into docs/figures.md.
+# lies under runs/study/ is measured as it is. On another machine, whose toy CLIP is another, the defaults of a seed that
+# goes on there are trained there, too. scripts/docs_tables.py puts the tables into docs/figures.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh

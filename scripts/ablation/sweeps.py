@@ -97,10 +97,13 @@ def seconds(record: Mapping[str, Any], point: Point, runs: Sequence[Mapping[str,
     """Of a training step of a point.
 
     As measured in turns with the others' if the record has that, as trainings at different hours cannot be compared;
-    else the least over those of the point's runs that trained, whatever else the machine did in others.
+    else the least over those of the point's runs that trained, whatever else the machine did in others, and none where
+    the record's trainings ran on several machines.
     """
     if STEP in record:
         return record[STEP]["seconds"].get(point.name)
+    if len({run.get("machine") for run in trainings_of(record) if "seconds_per_step" in run}) > 1:
+        return None
     return min((run["seconds_per_step"] for run in runs if "seconds_per_step" in run), default=None)
 
 

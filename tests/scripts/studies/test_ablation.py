@@ -16,7 +16,7 @@ from helpers.paths import ROOT
 from modules.program.arguments import parse_arguments
 from scripts.ablation import ablate
 from scripts.ablation.picture import draw, picture
-from scripts.ablation.sweeps import DEFAULTS, SWEEPS, distinct, make_points, table
+from scripts.ablation.sweeps import DEFAULTS, SWEEPS, distinct, make_points, runs_at, seconds, table
 from scripts.studies import choices, merging_curve, patches
 from scripts.studies.runner import LEVELS, STEP, made_of, quick_places
 
@@ -181,6 +181,15 @@ def test_the_picture_has_a_panel_a_sweep_and_no_text_over_another():
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
     drawn = Image.open(io.BytesIO(picture(a_record(), LEVELS, ablate.TOY)))
     assert drawn.size == (round(width), round(height))
+
+
+def test_seconds_of_several_machines_are_not_compared():
+    record = a_record(seeds=(1,))
+    points = {point.name: point for point in ablate.TOY}
+    runs = runs_at(record, LEVELS[0], points["eta 1"])
+    assert seconds(record, points["eta 1"], runs) == 0.6
+    runs[0]["machine"] = "another"
+    assert seconds(record, points["eta 1"], runs) is None
 
 
 def test_the_picture_and_the_tables_have_what_there_is():
