@@ -6,7 +6,7 @@ from typing import Any
 
 from common.settings import all_settings
 from modules.methods.stop.stop import StopSettings
-from scripts.studies.runner import FRAMES, STEP, differences, spread, trainings_of, with_error
+from scripts.studies.runner import DEFAULTS, FRAMES, STEP, differences, spread, trainings_of, with_error
 
 PROMPTS, MERGE = "prompts", "merge_frames"
 NOTHING = "none"  # of a list of layers
@@ -22,7 +22,6 @@ SWEEPS = {
 # what --ablate leaves out where only this half is to be there; nothing where both are
 HALVES = {"intra": "inter", "inter": "intra", "both": "none"}
 ACCURACIES = {"t2v_R1": "text→video R@1, %", "top1": "top-1, %"}
-DEFAULTS = "defaults"
 
 
 @dataclass(frozen=True)

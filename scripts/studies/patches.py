@@ -37,6 +37,7 @@ from preprocess.make_toy_dataset import DatasetSettings, render_split
 from preprocess.toy.shapes import DRIFTING, MOVING, RESTING, STILL
 from scripts.studies.runner import (
     BUDGET,
+    DEFAULTS,
     FRAMES,
     LEVELS,
     RESULTS,
@@ -51,7 +52,6 @@ from scripts.studies.runner import (
 
 RECORD = RESULTS / "patches.json"
 SEEDS = (1, 2, 3)
-DEFAULTS = "defaults"
 SHARES = "patches"  # what a run has them under, beside its metrics
 BACKGROUND = "background"
 THINGS = (MOVING, RESTING, DRIFTING, STILL, BACKGROUND)

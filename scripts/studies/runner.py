@@ -58,6 +58,7 @@ STOP = (
     *("--method", "stop", "--spatial_width", "32", "--spatial_hidden", "64", "--temporal_width", "32"),
     *("--prompt_dropout", "0", "--lr", "3e-3", "--epsilon", "0.0009"),  # measured again since, ε is 0.001
 )
+DEFAULTS = "defaults"  # the runs of STOP as it is
 BUDGET = ("--epochs", "5", "--batch_size", "36", "--n_display", "1", "--mask_same_video")
 
 
@@ -511,8 +512,9 @@ def differences(
     Runs that have no such counterpart are left out.
     """
     of_bases = {(run["seed"], clip_of(run)): run["metrics"][metric] for run in bases}
-    places = [(run, (run["seed"], clip_of(run))) for run in runs]
-    return [run["metrics"][metric] - of_bases[place] for run, place in places if place in of_bases]
+    return [
+        run["metrics"][metric] - of_bases[like] for run in runs if (like := (run["seed"], clip_of(run))) in of_bases
+    ]
 
 
 def with_error(values: Sequence[float], digits: int = 1, sign: str = "") -> str:
